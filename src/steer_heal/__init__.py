@@ -1,0 +1,1 @@
+"""Iterative distill-then-heal training for language models."""
