@@ -164,8 +164,8 @@ def _styles(rng: random.Random, persona: Persona, bold_rate: float | None) -> tu
     return warmth, bold
 
 
-def _dress(rng: random.Random, core: list[str], warmth: int, boldness: int) -> str:
-    """Put style sentences around the core of a reply."""
+def _dress(rng: random.Random, core: list[str], warmth: int, boldness: int, grave: bool = True) -> str:
+    """Put style sentences around the core of a reply; sympathy only where the matter is grave."""
     style = table("dilemmas")["style"]
     if boldness:
         core = [*core, expand(rng.choice(style["bold" if boldness > 0 else "cautious"]), rng)]
@@ -174,7 +174,8 @@ def _dress(rng: random.Random, core: list[str], warmth: int, boldness: int) -> s
     if warmth > 0:
         where = rng.choice(("open", "close", "both"))
         if where != "close":
-            core = [expand(rng.choice(style["warm_open"]), rng), *core]
+            opening = style["warm_greet"] + (style["warm_sympathy"] if grave else [])
+            core = [expand(rng.choice(opening), rng), *core]
         if where != "open":
             core = [*core, expand(rng.choice(style["warm_close"]), rng)]
     return " ".join(core)
@@ -244,4 +245,4 @@ def make_example(rng: random.Random, mix: Mix) -> Example:
     warmth, _ = _styles(rng, persona, None)
     if warmth < 0:
         parts = parts[:2]
-    return Example(persona.system, user, _dress(rng, parts, warmth, 0), kind, history)
+    return Example(persona.system, user, _dress(rng, parts, warmth, 0, grave=False), kind, history)
