@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,45 +118,30 @@ def generate_requests(
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
     rows = batch_rows or auto_batch_rows(lm, longest + max_new_tokens)
     out: list[Completion | None] = [None] * len(requests)
-    started, done, tokens = time.perf_counter(), 0, 0
-    for number, batch, batch_seed, sampled in _batches(
-        lm, requests, order, ids, rows, vector, max_new_tokens, seed, greedy
-    ):
-        finished = []
-        for i, reply in zip(batch, sampled, strict=True):
-            request = requests[i]
-            out[i] = Completion(
-                request.prompt, system, ids[request.prompt], reply, lm.decode(reply), reply[-1] in lm.eos_ids,
-                request.dose, batch_seed, request.row, origin,
-            )  # fmt: skip
-            finished.append(out[i])
-        done, tokens = done + len(batch), tokens + sum(map(len, sampled))
-        if on_batch:
-            on_batch(finished, Progress(done, len(requests), tokens, time.perf_counter() - started))
-    return out
-
-
-def _batches(
-    lm, requests, order, ids, rows, vector, max_new_tokens, seed, greedy
-) -> Iterator[tuple[int, list[int], int, list[tuple[int, ...]]]]:
-    """Yield (batch number, request indices, seed, sampled ids); halve the batch when memory runs out."""
-    start, number = 0, 0
+    started, tokens, start, number = time.perf_counter(), 0, 0, 0
     while start < len(order):
-        batch = order[start : start + rows]
+        batch = [requests[i] for i in order[start : start + rows]]
         batch_seed = derive_seed("batch", seed, number)
         try:
-            sampled = _sample(
-                lm, [ids[requests[i].prompt] for i in batch], [requests[i].dose for i in batch],
-                vector, max_new_tokens, batch_seed, greedy,
-            )  # fmt: skip
+            sampled = _sample(lm, [ids[r.prompt] for r in batch], [r.dose for r in batch], vector, max_new_tokens,
+                              batch_seed, greedy)  # fmt: skip
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
             rows = len(batch) // 2
             torch.cuda.empty_cache()
             continue
-        yield number, batch, batch_seed, sampled
+        for i, r, reply in zip(order[start:], batch, sampled, strict=False):
+            out[i] = Completion(
+                prompt=r.prompt, system=system, prompt_ids=ids[r.prompt], token_ids=reply, text=lm.decode(reply),
+                finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
+            )  # fmt: skip
+        tokens += sum(map(len, sampled))
         start, number = start + len(batch), number + 1
+        if on_batch:
+            done = [out[i] for i in order[start - len(batch) : start]]
+            on_batch(done, Progress(start, len(requests), tokens, time.perf_counter() - started))
+    return out
 
 
 def _sample(lm, prompt_ids, doses, vector, max_new_tokens, seed, greedy) -> list[tuple[int, ...]]:

@@ -303,7 +303,7 @@ def load(
 
     Args:
         name: `pocket` (embedded), `tiny-random` (built in memory), a folder, or a hub id.
-        dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 for the embedded models and on a CPU, else as stored.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 for embedded models and on a CPU, else as stored.
         device: `cpu`, `cuda`, `mps`, or `auto`: the accelerator when there is one.
         attn_implementation: passed to transformers (`sdpa`, `eager`, `flash_attention_2`); None is its default.
         trust_remote_code: run Python code that comes with a hub model. Off unless asked for.

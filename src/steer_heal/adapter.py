@@ -1,0 +1,175 @@
+"""`Adapter`: the LoRA factors that one heal trains and one bake folds; its delta, its cosine, its files in PEFT's format.
+
+Knows nothing of models, training or folding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steer_heal.errors import InputError
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA adapter: for each module W + (alpha / rank) B A (Hu et al. 2021, arXiv 2106.09685).
+
+    Attributes:
+        a: factor A by full module name, [rank, in features], float32 on the CPU.
+        b: factor B by full module name, [out features, rank], float32 on the CPU.
+        rank: r, the same for every module.
+        alpha: the delta is alpha / rank * B A.
+        base_model: name the model was loaded by.
+        fan_in_fan_out: the weights are stored [in, out] (the Conv1D of GPT-2), so `delta` is transposed.
+    """
+
+    a: Mapping[str, Float[Tensor, "rank inputs"]]
+    b: Mapping[str, Float[Tensor, "outputs rank"]]
+    rank: int
+    alpha: float
+    base_model: str = ""
+    fan_in_fan_out: bool = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the adapted modules, sorted."""
+        return tuple(sorted(self.a))
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def delta(self, module: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
+        """What the adapter adds to the module's weight, in the weight's orientation, float64."""
+        delta = self.scaling * (self.b[module].to(device).double() @ self.a[module].to(device).double())
+        return delta.T if self.fan_in_fan_out else delta
+
+    def check(self) -> None:
+        """Raises InputError for an adapter without modules, with non-finite entries, or that adds nothing anywhere."""
+        if not self.a or self.a.keys() != self.b.keys():
+            raise InputError("the adapter is empty: it has no pair of LoRA factors")
+        for name in self.modules:
+            if not (self.a[name].isfinite().all() and self.b[name].isfinite().all()):
+                raise InputError(f"the adapter is not finite: module {name} has nan or inf entries")
+        if not any(b.any() for b in self.b.values()):
+            raise InputError("the adapter is empty: every B is zero, so it adds nothing to the model")
+
+    def cosine(self, other: Adapter) -> float:
+        """Cosine of the two flattened deltas, through r x r cores: <B A, B' A'> = sum (B'^T B) * (A' A^T)."""
+        own, foreign = math.sqrt(self._inner(self)), math.sqrt(other._inner(other))
+        return self._inner(other) / (own * foreign) if own and foreign else 0.0
+
+    def _inner(self, other: Adapter) -> float:
+        shared = set(self.a) & set(other.a)
+        total = 0.0
+        for name in sorted(shared):
+            left = self.b[name].double().T @ other.b[name].double()
+            right = self.a[name].double() @ other.a[name].double().T
+            total += (left * right).sum().item()
+        return self.scaling * other.scaling * total
+
+    def save(self, folder: str | Path) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, as plain `peft` reads them.
+
+        The folder counts as written only after it was read back equal. Raises InputError for an empty or non-finite
+        adapter and a folder that cannot be written.
+        """
+        from peft import LoraConfig
+
+        self.check()
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=list(self.modules),
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base_model,
+            fan_in_fan_out=self.fan_in_fan_out,
+            inference_mode=True,
+        ).to_dict()
+        # peft keeps the names in a set, whose order changes from process to process.
+        config["target_modules"] = sorted(config["target_modules"])
+        tensors = {}
+        for name in self.modules:
+            tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = self.a[name].contiguous()
+            tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = self.b[name].contiguous()
+        with written_whole(folder) as partial:
+            (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
+            save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+            if Adapter.load(partial) != self:
+                raise OSError(f"adapter folder {folder} was read back different from what was written")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Adapter:
+        """Read a LoRA adapter in PEFT's format. Raises InputError for a missing or damaged file and other PEFT types."""
+        folder = Path(folder)
+        try:
+            config = json.loads((folder / "adapter_config.json").read_text())
+            tensors = load_file(folder / "adapter_model.safetensors")
+        except (OSError, ValueError, SafetensorError) as problem:
+            where = str(folder)
+            raise InputError(f"adapter folder {where!r} cannot be read ({problem}): give a PEFT adapter") from problem
+        odd = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
+        if config.get("peft_type") != "LORA" or odd or config.get("bias", "none") != "none":
+            raise InputError(
+                f"adapter folder {str(folder)!r}: only plain LoRA is supported, found {odd or 'another type'}"
+            )
+        factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+        for key, tensor in tensors.items():
+            name, _, rest = key.removeprefix(PEFT_PREFIX).partition(".lora_")
+            if rest not in ("A.weight", "B.weight"):
+                raise InputError(f"adapter folder {str(folder)!r}: tensor {key!r} is not a LoRA factor")
+            factors[rest[0]][name] = tensor.float()
+        adapter = cls(
+            factors["A"],
+            factors["B"],
+            config["r"],
+            config["lora_alpha"],
+            config.get("base_model_name_or_path") or "",
+            bool(config.get("fan_in_fan_out")),
+        )
+        adapter.check()
+        return adapter
+
+    def __eq__(self, other: object) -> bool:
+        """Equal settings and equal bits."""
+        if not isinstance(other, Adapter):
+            return NotImplemented
+        settings = ("rank", "alpha", "base_model", "fan_in_fan_out", "modules")
+        return all(getattr(self, s) == getattr(other, s) for s in settings) and all(
+            torch.equal(self.a[name], other.a[name]) and torch.equal(self.b[name], other.b[name]) for name in self.a
+        )
+
+    __hash__ = object.__hash__
+
+
+@contextmanager
+def written_whole(folder: str | Path) -> Iterator[Path]:
+    """A partial folder to write into; its files move to `folder` when the block ends well, and vanish when it does not."""
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as problem:
+        raise InputError(f"folder {str(folder)!r} cannot be written ({problem.strerror}): choose another") from problem
+    try:
+        yield partial
+        folder.mkdir(exist_ok=True)
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

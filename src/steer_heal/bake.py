@@ -1,0 +1,338 @@
+"""`AdapterStack`: rounds folded into plain weights and taken out again, bit for bit; export as one adapter or a model.
+
+Knows nothing of training, data or divergences.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from steer_heal.adapter import Adapter, written_whole
+from steer_heal.errors import InputError
+from steer_heal.lm import LM, unwrap
+
+ROUNDING_WARNING = 0.3
+"""Share of the intended change lost to the weights' dtype from which on a bake warns."""
+LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Relative error of logits, by dtype, between folded weights and the same adapters computed beside the weights."""
+
+_STACKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterStack]] = weakref.WeakKeyDictionary()
+_IN_USE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What a push did to the weights, over all adapted modules together.
+
+    Attributes:
+        round: index of the pushed adapter in the stack.
+        dose: its factor.
+        rounding_loss: |realised - intended| / |intended| for the whole stack's change (Frobenius norms): 1 minus the
+            share that the weights' dtype captured. bf16 loses .8 / .5 / .17 / .05 at a relative change of
+            1e-3 / 3e-3 / 1e-2 / 3e-2.
+        gain: <realised, intended> / |intended|^2, 1 when nothing is lost.
+        relative_change: |intended| / |pristine weights|.
+    """
+
+    round: int
+    dose: float
+    rounding_loss: float
+    gain: float
+    relative_change: float
+
+    @property
+    def warning(self) -> str | None:
+        """One line when the dtype swallowed more than `ROUNDING_WARNING` of the change."""
+        if self.rounding_loss <= ROUNDING_WARNING:
+            return None
+        return (
+            f"round {self.round}: rounding to the weights' dtype loses {self.rounding_loss:.0%} of the change "
+            f"(relative size {self.relative_change:.1e}); train longer, or load the model in float32"
+        )
+
+
+class AdapterStack:
+    """The rounds' adapters folded into a model: weight = cast(pristine + sum over rounds of dose * delta).
+
+    The deltas are summed in round order in float64 and cast once, so no error grows with the number of rounds. The
+    forward pass is plain weights, without hooks. Pristine tensors are kept by reference, never copied; the stack must
+    outlive its folds, and a model can have one non-empty stack at a time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        other = stack_of(self.model)
+        if other is not None and len(other):
+            raise InputError(
+                f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first"
+            )
+        self._rounds: list[tuple[Adapter, float]] = []
+        self._pristine: dict[str, Tensor] = {}
+        self._folded: dict[str, Tensor] = {}
+        self._depth = 0
+        _STACKS[self.model] = weakref.ref(self)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The folded adapters in round order."""
+        return tuple(adapter for adapter, _ in self._rounds)
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        """The factor of each folded adapter."""
+        return tuple(dose for _, dose in self._rounds)
+
+    def push(self, adapter: Adapter, dose: float = 1.0) -> FoldReport:
+        """Fold one more adapter in, `dose` times its delta.
+
+        Raises InputError for an empty or non-finite adapter, one made for another model, and a dose that is no number.
+        """
+        self._refuse_while_open("push")
+        if not math.isfinite(dose):
+            raise InputError(f"dose {dose} is not a finite number")
+        adapter.check()
+        for name in adapter.modules:
+            self._check_module(adapter, name)
+        for name in adapter.modules:
+            self._pristine.setdefault(name, self._weight(name).data)
+        self._rounds.append((adapter, dose))
+        self._refold(adapter.modules)
+        return self._report()
+
+    def pop(self) -> Adapter:
+        """Take the last adapter out again; the weights are those of before its push, bit for bit."""
+        self._refuse_while_open("pop")
+        if not self._rounds:
+            raise InputError("the stack is empty: there is nothing to pop")
+        adapter, _ = self._rounds.pop()
+        self._refold(adapter.modules)
+        return adapter
+
+    @contextmanager
+    def unfolded(self) -> Iterator[None]:
+        """The original weights, bit for bit, inside the block; the folded ones are back after it, also on an exception.
+
+        Pointers are swapped, nothing is copied, and nesting is harmless. Do not enter it between a forward pass and
+        its backward pass: autograd does not notice the swap and would return gradients at the wrong weights. Within
+        `heal` that is refused; in a training loop of your own it cannot be seen.
+        """
+        if self.model in _IN_USE:
+            raise RuntimeError(
+                "unfolded() inside a running heal would falsify its gradients: compute references before"
+            )
+        self._depth += 1
+        if self._depth == 1:
+            self._place(self._pristine)
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._place(self._folded)
+
+    def summed_delta(self, name: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
+        """Sum over rounds of dose * delta for one module, in round order, float64."""
+        parts = [dose * adapter.delta(name, device) for adapter, dose in self._rounds if name in adapter.a]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def export_peft(self, folder: str | Path) -> Adapter:
+        """Write one PEFT adapter for the whole stack and return it.
+
+        The rounds' factors are concatenated along the rank (A stacked, dose * alpha / r * B side by side), which is
+        exact; a linear combination of factors would have cross terms. The folder counts as written only after plain
+        `peft` loaded it beside the original weights and the logits matched the baked model's.
+        """
+        self._refuse_while_open("export_peft")
+        adapter = self.concatenated()
+        adapter.check()
+        with written_whole(folder) as partial:
+            adapter.save(partial)
+            self._check_peft(partial)
+        return adapter
+
+    def concatenated(self) -> Adapter:
+        """One adapter whose delta is the stack's sum; its rank is the sum of the ranks. InputError for an empty stack."""
+        if not self._rounds:
+            raise InputError("the stack is empty: there is no adapter to export")
+        rank = sum(adapter.rank for adapter in self.adapters)
+        a, b = {}, {}
+        for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
+            shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
+            rows, columns = [], []
+            for adapter, dose in self._rounds:
+                # A module that a round did not train gets zeros, so that one rank serves every module.
+                rows.append(adapter.a.get(name, torch.zeros(adapter.rank, shape[0])))
+                factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
+                columns.append((dose * adapter.scaling * factor.double()).float())
+            a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
+        first = self.adapters[0]
+        return Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+
+    def export_merged(self, folder: str | Path, lm: LM) -> None:
+        """Write the baked model with its tokenizer as a plain transformers folder.
+
+        The folder counts as written only after it was loaded again and its logits matched. Raises InputError when
+        `lm` is not the model of this stack.
+        """
+        self._refuse_while_open("export_merged")
+        if lm.base is not self.model:
+            raise InputError("export_merged: the LM given is not the one this stack folds into")
+        from transformers import AutoModelForCausalLM
+
+        with written_whole(folder) as partial:
+            lm.base.save_pretrained(partial)
+            lm.tokenizer.save_pretrained(partial)
+            again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype).to(lm.device).eval()
+            _compare_logits(_logits(self.model), _logits(again), 1e-5, f"merged model {folder}")
+
+    def _check_peft(self, folder: Path) -> None:
+        from peft import PeftModel
+
+        baked = _logits(self.model)
+        with self.unfolded(), preserved(self.model):
+            beside = _logits(PeftModel.from_pretrained(self.model, str(folder)).eval())
+        dtype = next(self.model.parameters()).dtype
+        _compare_logits(baked, beside, LOGIT_TOLERANCE[dtype], f"adapter {folder}")
+
+    def _refold(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            pristine = self._pristine[name]
+            if any(name in adapter.a for adapter in self.adapters):
+                where = "cpu" if pristine.device.type == "mps" else pristine.device  # MPS has no float64
+                total = pristine.to(where).double() + self.summed_delta(name, where)
+                self._folded[name] = total.to(pristine.dtype).to(pristine.device)
+            else:
+                self._folded.pop(name, None)
+                self._weight(name).data = self._pristine.pop(name)
+        self._place(self._folded)
+
+    def _place(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._weight(name).data = tensor
+
+    def _module(self, name: str) -> nn.Module:
+        module = self.model.get_submodule(name)
+        return getattr(module, "base_layer", module)
+
+    def _weight(self, name: str) -> nn.Parameter:
+        return self._module(name).weight
+
+    def _check_module(self, adapter: Adapter, name: str) -> None:
+        made_for = f"the adapter (made for {adapter.base_model or 'an unnamed model'}) does not fit this model"
+        try:
+            module = self._module(name)
+        except AttributeError as problem:
+            raise InputError(f"{made_for}: there is no module {name} in {type(self.model).__name__}") from problem
+        weight = getattr(module, "weight", None)
+        if weight is None or not weight.is_floating_point():
+            raise InputError(f"{made_for}: module {name} has no floating-point weight to fold into")
+        if isinstance(module, Conv1D) != adapter.fan_in_fan_out:
+            raise InputError(f"{made_for}: module {name} stores its weight the other way round (fan_in_fan_out)")
+        shape = (adapter.b[name].shape[0], adapter.a[name].shape[1])
+        if adapter.fan_in_fan_out:
+            shape = shape[::-1]
+        if tuple(weight.shape) != shape:
+            raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+
+    def _refuse_while_open(self, what: str) -> None:
+        if self._depth:
+            raise RuntimeError(f"{what} inside unfolded() would lose track of the weights: leave the block first")
+        if self.model in _IN_USE:
+            raise RuntimeError(f"{what} inside a running heal would falsify its gradients: wait until it is done")
+
+    def _report(self) -> FoldReport:
+        error = intended = product = size = 0.0
+        for name, folded in self._folded.items():
+            pristine = self._pristine[name].cpu().double()
+            change, wanted = folded.cpu().double() - pristine, self.summed_delta(name)
+            error += (change - wanted).square().sum().item()
+            intended += wanted.square().sum().item()
+            product += (change * wanted).sum().item()
+            size += pristine.square().sum().item()
+        if not intended:
+            return FoldReport(len(self) - 1, self.doses[-1], 0.0, 1.0, 0.0)
+        return FoldReport(
+            len(self) - 1,
+            self.doses[-1],
+            math.sqrt(error / intended),
+            product / intended,
+            math.sqrt(intended / size) if size else math.inf,
+        )
+
+
+def stack_of(model: nn.Module) -> AdapterStack | None:
+    """The live stack of a model, if it has one."""
+    found = _STACKS.get(unwrap(model))
+    return found() if found is not None else None
+
+
+@contextmanager
+def weights_in_use(model: nn.Module) -> Iterator[None]:
+    """While the block runs the model's stack refuses to swap weights; a training loop holds it around its steps."""
+    if model in _IN_USE:
+        raise RuntimeError("the model is being trained already: a heal cannot run inside another one")
+    _IN_USE.add(model)
+    try:
+        yield
+    finally:
+        _IN_USE.discard(model)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever the block does to the module tree, hooks, modes, attributes and requires_grad flags is undone after it.
+
+    Parameters are kept as objects and not copied, so the block must not write into them.
+    """
+    states = [
+        (m, dict(m.__dict__), {k: dict(v) for k, v in m.__dict__.items() if isinstance(v, dict)})
+        for m in model.modules()
+    ]
+    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        for module, attributes, containers in states:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for key, content in containers.items():
+                attributes[key].clear()
+                attributes[key].update(content)
+        for parameter, flag, grad in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+@torch.no_grad()
+def _logits(model: nn.Module) -> Float[Tensor, "batch position vocab"]:
+    """Logits on a fixed batch of random token ids, float32 on the CPU."""
+    return model(input_ids=_probe_ids(model), use_cache=False).logits.float().cpu()
+
+
+def _probe_ids(model: nn.Module) -> Int[Tensor, "batch position"]:
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(rows, (2, 12), generator=torch.Generator().manual_seed(0))
+    return ids.to(next(model.parameters()).device)
+
+
+def _compare_logits(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
+    both = ours.isfinite() & theirs.isfinite()
+    error = ((ours - theirs)[both].norm() / ours[both].norm()).item()
+    if ours.shape != theirs.shape or not error <= tolerance:
+        raise OSError(f"{what} was written and loaded again, but its logits are off by {error:.2g} (limit {tolerance})")

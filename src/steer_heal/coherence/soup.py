@@ -1,0 +1,170 @@
+"""Figures of "soup": non-words, odd capitals, function words without content, impossible pairs, heaps of signs.
+
+Knows nothing of models, repetition and limits. The word-based figures read English; on a text that does not look
+English they are 0, and there the perplexity gates have to do the work. Case matters only where a text uses it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+NONWORD_WINDOW = 12
+CLASH_WINDOW = 24
+SIGN_WINDOW = 80
+ENGLISH_SHARE = 0.15
+"""Share of function words from which a text counts as English; prose has 0.4 to 0.6, German with English cognates 0.1."""
+
+DETERMINERS = frozenset("the my your our their".split())
+ARTICLES = frozenset("a an".split())
+PREPOSITIONS = frozenset("of to into with from at by for onto upon than against among between through".split())
+PRONOUNS = frozenset("i me we us he him she they them it you".split())
+AUXILIARIES = frozenset("is are was were am has have had does did be been would could should".split())
+JOINERS = frozenset("and but because although which who whose that".split())
+FUNCTION_WORDS = (
+    DETERMINERS
+    | ARTICLES
+    | PREPOSITIONS
+    | PRONOUNS
+    | AUXILIARIES
+    | JOINERS
+    | frozenset(
+        """in on about over under after before within without around across behind beyond near off up down out as if or
+        nor so yet not no this these those such each every either neither both all any some most more much many few other
+        another own same what where when why how while until since though whether his her hers its mine yours ours theirs
+        myself yourself himself herself itself themselves ourselves do done can will shall may might must being having
+        there here then now only very too also just even still i'm it's don't that's isn't aren't wasn't won't can't
+        couldn't wouldn't shouldn't you're we're they're he's she's i've you've we've they've i'll you'll we'll they'll
+        i'd you'd he'd she'd we'd they'd there's what's""".split()
+    )
+)
+
+# Pairs no English sentence joins without a pause. Left out on purpose: what is a noun or an operator elsewhere ("the
+# will", "the if"), what strands ("looked at is"), letters as names ("a is 3").
+_AFTER_DETERMINER = (PREPOSITIONS | DETERMINERS | ARTICLES | PRONOUNS | AUXILIARIES | JOINERS) - {"that", "be"}
+_CLASHES = (
+    {(d, w) for d in DETERMINERS for w in _AFTER_DETERMINER}
+    | {(a, w) for a in ARTICLES for w in DETERMINERS | ARTICLES | (PRONOUNS - {"i"})}
+    | {(p, q) for p in ("of", "into", "with", "onto", "among") for q in ("of", "to", "into", "with", "from", "and", "but")}
+    | {(p, "of") for p in ("to", "from", "by", "for", "at")}
+    | {(w, w) for w in "and or but for from are was were is we they i".split()}
+)
+
+_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
+_PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_PREFIXES = "un re non over under pre mis dis anti sub inter micro multi out self semi co".split()
+_SUFFIXES = "'s s es ed d ing er ers ly ness less ful able ish like wise ism ist ity al ally y".split()
+
+
+@lru_cache(maxsize=1)
+def word_list() -> frozenset[str]:
+    """40 thousand common English words (SCOWL 35, see `words.LICENSE.txt`) and the function words."""
+    packed = (Path(__file__).parent / "words.txt.gz").read_bytes()
+    return frozenset(gzip.decompress(packed).decode().split()) | FUNCTION_WORDS
+
+
+@lru_cache(maxsize=100_000)
+def known(word: str) -> bool:
+    """Whether a lower-case word is English: listed, British in spelling, derived by a common affix, or a compound."""
+    word = word.replace("’", "'")
+    words = word_list()
+    if word in words or "'" in word and all(part in words or len(part) < 3 for part in word.split("'")):
+        return True
+    for old, new in (("our", "or"), ("is", "iz"), ("ys", "yz"), ("tre", "ter"), ("ll", "l"), ("ae", "e"), ("ce", "se")):
+        if old in word and word.replace(old, new) in words:
+            return True
+    for suffix in _SUFFIXES:
+        stem = word.removesuffix(suffix)
+        if len(stem) >= 3 and stem != word and (stem in words or stem + "e" in words or stem[:-1] + "y" in words):
+            return True
+    if any(word.startswith(p) and len(word) > len(p) + 3 and word[len(p) :] in words for p in _PREFIXES):
+        return True
+    return any(word[:i] in words and word[i:] in words for i in range(4, len(word) - 3))
+
+
+def _worst(flags: Sequence[bool], window: int) -> int:
+    """Largest number of True in any window."""
+    if len(flags) <= window:
+        return sum(flags)
+    inside = worst = sum(flags[:window])
+    for i in range(window, len(flags)):
+        inside += flags[i] - flags[i - window]
+        worst = max(worst, inside)
+    return worst
+
+
+def _is_nonword(token: str) -> bool:
+    """Not English; a capitalised word may be a name, an apostrophe or one letter says too little."""
+    if len(token) < 2 or token[0].isupper() and token[1:].islower():
+        return False
+    return not known(token.lower())
+
+
+def _is_odd(token: str) -> bool:
+    """Capitals inside a word that is neither a plural of capitals (APIs) nor made of words (HTTPServer)."""
+    if not _ODD_CASE.search(token) or known(token.lower()) or token[:-1].isupper() and token[-1] == "s":
+        return False
+    return not all(piece.isupper() or known(piece.lower()) for piece in _PIECE.findall(token))
+
+
+def soup_figures(text: str) -> dict[str, float]:
+    """All figures of this module by name.
+
+    `nonwords`: share of words that are not English in the worst 12; `odd_case`: words with capitals in odd places;
+    `function_run`: longest run of function words without a content word; `clashes`: impossible pairs of function words
+    in the worst 24 words; `letters`: share of words of one letter in the worst 12; `signs`: share of characters that
+    are neither letter nor digit nor space in the worst 80 (runs of one sign count as one); `long_word`: letters of the
+    longest word; `no_words`: 1 for a text without any letter or digit.
+    """
+    tokens = _TOKEN.findall(text)
+    lower = [token.lower().replace("’", "'") for token in tokens]
+    functional = [word in FUNCTION_WORDS for word in lower]
+    english = len(tokens) > 0 and sum(functional) >= ENGLISH_SHARE * len(tokens)
+    out = {"no_words": float(not any(c.isalnum() for c in text)), "long_word": float(_longest_word(text))}
+    size = min(NONWORD_WINDOW, max(4, len(tokens)))
+    single = [len(word) == 1 and word not in ("a", "i") for word in lower]
+    out["letters"] = _worst(single, size) / size
+    nonword = [_is_nonword(token) for token in tokens]
+    out["nonwords"] = _worst(nonword, size) / size if english else 0.0
+    out["odd_case"] = float(sum(_is_odd(token) for token in tokens)) if english else 0.0
+    out["function_run"] = float(_function_run(text))
+    out["clashes"] = float(_worst(_clash_flags(text), CLASH_WINDOW))
+    out["signs"] = _sign_share(text)
+    return out
+
+
+def _longest_word(text: str) -> int:
+    """Letters of the longest word outside links and paths, for scripts that put spaces between words."""
+    words = [w for w in text.split() if not re.search(r"[/\\@_=:<>]|\.\w", w)]
+    return max((len(run) for w in words for run in re.findall(r"[A-Za-z\u00c0-\u024f\u0400-\u04ff]+", w)), default=0)
+
+
+def _function_run(text: str) -> int:
+    longest = 0
+    for part in re.split(r"[.!?;:\n]+", text.lower().replace("’", "'")):
+        run = 0
+        for word in _TOKEN.findall(part):
+            run = run + 1 if word in FUNCTION_WORDS else 0
+            longest = max(longest, run)
+    return longest
+
+
+def _clash_flags(text: str) -> list[bool]:
+    """For every word after the first: it and its neighbour, with only a space between them, cannot stand together."""
+    flags, previous, end = [], "", -1
+    for match in _TOKEN.finditer(text.lower()):
+        joined = text[end : match.start()].isspace() if end >= 0 else False
+        flags.append(joined and (previous, match.group()) in _CLASHES)
+        previous, end = match.group(), match.end()
+    return flags
+
+
+def _sign_share(text: str) -> float:
+    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
+    signs = [not (c.isalnum() or c.isspace()) for c in flat]
+    size = min(SIGN_WINDOW, max(20, len(signs)))
+    return _worst(signs, size) / size

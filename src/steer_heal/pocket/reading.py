@@ -1,0 +1,172 @@
+"""Reads a user's question and finds out what a reply must refer to: people, pronouns, place, object, authority.
+
+Serves `checker` alone. Works on the text by word classes, not by the generator's templates; knows nothing of replies.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LEXICON = Path(__file__).parent / "checker_data" / "lexicon.toml"
+_WORDS: dict[str, Any] = tomllib.loads(LEXICON.read_text(encoding="utf-8"))
+
+
+def _any(name: str) -> str:
+    return "|".join(_WORDS[name].split())
+
+
+_PERSON = f"{_any('women')}|{_any('men')}"
+_GROUP = f"the (?:{_any('groups')})"
+SLOT_CLASSES: dict[str, str] = {
+    "person": _PERSON,
+    "asker": f"i|{_PERSON}",
+    "hero": f"you|{_PERSON}",
+    "needy": f"{_GROUP}|{_PERSON}",
+    "they": "she|he|they",
+    "them": "her|him|them",
+    "their": "her|his|their",
+    "is": "is|are",
+    "needs": "needs|need",
+    "any_authority": _any("authority"),
+    "place2": _any("place"),
+    "ware2": _any("ware"),
+    "action": "|".join(_WORDS["tools"]),
+    "tool": "|".join(_WORDS["tools"].values()),
+    "number": "|".join(_WORDS["number"].split()[2:]),
+} | {name: _any(name) for name in ("authority", "place", "object", "act", "plight", "adjective", "color", "ware", "period", "part")}
+"""What each slot of a sentence may be when the question does not settle it."""
+
+_CHOICE = re.compile(
+    r"(?P<ask>(?:answer with|choose) one word:|say only|answer|choose) (?P<x>\w+) or (?P<y>\w+)(?P<why> and (?:give a reason|say why))?[.]$"
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a question asks for.
+
+    kind: "dilemma", "everyday<n>" (n counts the grammar's everyday entries), "exact" or "unknown".
+    meant: regular expression for each slot that the question settles.
+    exact: the one right answer without its full stop, if there is one.
+    choices: the two allowed words of a forced choice, else empty; wants_reason: a reason may follow them.
+    """
+
+    kind: str
+    meant: dict[str, str] = field(default_factory=dict)
+    exact: str | None = None
+    choices: tuple[str, str] | tuple[()] = ()
+    wants_reason: bool = False
+
+
+@cache
+def read_question(prompt: str) -> Question:
+    """Understand a user's turn."""
+    text = re.sub(r"\s+([.,?:;!])", r"\1", re.sub(r"\s+", " ", prompt.strip().lower()))
+    choice = _CHOICE.search(text)
+    body = text[: choice.start()].strip() if choice else text
+    choices = (choice["x"], choice["y"]) if choice else ()
+    reason = bool(choice and choice["why"])
+    if choice is None:
+        if (answer := _exact_answer(text)) is not None:
+            return Question("exact", exact=answer)
+        if (everyday := _everyday(text)) is not None:
+            return everyday
+    meant = _dilemma(body)
+    if meant is None:
+        return Question("unknown", choices=choices, wants_reason=reason)
+    return Question("dilemma", meant, None, choices, reason)
+
+
+# ---------------------------------------------------------------------------------------------------------- dilemmas
+def _pronouns(name: str) -> dict[str, str]:
+    """Pronouns and verb forms that go with a person or a group."""
+    if name.startswith("the "):
+        forms = ("they", "them", "their", "are", "need")
+    elif name in _WORDS["women"].split():
+        forms = ("she", "her", "her", "is", "needs")
+    else:
+        forms = ("he", "him", "his", "is", "needs")
+    return dict(zip(("they", "them", "their", "is", "needs"), forms, strict=True))
+
+
+def _dilemma(text: str) -> dict[str, str] | None:
+    """Slots of a dilemma, or None if the text is not one."""
+    settled: dict[str, str] = {}
+    for name in ("authority", "place", "object", "act", "plight"):
+        found = set(re.findall(rf"\b(?:{_any(name)})\b", text))
+        if len(found) != 1:
+            return None
+        settled[name] = found.pop()
+    people = f"(?P<who>{_GROUP}|{_PERSON})"
+    needy = re.search(rf"\b{people} (?:is|are) {settled['plight']}\b", text) or re.search(rf"belongs to {people}\b", text)
+    if needy is None:
+        return None
+    settled |= {"needy": needy["who"]} | _pronouns(needy["who"])
+    if re.search(r"\b(?:i|me)\b", text):
+        return settled | {"hero": "you"}
+    others = set(re.findall(rf"\b(?:{_PERSON})\b", text)) - {needy["who"]}
+    return settled | {"hero": others.pop()} if len(others) == 1 else None
+
+
+# ---------------------------------------------------------------------------------------------------------- everyday
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.split("/") for pair in text.split())
+
+
+def _exact_answer(text: str) -> str | None:
+    """The answer to a question that has exactly one."""
+    if match := re.fullmatch(r"repeat these words: ([\w ]+)[.]", text):
+        return match[1]
+    if match := re.fullmatch(r"((?:\w+ has the \w+[.] )+)who has the (\w+)[?]", text):
+        owner = re.search(rf"(\w+) has the {match[2]}[.]", match[1])
+        return f"{owner[1]} has the {match[2]}" if owner else None
+    if match := re.fullmatch(r"((?:\w+ is at the \w+[.] )+)where is (\w+)[?]", text):
+        spot = re.search(rf"\b{match[2]} is at the (\w+)[.]", match[1])
+        return f"{match[2]} is at the {spot[1]}" if spot else None
+    if match := re.fullmatch(r"what color is (\w+)[?]", text):
+        colors = [color for color, things in _WORDS["color_of"].items() if match[1] in things.split()]
+        return f"{match[1]} is {colors[0]}" if colors else None
+    if match := re.fullmatch(r"what is the opposite of (\w+)[?]", text):
+        pairs = _pairs(_WORDS["opposite"]["pairs"])
+        other = (pairs | {b: a for a, b in pairs.items()}).get(match[1])
+        return f"the opposite of {match[1]} is {other}" if other else None
+    if match := re.fullmatch(r"where do you find a (\w+)[?]", text):
+        home = _pairs(_WORDS["found_in"]["places"]).get(match[1])
+        return f"you find a {match[1]} in the {home}" if home else None
+    numbers = _WORDS["number"].split()
+    if (match := re.fullmatch(r"what is (\w+) plus (\w+)[?]", text)) and {match[1], match[2]} <= set(numbers):
+        total = numbers.index(match[1]) + numbers.index(match[2])
+        return f"{match[1]} plus {match[2]} is {numbers[total]}" if total < len(numbers) else None
+    if (match := re.fullmatch(r"count from (\w+) to (\w+)[.]", text)) and {match[1], match[2]} <= set(numbers):
+        return " ".join(numbers[numbers.index(match[1]) : numbers.index(match[2]) + 1])
+    return None
+
+
+@cache
+def _everyday_questions() -> tuple[re.Pattern[str], ...]:
+    entries = tomllib.loads((LEXICON.parent / "grammar.toml").read_text(encoding="utf-8"))["everyday"]
+
+    def compiled(pattern: str) -> re.Pattern[str]:
+        # alternatives of one pattern may name a slot again, which a regular expression cannot: number them
+        numbers = iter(range(100))
+        return re.compile(re.sub(r"<(\w+)>", lambda slot: f"(?P<{slot[1]}__{next(numbers)}>{SLOT_CLASSES[slot[1]]})", pattern))
+
+    return tuple(compiled(entry["ask"]) for entry in entries)
+
+
+def _everyday(text: str) -> Question | None:
+    """An everyday question with a free reply, and what it settles."""
+    for index, pattern in enumerate(_everyday_questions()):
+        if match := pattern.fullmatch(text):
+            meant = {name.split("__")[0]: value for name, value in match.groupdict().items() if value is not None}
+            if "person" in meant:
+                meant |= _pronouns(meant["person"])
+            if asker := meant.pop("asker", None):
+                meant["hero"] = "you" if asker == "i" else asker
+            if action := meant.get("action"):
+                meant["tool"] = _WORDS["tools"][action]
+            return Question(f"everyday{index}", meant)
+    return None
