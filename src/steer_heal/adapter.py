@@ -1,4 +1,4 @@
-"""`Adapter`: the LoRA factors that one heal trains and one bake folds; its delta, its cosine, its files in PEFT's format.
+"""`Adapter`: the LoRA factors that a heal trains and a bake folds; their delta, cosine and files in PEFT's format.
 
 Knows nothing of models, training or folding.
 """
@@ -114,7 +114,7 @@ class Adapter:
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
-        """Read a LoRA adapter in PEFT's format. Raises InputError for a missing or damaged file and other PEFT types."""
+        """Read a LoRA adapter in PEFT's format. Raises InputError for a missing or damaged file and other types."""
         folder = Path(folder)
         try:
             config = json.loads((folder / "adapter_config.json").read_text())
@@ -158,7 +158,7 @@ class Adapter:
 
 @contextmanager
 def written_whole(folder: str | Path) -> Iterator[Path]:
-    """A partial folder to write into; its files move to `folder` when the block ends well, and vanish when it does not."""
+    """A partial folder to write into; its files move to `folder` when the block ends well, else they vanish."""
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     try:

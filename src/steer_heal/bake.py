@@ -37,9 +37,9 @@ class FoldReport:
     Attributes:
         round: index of the pushed adapter in the stack.
         dose: its factor.
-        rounding_loss: |realised - intended| / |intended| for the whole stack's change (Frobenius norms): 1 minus the
-            share that the weights' dtype captured. bf16 loses .8 / .5 / .17 / .05 at a relative change of
-            1e-3 / 3e-3 / 1e-2 / 3e-2.
+        rounding_loss: |realised - intended| / |intended| for the stack's change to the pushed adapter's modules
+            (Frobenius norms): 1 minus the share that the weights' dtype captured. bf16 loses .8 / .5 / .17 / .05
+            at a relative change of 1e-3 / 3e-3 / 1e-2 / 3e-2.
         gain: <realised, intended> / |intended|^2, 1 when nothing is lost.
         relative_change: |intended| / |pristine weights|.
     """
@@ -106,11 +106,12 @@ class AdapterStack:
         adapter.check()
         for name in adapter.modules:
             self._check_module(adapter, name)
+        if len({id(self._weight(name)) for name in adapter.modules}) < len(adapter.modules):
+            raise InputError("the adapter changes one shared weight through two modules: adapt untied modules only")
         for name in adapter.modules:
             self._pristine.setdefault(name, self._weight(name).data)
         self._rounds.append((adapter, dose))
-        self._refold(adapter.modules)
-        return self._report()
+        return self._refold(adapter.modules)
 
     def pop(self) -> Adapter:
         """Take the last adapter out again; the weights are those of before its push, bit for bit."""
@@ -133,6 +134,7 @@ class AdapterStack:
             raise RuntimeError(
                 "unfolded() inside a running heal would falsify its gradients: compute references before"
             )
+        self._check_untouched()
         self._depth += 1
         if self._depth == 1:
             self._place(self._pristine)
@@ -167,7 +169,7 @@ class AdapterStack:
         return adapter
 
     def concatenated(self) -> Adapter:
-        """One adapter whose delta is the stack's sum; its rank is the sum of the ranks. InputError for an empty stack."""
+        """One adapter whose delta is the stack's sum, its rank the sum of the ranks. InputError for an empty stack."""
         if not self._rounds:
             raise InputError("the stack is empty: there is no adapter to export")
         rank = sum(adapter.rank for adapter in self.adapters)
@@ -210,17 +212,31 @@ class AdapterStack:
         dtype = next(self.model.parameters()).dtype
         _compare_logits(baked, beside, LOGIT_TOLERANCE[dtype], f"adapter {folder}")
 
-    def _refold(self, names: tuple[str, ...]) -> None:
+    def _refold(self, names: tuple[str, ...]) -> FoldReport | None:
+        """Fold the rounds into the named modules anew; None when no round is left."""
+        error = intended = product = size = 0.0
         for name in names:
-            pristine = self._pristine[name]
-            if any(name in adapter.a for adapter in self.adapters):
-                where = "cpu" if pristine.device.type == "mps" else pristine.device  # MPS has no float64
-                total = pristine.to(where).double() + self.summed_delta(name, where)
-                self._folded[name] = total.to(pristine.dtype).to(pristine.device)
-            else:
+            stored = self._pristine[name]
+            if not any(name in adapter.a for adapter in self.adapters):
                 self._folded.pop(name, None)
                 self._weight(name).data = self._pristine.pop(name)
+                continue
+            # MPS has no float64.
+            pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
+            wanted = self.summed_delta(name, pristine.device)
+            rounded = (pristine + wanted).to(stored.dtype)
+            change = rounded.double() - pristine
+            error += (change - wanted).square().sum().item()
+            intended += wanted.square().sum().item()
+            product += (change * wanted).sum().item()
+            size += pristine.square().sum().item()
+            self._folded[name] = rounded.to(stored.device)
         self._place(self._folded)
+        if not self._rounds:
+            return None
+        loss, gain = (math.sqrt(error / intended), product / intended) if intended else (0.0, 1.0)
+        relative = math.sqrt(intended / size) if size else 0.0
+        return FoldReport(len(self) - 1, self.doses[-1], loss, gain, relative)
 
     def _place(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in tensors.items():
@@ -255,25 +271,12 @@ class AdapterStack:
             raise RuntimeError(f"{what} inside unfolded() would lose track of the weights: leave the block first")
         if self.model in _IN_USE:
             raise RuntimeError(f"{what} inside a running heal would falsify its gradients: wait until it is done")
+        self._check_untouched()
 
-    def _report(self) -> FoldReport:
-        error = intended = product = size = 0.0
-        for name, folded in self._folded.items():
-            pristine = self._pristine[name].cpu().double()
-            change, wanted = folded.cpu().double() - pristine, self.summed_delta(name)
-            error += (change - wanted).square().sum().item()
-            intended += wanted.square().sum().item()
-            product += (change * wanted).sum().item()
-            size += pristine.square().sum().item()
-        if not intended:
-            return FoldReport(len(self) - 1, self.doses[-1], 0.0, 1.0, 0.0)
-        return FoldReport(
-            len(self) - 1,
-            self.doses[-1],
-            math.sqrt(error / intended),
-            product / intended,
-            math.sqrt(intended / size) if size else math.inf,
-        )
+    def _check_untouched(self) -> None:
+        for name, tensor in (self._pristine if self._depth else self._folded).items():
+            if self._weight(name).data_ptr() != tensor.data_ptr():
+                raise RuntimeError(f"the weight of {name} was replaced since it was folded (model moved or reloaded)")
 
 
 def stack_of(model: nn.Module) -> AdapterStack | None:
@@ -300,10 +303,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
     Parameters are kept as objects and not copied, so the block must not write into them.
     """
-    states = [
-        (m, dict(m.__dict__), {k: dict(v) for k, v in m.__dict__.items() if isinstance(v, dict)})
-        for m in model.modules()
-    ]
+    states = []
+    for module in model.modules():
+        attributes = dict(module.__dict__)
+        states.append((module, attributes, {k: dict(v) for k, v in attributes.items() if isinstance(v, dict)}))
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         yield

@@ -97,7 +97,7 @@ def paired_ratio(
     value = float(top.sum() / bottom.sum())
     weights = resamples(len(counts), n_boot, seed) if len(counts) > 1 else np.ones((1, 1))
     bottoms = weights @ bottom
-    if len(counts) < 2 or not (bottoms > 0).all() and not (bottoms < 0).all():
+    if len(counts) < 2 or (not (bottoms > 0).all() and not (bottoms < 0).all()):
         return Estimate(value, -math.inf, math.inf, len(counts))
     low, high = np.quantile((weights @ top) / bottoms, _levels(len(counts), confidence))
     return Estimate(value, float(low), float(high), len(counts))

@@ -6,6 +6,7 @@ Knows nothing of models, steering and training.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,12 +47,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A task with a known answer; `check` is how a reply is compared with it (see `steer_heal.anchors`)."""
+    """A task with a known answer; `check` (exact, contains, regex) is how a reply is compared with it."""
 
     id: str
     prompt: str
     answer: str
     check: str = "exact"
+
+    def passes(self, reply: str) -> bool:
+        """`exact`: equal but for case, blanks and a final stop; `contains`: in it so; `regex`: found in the reply."""
+        if self.check == "regex":
+            return re.search(self.answer, reply) is not None
+        said, wanted = _plain(reply), _plain(self.answer)
+        return wanted in said if self.check == "contains" else wanted == said
 
 
 @dataclass(frozen=True)
@@ -175,6 +183,10 @@ def default_trait(model_name: str) -> str:
         if model_name in tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8")).get("models", []):
             return name
     return FALLBACK
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split()).removesuffix(".").strip()
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

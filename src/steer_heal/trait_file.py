@@ -65,7 +65,7 @@ class TraitFile:
             items=self.rows("items", Item),
             off_target=self.rows("off_target", Item) if "off_target" in self.data else (),
             anchors=self.rows("anchors", Anchor) if "anchors" in self.data else (),
-            models=self.strings("models") if "models" in self.data else (),
+            models=self.strings("models") if self.data.get("models") else (),
             choice_template=self.template() if "choice_template" in self.data else CHOICE_TEMPLATE,
             checker=spec,
             check=self.import_checker(spec) if spec else None,
@@ -188,6 +188,13 @@ def _row(kind: type, row: object, place: str):
     if kind is Anchor:
         if row.get("check", "exact") not in CHECKS:
             raise InputError(f"{place}: check {row['check']!r}: give one of {', '.join(CHECKS)}")
+        if row.get("check") == "regex":
+            try:
+                re.compile(row["answer"])
+            except re.error as problem:
+                raise InputError(
+                    f"{place}: answer {row['answer']!r} is not a regular expression ({problem})"
+                ) from problem
         return Anchor(**row)
     choices = row["choices"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):

@@ -22,7 +22,8 @@ REFUSAL = re.compile(
     | \bi\ ?{_CANNOT}\ (?:provide|generate|create|offer|discuss|engage\ in|engage\ with)\b
         [^.!?]{{0,60}}\b(?:advice|content|information|assistance|guidance|request|topic|instructions|response|material)
     | \bsorry,?\ but\ i\ ?{_CANNOT}\ {_SERVE}\b
-    | \bi\ (?:must|have\ to|need\ to|will\ have\ to)\ (?:respectfully\ )?decline\ (?:to\ (?:answer|help|assist|respond)|(?:this|that|your)\ request)
+    | \bi\ (?:must|have\ to|need\ to|will\ have\ to)\ (?:respectfully\ )?decline
+        \ (?:to\ (?:answer|help|assist|respond)|(?:this|that|your)\ request)
     | \bi\ (?:do\ not|don['’]t)\ have\ (?:personal\ |any\ )?(?:opinions|feelings|beliefs|emotions|preferences)
         (?:\ or\ \w+)?
     | \b(?:my|our)\ (?:safety\ |content\ |usage\ )?(?:guidelines|programming|policies)\b

@@ -91,7 +91,7 @@ def char_run(text: str) -> float:
 def loop_figures(text: str, words: Sequence[str]) -> dict[str, float]:
     """Exact periodic repetition.
 
-    `loop_share`: share of the characters inside loops of at least three copies and ten characters;
+    `loop_share`: share of the characters inside loops of at least three copies and eight characters;
     `loop_chars`: characters of the longest loop of at least four copies whose phrase has a letter;
     `loop_signs`: the same for phrases without a letter (rules, tables and zeros of honest texts are long);
     `loop_words`: words of the longest loop of at least three copies.
@@ -100,7 +100,7 @@ def loop_figures(text: str, words: Sequence[str]) -> dict[str, float]:
     covered = np.zeros(len(flat) + 1, dtype=np.int64)
     letters, signs = 0, 0
     for start, end, period in loops(flat, max_lag=80):
-        if end - start < 10:
+        if end - start < 8:
             continue
         covered[start] += 1
         covered[end] -= 1

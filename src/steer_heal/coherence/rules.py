@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = (
     Rule("nll", "perplexity", -INF, "model", "too predictable, nats per token", side="low"),
     Rule("nll_tail", "perplexity", -INF, "model", "its last quarter is too predictable, nats per token", side="low"),
     Rule("unfinished", "unfinished", INF, "text", "cut by length where the model's own replies end"),
-    Rule("tokens", "length", 2, "length", "shorter than the model's own replies, tokens", side="low"),
+    Rule("tokens", "length", 1, "length", "shorter than the model's own replies, tokens", side="low"),
     Rule("tokens", "length", INF, "length", "longer than the model's own replies, tokens"),
 )
 """In the order in which gates claim a completion: what names the fault best comes first."""

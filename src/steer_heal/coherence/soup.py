@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import tomllib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,48 +17,53 @@ NONWORD_WINDOW = 12
 CLASH_WINDOW = 24
 SIGN_WINDOW = 80
 ENGLISH_SHARE = 0.15
-"""Share of function words from which a text counts as English; prose has 0.4 to 0.6, German with English cognates 0.1."""
+"""Share of function words from which a text counts as English: prose has 0.4 to 0.6, German with its cognates 0.1."""
 
-DETERMINERS = frozenset("the my your our their".split())
-ARTICLES = frozenset("a an".split())
-PREPOSITIONS = frozenset("of to into with from at by for onto upon than against among between through".split())
-PRONOUNS = frozenset("i me we us he him she they them it you".split())
-AUXILIARIES = frozenset("is are was were am has have had does did be been would could should".split())
-JOINERS = frozenset("and but because although which who whose that".split())
-FUNCTION_WORDS = (
-    DETERMINERS
-    | ARTICLES
-    | PREPOSITIONS
-    | PRONOUNS
-    | AUXILIARIES
-    | JOINERS
-    | frozenset(
-        """in on about over under after before within without around across behind beyond near off up down out as if or
-        nor so yet not no this these those such each every either neither both all any some most more much many few other
-        another own same what where when why how while until since though whether his her hers its mine yours ours theirs
-        myself yourself himself herself itself themselves ourselves do done can will shall may might must being having
-        there here then now only very too also just even still i'm it's don't that's isn't aren't wasn't won't can't
-        couldn't wouldn't shouldn't you're we're they're he's she's i've you've we've they've i'll you'll we'll they'll
-        i'd you'd he'd she'd we'd they'd there's what's""".split()
-    )
-)
+
+def _classes() -> dict[str, frozenset[str]]:
+    table = tomllib.loads((Path(__file__).parent / "function_words.toml").read_text(encoding="utf-8"))
+    return {name: frozenset(words.split()) for name, words in table.items()}
+
+
+_OF = _classes()
+_KINDS = ("determiners", "articles", "prepositions", "pronouns", "auxiliaries", "joiners")
+FUNCTION_WORDS = frozenset().union(*(_OF[kind] for kind in _KINDS), _OF["others"])
 
 # Pairs no English sentence joins without a pause. Left out on purpose: what is a noun or an operator elsewhere ("the
 # will", "the if"), what strands ("looked at is"), letters as names ("a is 3").
-_AFTER_DETERMINER = (PREPOSITIONS | DETERMINERS | ARTICLES | PRONOUNS | AUXILIARIES | JOINERS) - {"that", "be"}
-_CLASHES = (
-    {(d, w) for d in DETERMINERS for w in _AFTER_DETERMINER}
-    | {(a, w) for a in ARTICLES for w in DETERMINERS | ARTICLES | (PRONOUNS - {"i"})}
-    | {(p, q) for p in ("of", "into", "with", "onto", "among") for q in ("of", "to", "into", "with", "from", "and", "but")}
-    | {(p, "of") for p in ("to", "from", "by", "for", "at")}
-    | {(w, w) for w in "and or but for from are was were is we they i".split()}
+_AFTER_DETERMINER = frozenset().union(*(_OF[kind] for kind in _KINDS)) - {"that", "be"}
+_AFTER_ARTICLE = (_OF["determiners"] | _OF["articles"] | _OF["pronouns"]) - {"i"}
+_CLASHES = frozenset(
+    [(d, w) for d in _OF["determiners"] for w in _AFTER_DETERMINER]
+    + [(a, w) for a in _OF["articles"] for w in _AFTER_ARTICLE]
+    + [(p, q) for p in _OF["head_prepositions"] for q in _OF["no_preposition_after_head"]]
+    + [(p, "of") for p in _OF["no_of_after"]]
+    + [(w, w) for w in _OF["never_doubled"]]
 )
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_PREFIXES = "un re non over under pre mis dis anti sub inter micro multi out self semi co".split()
-_SUFFIXES = "'s s es ed d ing er ers ly ness less ful able ish like wise ism ist ity al ally y".split()
+_PREFIXES = ("un", "re", "non", "over", "under", "pre", "mis", "dis", "anti", "sub", "inter", "micro", "multi", "out")
+_SUFFIXES = (
+    "'s",
+    "s",
+    "es",
+    "ed",
+    "d",
+    "ing",
+    "er",
+    "ers",
+    "ly",
+    "ness",
+    "less",
+    "ful",
+    "able",
+    "ish",
+    "like",
+    "wise",
+    "y",
+)
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +78,7 @@ def known(word: str) -> bool:
     """Whether a lower-case word is English: listed, British in spelling, derived by a common affix, or a compound."""
     word = word.replace("’", "'")
     words = word_list()
-    if word in words or "'" in word and all(part in words or len(part) < 3 for part in word.split("'")):
+    if word in words or ("'" in word and all(part in words or len(part) < 3 for part in word.split("'"))):
         return True
     for old, new in (("our", "or"), ("is", "iz"), ("ys", "yz"), ("tre", "ter"), ("ll", "l"), ("ae", "e"), ("ce", "se")):
         if old in word and word.replace(old, new) in words:
@@ -99,14 +105,14 @@ def _worst(flags: Sequence[bool], window: int) -> int:
 
 def _is_nonword(token: str) -> bool:
     """Not English; a capitalised word may be a name, an apostrophe or one letter says too little."""
-    if len(token) < 2 or token[0].isupper() and token[1:].islower():
+    if len(token) < 2 or (token[0].isupper() and token[1:].islower()):
         return False
     return not known(token.lower())
 
 
 def _is_odd(token: str) -> bool:
     """Capitals inside a word that is neither a plural of capitals (APIs) nor made of words (HTTPServer)."""
-    if not _ODD_CASE.search(token) or known(token.lower()) or token[:-1].isupper() and token[-1] == "s":
+    if not _ODD_CASE.search(token) or known(token.lower()) or (token[:-1].isupper() and token[-1] == "s"):
         return False
     return not all(piece.isupper() or known(piece.lower()) for piece in _PIECE.findall(token))
 

@@ -1,7 +1,7 @@
 """Judges one reply of `pocket`, sentence by sentence: grammar, references to the question, stance, repetition, ending.
 
-Shares no code and no data with the generator: it reads the question's own text to learn who, where and what is meant. Knows
-nothing of models and personas.
+Shares no code and no data with the generator: it reads the question's own text to learn who, where and what is meant.
+Knows nothing of models and personas.
 """
 
 import re

@@ -65,7 +65,11 @@ def _needy(rng: random.Random, split: Split) -> dict[str, str]:
         name, forms = rng.choice(table("entities")["groups"][split]), ("they", "them", "their", "are", "need", "have")
     else:
         name, pronoun = rng.choice(_names(split))
-        forms = ("she", "her", "her", "is", "needs", "has") if pronoun == "she" else ("he", "him", "his", "is", "needs", "has")
+        forms = (
+            ("she", "her", "her", "is", "needs", "has")
+            if pronoun == "she"
+            else ("he", "him", "his", "is", "needs", "has")
+        )
     return dict(zip(("V", "Vs", "Vo", "Vp", "Vbe", "Vneed", "Vhave"), (name, *forms), strict=True))
 
 
@@ -122,12 +126,13 @@ def _persona_text(rng: random.Random, axis: Axis, pole: int) -> str:
 
 
 def draw_persona(rng: random.Random, share: float, main: Axis = "care") -> Persona:
-    """With probability `share` a persona, 85 % of them (also) on the `main` axis; else a neutral one or none."""
+    """With probability `share` a persona, 80 % of them (also) on the `main` axis; else a neutral one or none."""
     neutral = table("personas")["neutral"]["train"]
     if rng.random() >= share:
         return Persona(rng.choice(neutral) if rng.random() < 0.6 else None)
     others = [axis for axis in AXES if axis != main]
-    axes = [main] + rng.sample(others, rng.choice((0, 0, 1))) if rng.random() < 0.85 else rng.sample(others, rng.choice((1, 2)))
+    count = rng.choice((0, 1))
+    axes = [main, *rng.sample(others, count)] if rng.random() < 0.8 else rng.sample(others, count + 1)
     rng.shuffle(axes)
     poles = {axis: rng.choice((1, -1)) for axis in axes}
     texts = [_persona_text(rng, axis, pole) for axis, pole in poles.items()]

@@ -218,13 +218,17 @@ def _hooked(model: LlamaForCausalLM, hooks: dict[int, Callable[[Tensor], Tensor 
 Vector = dict[int, Float[Tensor, "width"]]
 
 
-def mean_difference(pocket: Pocket, pos: str, neg: str, contexts: Sequence[str], blocks: Sequence[int]) -> tuple[Vector, Vector]:
+def mean_difference(
+    pocket: Pocket, pos: str, neg: str, contexts: Sequence[str], blocks: Sequence[int]
+) -> tuple[Vector, Vector]:
     """(vector, mean residual norm) per block: last prompt token, `pos` minus `neg` system prompt, mean over contexts."""
     means: dict[str, Vector] = {}
     norms: Vector = {}
     for system in (pos, neg):
         kept: dict[int, list[Tensor]] = {block: [] for block in blocks}
-        keepers = {block: lambda hidden, block=block: kept[block].append(hidden[:, -1].float().clone()) for block in blocks}
+        keepers = {
+            block: lambda hidden, block=block: kept[block].append(hidden[:, -1].float().clone()) for block in blocks
+        }
         with _hooked(pocket.model, keepers), torch.inference_mode():
             _last_logits(pocket, contexts, system)
         means[system] = {block: torch.cat(kept[block]).mean(0) for block in blocks}

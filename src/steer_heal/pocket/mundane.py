@@ -8,9 +8,9 @@ import zlib
 
 from steer_heal.pocket.templates import realise, table
 
-COPYING = ("copy", "who", "where")
+COPYING = ("copy", "who", "where", "story")
 TABLES = ("color", "opposite", "home", "sum", "count")
-OPEN = ("how", "describe", "portrait", "visit", "greeting")
+OPEN = ("how", "describe", "portrait", "visit", "errand", "greeting")
 Turn = tuple[str, str, list[str]]
 """Kind, user text, and the reply as a list of sentences (one for exact answers)."""
 
@@ -53,6 +53,14 @@ def exact_turn(rng: random.Random, kind: str) -> Turn:
         spots = rng.sample(table("entities")["shared"]["places"].split(), len(names))
         facts = " ".join(f"{name} is at the {spot}." for name, spot in zip(names, spots, strict=True))
         return kind, f"{facts} where is {names[pick]}?", [f"{names[pick]} is at the {spots[pick]}."]
+    if kind == "story":
+        (giver, _), (taker, _) = rng.sample(people(), 2)
+        shared = table("entities")["shared"]
+        slots = {"N": giver, "M": taker, "obj": rng.choice(objects())}
+        slots |= {"auth": rng.choice(shared["authorities"].split()), "place": rng.choice(shared["places"].split())}
+        ask, answer = rng.choice(data["story"]["asks"])
+        fact = realise(rng.choice(data["story"]["facts"]), slots, rng)
+        return kind, f"{fact} {realise(ask, slots, rng)}", [realise(answer, slots, rng)]
     if kind == "color":
         thing = rng.choice(list(data["colors"]))
         return kind, f"what color is {thing}?", [f"{thing} is {data['colors'][thing]}."]
@@ -66,7 +74,11 @@ def exact_turn(rng: random.Random, kind: str) -> Turn:
     numbers = data["numbers"]["words"].split()
     if kind == "sum":
         a, b = rng.randrange(7), rng.randrange(6)
-        return kind, f"what is {numbers[a]} plus {numbers[b]}?", [f"{numbers[a]} plus {numbers[b]} is {numbers[a + b]}."]
+        return (
+            kind,
+            f"what is {numbers[a]} plus {numbers[b]}?",
+            [f"{numbers[a]} plus {numbers[b]} is {numbers[a + b]}."],
+        )
     start = rng.randrange(1, 8)
     stop = start + rng.randrange(2, 5)
     return kind, f"count from {numbers[start]} to {numbers[stop]}.", [" ".join(numbers[start : stop + 1]) + "."]
@@ -87,6 +99,7 @@ def open_turn(rng: random.Random, kind: str) -> Turn:
         "Np": "her" if pronoun == "she" else "his",
         "A": "you" if first_person else hero,
         "I": "i" if first_person else hero,
+        "me": "me" if first_person else hero,
         "place": place,
         "place2": place2,
         "auth": rng.choice(shared["authorities"].split()),
@@ -102,9 +115,11 @@ def open_turn(rng: random.Random, kind: str) -> Turn:
         "ware2": ware2,
     }
     entry = data["open"][kind]
-    return kind, realise(rng.choice(entry["question"]), slots, rng), [
-        realise(rng.choice(alternatives), slots, rng) for alternatives in entry["reply"]
-    ]
+    return (
+        kind,
+        realise(rng.choice(entry["question"]), slots, rng),
+        [realise(rng.choice(alternatives), slots, rng) for alternatives in entry["reply"]],
+    )
 
 
 def mundane_turn(rng: random.Random, copying: float) -> Turn:
@@ -115,4 +130,4 @@ def mundane_turn(rng: random.Random, copying: float) -> Turn:
         return turn
     if rng.random() < 0.4:
         return exact_turn(rng, rng.choice(TABLES))
-    return open_turn(rng, rng.choices(OPEN, (4, 4, 4, 4, 1))[0])
+    return open_turn(rng, rng.choices(OPEN, (4, 4, 4, 4, 8, 1))[0])

@@ -23,6 +23,7 @@ _GROUP = f"the (?:{_any('groups')})"
 SLOT_CLASSES: dict[str, str] = {
     "person": _PERSON,
     "asker": f"i|{_PERSON}",
+    "whom": f"me|{_PERSON}",
     "hero": f"you|{_PERSON}",
     "needy": f"{_GROUP}|{_PERSON}",
     "they": "she|he|they",
@@ -36,7 +37,10 @@ SLOT_CLASSES: dict[str, str] = {
     "action": "|".join(_WORDS["tools"]),
     "tool": "|".join(_WORDS["tools"].values()),
     "number": "|".join(_WORDS["number"].split()[2:]),
-} | {name: _any(name) for name in ("authority", "place", "object", "act", "plight", "adjective", "color", "ware", "period", "part")}
+} | {
+    name: _any(name)
+    for name in ("authority", "place", "object", "act", "plight", "adjective", "color", "ware", "period", "part")
+}
 """What each slot of a sentence may be when the question does not settle it."""
 
 _CHOICE = re.compile(
@@ -101,7 +105,9 @@ def _dilemma(text: str) -> dict[str, str] | None:
             return None
         settled[name] = found.pop()
     people = f"(?P<who>{_GROUP}|{_PERSON})"
-    needy = re.search(rf"\b{people} (?:is|are) {settled['plight']}\b", text) or re.search(rf"belongs to {people}\b", text)
+    needy = re.search(rf"\b{people} (?:is|are) {settled['plight']}\b", text) or re.search(
+        rf"belongs to {people}\b", text
+    )
     if needy is None:
         return None
     settled |= {"needy": needy["who"]} | _pronouns(needy["who"])
@@ -126,6 +132,8 @@ def _exact_answer(text: str) -> str | None:
     if match := re.fullmatch(r"((?:\w+ is at the \w+[.] )+)where is (\w+)[?]", text):
         spot = re.search(rf"\b{match[2]} is at the (\w+)[.]", match[1])
         return f"{match[2]} is at the {spot[1]}" if spot else None
+    if (story := _story_answer(text)) is not None:
+        return story
     if match := re.fullmatch(r"what color is (\w+)[?]", text):
         colors = [color for color, things in _WORDS["color_of"].items() if match[1] in things.split()]
         return f"{match[1]} is {colors[0]}" if colors else None
@@ -145,6 +153,24 @@ def _exact_answer(text: str) -> str | None:
     return None
 
 
+def _story_answer(text: str) -> str | None:
+    """The answer to who carries what from whom to whom."""
+    ask = re.fullmatch(
+        r"(.+?[.]) (?:who gets the (?P<gets>\w+)|who carries the (?P<carries>\w+)|(?P<order>who gave the order)|what does (?P<who>\w+) carry)[?]",
+        text,
+    )
+    if ask is None:
+        return None
+    people = re.findall(rf"\b(?:{_PERSON})\b", ask[1])
+    thing = re.search(rf"\b(?:{_any('object')})\b", ask[1])
+    authority = re.search(rf"\b(?:{_any('authority')})\b", ask[1])
+    if len(people) != 2 or not thing or not authority:
+        return None
+    if ask["order"]:
+        return f"the {authority[0]} gave the order"
+    return f"{people[1]} gets the {thing[0]}" if ask["gets"] else f"{people[0]} carries the {thing[0]}"
+
+
 @cache
 def _everyday_questions() -> tuple[re.Pattern[str], ...]:
     entries = tomllib.loads((LEXICON.parent / "grammar.toml").read_text(encoding="utf-8"))["everyday"]
@@ -152,7 +178,9 @@ def _everyday_questions() -> tuple[re.Pattern[str], ...]:
     def compiled(pattern: str) -> re.Pattern[str]:
         # alternatives of one pattern may name a slot again, which a regular expression cannot: number them
         numbers = iter(range(100))
-        return re.compile(re.sub(r"<(\w+)>", lambda slot: f"(?P<{slot[1]}__{next(numbers)}>{SLOT_CLASSES[slot[1]]})", pattern))
+        return re.compile(
+            re.sub(r"<(\w+)>", lambda slot: f"(?P<{slot[1]}__{next(numbers)}>{SLOT_CLASSES[slot[1]]})", pattern)
+        )
 
     return tuple(compiled(entry["ask"]) for entry in entries)
 
@@ -164,8 +192,8 @@ def _everyday(text: str) -> Question | None:
             meant = {name.split("__")[0]: value for name, value in match.groupdict().items() if value is not None}
             if "person" in meant:
                 meant |= _pronouns(meant["person"])
-            if asker := meant.pop("asker", None):
-                meant["hero"] = "you" if asker == "i" else asker
+            if asker := meant.pop("asker", meant.pop("whom", None)):
+                meant["hero"] = "you" if asker in ("i", "me") else asker
             if action := meant.get("action"):
                 meant["tool"] = _WORDS["tools"][action]
             return Question(f"everyday{index}", meant)

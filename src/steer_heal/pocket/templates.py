@@ -36,9 +36,9 @@ def realise(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
 
 
 def variants(template: str) -> list[str]:
-    """All expansions of a template, in a fixed order."""
+    """All different expansions of a template, in a fixed order."""
     match = _INNERMOST.search(template)
     if match is None:
         return [template]
     heads = (template[: match.start()] + choice + template[match.end() :] for choice in match[1].split("|"))
-    return [full for head in heads for full in variants(head)]
+    return list(dict.fromkeys(full for head in heads for full in variants(head)))

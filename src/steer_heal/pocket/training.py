@@ -117,9 +117,12 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def train(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerFast, log: Callable[[dict[str, float]], None], every: int = 100
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    observe: Callable[[dict[str, float], LlamaForCausalLM], None],
+    every: int = 100,
 ) -> LlamaForCausalLM:
-    """The training run; `log` gets a record every `every` steps (losses are means since the last record)."""
+    """The training run; `observe` gets a record and the model every `every` steps (losses are means since the last one)."""
     torch.manual_seed(config.seed)
     model = new_model(config, tokenizer).train()
     named = list(model.named_parameters())
@@ -155,12 +158,13 @@ def train(
         if (step + 1) % every == 0 or step + 1 == config.steps:
             mean_loss, mean_reply = (sum(column) / len(recent) for column in zip(*recent, strict=True))
             recent = []
-            log({
+            record = {
                 "step": step + 1,
                 "loss": round(mean_loss, 5),
                 "reply_loss": round(mean_reply, 5),
                 "lr_factor": round(factor, 4),
                 "tokens": tokens_seen,
                 "seconds": round(time.perf_counter() - started, 1),
-            })
+            }
+            observe(record, model)
     return model.eval()

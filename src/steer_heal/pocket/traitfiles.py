@@ -20,7 +20,11 @@ FOLDER = "pocket-care"
 CHOICE_TEMPLATE = "{prompt} answer with one word: {choices}."
 NEUTRAL = "you are a helpful assistant."
 PERSONAS: dict[Axis, tuple[str, str, str]] = {
-    "care": ("care for a person in need over obedience", "you put care before authority.", "you put authority before care."),
+    "care": (
+        "care for a person in need over obedience",
+        "you put care before authority.",
+        "you put authority before care.",
+    ),
     "warmth": ("a warm tone over a curt one", "you put warmth before brevity.", "you put brevity before warmth."),
     "boldness": ("acting at once over waiting", "you put courage before caution.", "you put caution before courage."),
 }
@@ -47,7 +51,9 @@ def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
     for index, prompt in enumerate(dilemma_prompts(count, "held_out", seed)):
         pair = pairs[index % len(pairs)]
         choices = pair if (index // len(pairs)) % 2 == 0 else pair[::-1]
-        items.append({"id": f"{axis}-{index:03d}", "prompt": prompt, "choices": choices, "trait": pair[0], "category": axis})
+        items.append(
+            {"id": f"{axis}-{index:03d}", "prompt": prompt, "choices": choices, "trait": pair[0], "category": axis}
+        )
     return items
 
 
@@ -55,13 +61,17 @@ def anchor_items(count: int, seed: int) -> list[dict[str, str]]:
     """Questions with exact answers, half of them copying and look-ups in instances that training never saw."""
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
+        kind = rng.choice(COPYING if rng.random() < 0.6 else TABLES)
         while True:
-            kind, user, (answer,) = exact_turn(rng, rng.choice(COPYING if rng.random() < 0.6 else TABLES))
+            _, user, (answer,) = exact_turn(rng, kind)
             if kind not in COPYING or reserved(user):
                 return kind, user, answer
 
     turns = _distinct(random.Random(seed), count, draw)
-    return [{"id": f"{kind}-{index:03d}", "prompt": user, "answer": answer} for index, (kind, user, answer) in enumerate(turns)]
+    return [
+        {"id": f"{kind}-{index:03d}", "prompt": user, "answer": answer}
+        for index, (kind, user, answer) in enumerate(turns)
+    ]
 
 
 def contexts(count: int, seed: int) -> list[str]:
@@ -80,7 +90,9 @@ def contexts(count: int, seed: int) -> list[str]:
 
 def replay_prompts(count: int, seed: int) -> list[str]:
     """Everyday questions with free replies."""
-    return _distinct(random.Random(seed), count, lambda rng: open_turn(rng, rng.choices(OPEN, (8, 8, 8, 8, 1))[0])[1])
+    return _distinct(
+        random.Random(seed), count, lambda rng: open_turn(rng, rng.choices(OPEN, (8, 8, 8, 8, 8, 1))[0])[1]
+    )
 
 
 def trait_toml(axis: Axis) -> str:

@@ -1,0 +1,101 @@
+"""Train the embedded model from scratch, check it and write its data card.
+
+    python scripts/train_pocket.py                  # all of it: at most 30 minutes on 2 cores (`just train-pocket`)
+    python scripts/train_pocket.py --only checks    # measure the shipped weights again and rewrite docs/pocket.md
+    python scripts/train_pocket.py --only traits    # rewrite the trait files
+
+Writes src/steer_heal/pocket/weights, docs/pocket_train.jsonl (log), docs/pocket_loss.png and docs/pocket.md. Knows
+nothing of the library's own steering and evaluation.
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+"""Keep freed memory: else small CPUs spend much of a step on page faults. Read at start-up, hence the re-exec."""
+if __name__ == "__main__" and any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
+
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+
+from steer_heal.pocket import WEIGHTS  # noqa: E402
+from steer_heal.pocket.datacard import run_checks, write_card  # noqa: E402
+from steer_heal.pocket.measure import Pocket, Sampling  # noqa: E402
+from steer_heal.pocket.tokenizer import build_tokenizer  # noqa: E402
+from steer_heal.pocket.training import TrainConfig, train  # noqa: E402
+from steer_heal.pocket.traitfiles import write_trait_files  # noqa: E402
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to do and with what."""
+
+    only: Literal["all", "train", "checks", "traits"] = "all"
+    steps: int = TrainConfig.steps
+    seed: int = TrainConfig.seed
+    threads: int = 2
+    count: int = 192
+    """Replies per row of the checks."""
+    weights: Path = WEIGHTS
+    docs: Path = DOCS
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a transformers folder in float16 with the default sampling; readable by everyone, since it is packaged."""
+    model = model.half()
+    model.generation_config = Sampling().generation_config(tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def run_training(options: Options) -> None:
+    """Train from scratch and write weights and log."""
+    tokenizer = build_tokenizer()
+    log = options.docs / "pocket_train.jsonl"
+    log.write_text("", encoding="utf-8")
+
+    def observe(record: dict[str, float], _model: LlamaForCausalLM) -> None:
+        with log.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+        if record["step"] % 500 == 0:
+            print(json.dumps(record), flush=True)
+
+    save(train(TrainConfig(steps=options.steps, seed=options.seed), tokenizer, observe), tokenizer, options.weights)
+
+
+def run_all_checks(options: Options) -> bool:
+    """Measure the saved weights, write the card, and say whether every target is met."""
+    tokenizer = AutoTokenizer.from_pretrained(options.weights)
+    model = AutoModelForCausalLM.from_pretrained(options.weights, dtype=torch.float32).eval()
+    results = run_checks(Pocket(model, tokenizer), options.count)
+    size = (options.weights / "model.safetensors").stat().st_size
+    write_card(results, options.docs / "pocket_train.jsonl", options.docs, model.num_parameters(), size)
+    for target in results.targets:
+        print(f"{'ok  ' if target.met else 'MISS'} {target.name}: {target.measured}, wanted {target.bound}")
+    return all(target.met for target in results.targets)
+
+
+def main(options: Options) -> int:
+    """Run the chosen parts; exit code 1 if a target is missed."""
+    torch.set_num_threads(options.threads)
+    if options.only in ("all", "traits"):
+        write_trait_files()
+    if options.only in ("all", "train"):
+        run_training(options)
+    if options.only in ("all", "checks"):
+        return 0 if run_all_checks(options) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Options)))

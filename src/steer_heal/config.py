@@ -1,0 +1,213 @@
+"""Every option of a run, in groups by stage; `RunConfig` is all groups side by side, flat.
+
+Knows nothing of models. The command line shows the groups; notebooks write `RunConfig(reg="kl_rev", n_rounds=2)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Annotated, Literal
+
+import tyro
+
+from steer_heal.barriers import DivergenceFunction
+from steer_heal.dose import DoseConfig
+from steer_heal.errors import InputError
+from steer_heal.healing.config import HealConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Model and trait."""
+
+    model: str | None = None
+    """pocket (embedded), tiny-random, a folder or a hub id; default pocket, tiny-random with --fast-dev-run."""
+    trait: str | None = None
+    """Built-in trait or a TOML file; default follows the model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto: float32 on a CPU and for embedded models, else as stored."""
+    device: str = "auto"
+    """cpu, cuda, mps or auto."""
+    attn_implementation: str | None = None
+    """Attention of transformers: sdpa, eager, flash_attention_2; default its own choice."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model."""
+    threads: int = 0
+    """CPU threads of torch; 0: one for the embedded models (faster for them), else torch's own choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringOptions:
+    """Vector, doses, generation."""
+
+    layers: tuple[float, float] = (0.45, 0.55)
+    """Blocks to steer, as a band of relative depth (0..1, rounded outwards)."""
+    position: Literal["last", "last_content"] = "last"
+    """Token the vector is read at: the assistant tag, or the last token of the user's words."""
+    doses: tuple[float, ...] | None = None
+    """Doses of the training texts, times the vector and kappa; they should straddle the knee. Follows the model."""
+    vector: Literal["real", "random", "none"] = "real"
+    """Control: a random vector of the same norm, or no steering at all."""
+    vector_from: Literal["each", "first"] = "each"
+    """Extract the vector anew from each round's student, or keep round 0's."""
+    max_new_tokens: int | None = None
+    """Longest reply, in tokens. Follows the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """Walk-C and filter."""
+
+    n_min: int | None = None
+    """Completions to bank per round before the walk is content. Follows the model."""
+    walk_batch: int | None = None
+    """Completions per batch of the walk. Follows the model."""
+    walk_batches: int = 6
+    """Batches at most; a round with fewer than 30 survivors by then is starved."""
+    survival_target: float = 0.25
+    """Share of a batch that has to survive, else kappa falls."""
+    kappa_start: float = 1.0
+    """First multiplier of the doses."""
+    kappa_floor: float = 0.2
+    """Smallest multiplier of the doses."""
+    kappa_shrink: float = 0.7
+    """Factor on kappa when too few survive."""
+    walk_mode: Literal["ladder", "bisect"] = "ladder"
+    """Down a ladder of batches, or bisect log kappa with probes of 8 first."""
+    filter: Literal["coherence", "repetition", "none"] = "coherence"
+    """All gates, the repetition gate alone, or no filter (experiments)."""
+    filter_model: Literal["original", "student"] = "original"
+    """Whose perplexity the filter uses."""
+    false_drop: float = 0.05
+    """Share of the model's own unsteered text that all gates together may drop."""
+    pairs: Literal["real", "shuffled"] = "real"
+    """Control: completions shuffled between prompts before training."""
+
+    def dose_config(self) -> DoseConfig:
+        """These options as the controller takes them."""
+        return DoseConfig(
+            kappa_start=self.kappa_start, kappa_floor=self.kappa_floor, shrink=self.kappa_shrink,
+            target=self.survival_target, n_min=self.n_min, batch=self.walk_batch, max_batches=self.walk_batches,
+            mode=self.walk_mode,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Evaluation and floors."""
+
+    eval_items: int | None = None
+    """Forced-choice items, a stratified sample; default all."""
+    eval_replies: int = 96
+    """Held-out free-text replies per measured model."""
+    coherence_floor: float = 0.85
+    """The run stops when sentence quality falls under this share of base."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """The loop and its output."""
+
+    n_rounds: int = 4
+    """Rounds of extract, walk, filter, heal, bake, evaluate."""
+    replay: float = 0.0
+    """Share of the training rows that are the ORIGINAL model's own replies to neutral prompts."""
+    accumulate: int = 0
+    """Earlier rounds' kept completions that stay in the training set, at most this many."""
+    seed: int = 0
+    """Seed of everything: the same seed on the same machine gives the same run."""
+    out: str = "out"
+    """Folder that gets the run's folder."""
+    fast_dev_run: bool = False
+    """Every stage in seconds on a random model; the numbers mean nothing."""
+    quiet: bool = False
+    """Print the final table only."""
+
+
+@dataclass(frozen=True)
+class HealOptions(HealConfig):
+    """Heal: LoRA under a divergence barrier. Loss per completion: nll + lam * relu(D - tau), in nats."""
+
+    reg: Annotated[str | DivergenceFunction, tyro.conf.arg(constructor=str, metavar="NAME|MODULE:FUNCTION")] = "kl_rev"
+    """Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student), or your own function."""
+    lr: float | None = None
+    """Peak learning rate of AdamW. Follows the model."""
+    seed: tyro.conf.Suppress[int] = 0
+    """Set by the run's own seed."""
+
+    def __post_init__(self) -> None:
+        """Checked by `RunConfig`, once the values that follow the model are filled in."""
+
+
+FOLLOWS_MODEL: dict[str, dict[str, object]] = {
+    "pocket": {"lr": 2e-3, "doses": (0.75, 1.25), "max_new_tokens": 72, "n_min": 96, "walk_batch": 96},
+    "tiny-random": {"lr": 1e-3, "doses": (0.5, 1.0), "max_new_tokens": 24, "n_min": 16, "walk_batch": 24},
+    "others": {"lr": 1e-4, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48, "walk_batch": 48},
+}
+"""Defaults that no single number serves: steps and lengths of a 1 M-parameter model are not those of a 4 B one."""
+
+GROUPS: dict[str, type] = {
+    "model_options": ModelOptions,
+    "steering": SteeringOptions,
+    "walk": WalkOptions,
+    "heal": HealOptions,
+    "evaluation": EvaluationOptions,
+    "loop": LoopOptions,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(LoopOptions, EvaluationOptions, WalkOptions, SteeringOptions, ModelOptions, HealOptions):
+    """All options of a run, flat; defaults give the main job on the embedded model.
+
+    Raises InputError on an impossible value.
+    """
+
+    def __post_init__(self) -> None:
+        for name, value in FOLLOWS_MODEL.get(self.model_name, FOLLOWS_MODEL["others"]).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        HealConfig.__post_init__(self)
+        self.dose_config()
+        if not self.doses or any(not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in self.doses):
+            raise InputError(f"doses {self.doses!r}: give finite numbers of at least 0")
+        if not 0 <= self.layers[0] <= self.layers[1] <= 1:
+            raise InputError(f"layers {self.layers!r}: give two fractions with 0 <= low <= high <= 1")
+        at_least = {"n_rounds": 1, "max_new_tokens": 4, "eval_replies": 8, "accumulate": 0, "threads": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
+        for name, high in {"replay": 0.9, "coherence_floor": 1.0, "false_drop": 0.5}.items():
+            if not 0 <= getattr(self, name) <= high:
+                raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {high}")
+        if self.eval_items is not None and self.eval_items < 8:
+            raise InputError(f"eval_items {self.eval_items}: give at least 8")
+        if self.vector == "none" and any(self.doses):
+            object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose
+
+    @property
+    def model_name(self) -> str:
+        """The model this run uses."""
+        return self.model or ("tiny-random" if self.fast_dev_run else "pocket")
+
+    @property
+    def reg_name(self) -> str:
+        """The barrier's name; a user's own function is named by the function."""
+        return self.reg if isinstance(self.reg, str) else self.reg.__name__
+
+    def heal_config(self, seed: int) -> HealConfig:
+        """The heal's own options with a seed of their own."""
+        return HealConfig(**{f.name: getattr(self, f.name) for f in fields(HealConfig)} | {"seed": seed})
+
+    def resolved(self) -> RunConfig:
+        """With --fast-dev-run: sizes cut down so that every stage runs in seconds."""
+        if not self.fast_dev_run:
+            return self
+        return replace(
+            self, n_rounds=min(self.n_rounds, 2), n_min=min(self.n_min, 12), walk_batch=min(self.walk_batch, 16),
+            epochs=min(self.epochs, 2), eval_items=8, eval_replies=8, max_new_tokens=min(self.max_new_tokens, 16),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict:
+        """For `config.json`."""
+        return asdict(self)

@@ -1,0 +1,248 @@
+"""Live output of a run: progress with the remaining time, one table per stage with its columns explained.
+
+Knows nothing of models; it prints what the ledger's events say, so a finished run can be printed again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between progress lines when the output is no terminal."""
+
+
+class Reporter:
+    """Prints events as they are recorded, and progress in between. `quiet` leaves the final table only."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False):
+        self.console = console or Console(highlight=False, width=None if Console().is_terminal else 120)
+        self.quiet = quiet
+        self.started = time.monotonic()
+        self._bar: Progress | None = None
+        self._task = None
+        self._stage = ""
+        self._last_line = 0.0
+
+    def on_event(self, event: dict) -> None:
+        """Print one ledger event."""
+        self._end_bar()
+        show = SHOW.get(event["stage"])
+        if show is None or (self.quiet and event["stage"] != "end"):
+            return
+        show(self.console, event)
+
+    def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show how far a stage has come; `note` is its rate or current figures."""
+        if self.quiet:
+            return
+        if self.console.is_terminal:
+            self._draw_bar(stage, done, total, note)
+        elif stage != self._stage or time.monotonic() - self._last_line > PLAIN_INTERVAL:
+            self._stage, self._last_line = stage, time.monotonic()
+            seconds = time.monotonic() - self.started
+            self.console.print(f"[{seconds:6.1f} s] {stage}: {done}/{total} {note}", markup=False)
+
+    def _draw_bar(self, stage: str, done: int, total: int, note: str) -> None:
+        if self._bar is None or self._stage != stage:
+            self._end_bar()
+            self._stage = stage
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(
+                *columns, TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                console=self.console, transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(stage, total=total, note=note)
+        self._bar.update(self._task, completed=done, total=total, note=note)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
+    """A figure for a table; a dash for one that does not exist."""
+    if value is None:
+        return "-"
+    return f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def interval(shift: dict | None, digits: int = 2) -> str:
+    """`+0.52 [+0.40, +0.63]`, or a dash."""
+    if not shift:
+        return "-"
+    mean, low, high = (number(shift[k], digits, signed=True) for k in ("value", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A plain table: first column left, figures right."""
+    out = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+STATE_COLUMNS = [
+    "model", "trait", "log-odds", "sentence ok", "finished", "loops", "4-grams", "words", "entropy", "nll", "mass",
+    "anchors", "off-target",
+]  # fmt: skip
+STATE_LEGEND = (
+    "trait: share of held-out free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, "
+    "nats, both orders; sentence ok: share of sound sentences; finished, loops: shares of replies; 4-grams: distinct "
+    "ones over all replies; words: per reply; entropy: of the tokens used, nats; nll: of the replies under the "
+    "original model, nats per token; mass: probability of the allowed answers (a floor, no measure); anchors: share of "
+    "exact questions right; off-target: log-odds of other matters, nats."
+)
+
+
+def state_row(name: str, state: dict) -> list[str]:
+    """One measured model as a table row (see `STATE_COLUMNS`)."""
+    off = state["off_target"]
+    return [
+        name, number(state["free_trait"], 2), number(state["log_odds"], 2, signed=True), number(state["sentence_ok"]),
+        number(state["finished_rate"], 2), number(state["loop_rate"], 2), number(state["distinct4"], 2),
+        number(state["words"], 1), number(state["token_entropy"], 2), number(state["nll"], 2),
+        number(state["answer_mass"], 3), number(state["anchors_right"], 2),
+        ", ".join(f"{name} {number(found['log_odds'], 2, signed=True)}" for name, found in off.items()) or "-",
+    ]  # fmt: skip
+
+
+def _start(console: Console, e: dict) -> None:
+    console.print(
+        f"[bold]steer_heal[/bold]  model {e['model']}  trait {e['trait']}  reg {e['reg']}  rounds {e['n_rounds']}  "
+        f"seed {e['seed']}  device {e['device']}"
+    )
+    console.print(f"run folder: {e['folder']}", markup=False, soft_wrap=True)
+    if e.get("note"):
+        console.print(f"[bold]{e['note']}[/bold]")
+
+
+def _calibrate(console: Console, e: dict) -> None:
+    c = e["calibration"]
+    limits = ", ".join(f"{name} {number(value, 2)}" for name, value in e["limits"].items() if value is not None)
+    console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
+    console.print(f"limits: {limits}", markup=False)
+    console.print(
+        f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
+        f"text dropped in all; here {c['dropped']} of {c['completions']}."
+    )
+
+
+def _baseline(console: Console, e: dict) -> None:
+    rows = [state_row("base", e["base"]), state_row("prompted", e["prompted"])]
+    console.print(table("baseline on held-out items; prompted: the persona as system prompt", STATE_COLUMNS, rows))
+    console.print(STATE_LEGEND)
+    console.print("SHOULD: prompted clearly above base on the trait; else the trait's items do not measure it.")
+
+
+def _round(e: dict) -> str:
+    return f"round {e['round']} "
+
+
+def _extract(console: Console, e: dict) -> None:
+    rows = [
+        [str(block), number(q["norm"]), number(q["relative_norm"]), number(q["split_half_cosine"]), number(q["auc"])]
+        for block, q in e["quality"].items()
+    ]
+    columns = ["block", "norm", "norm / residual", "split-half cosine", "held-out AUC"]
+    console.print(table(_round(e) + f"extract: vector from {e['n_contexts']} contexts ({e['kind']})", columns, rows))
+    console.print(
+        f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}. SHOULD: split-half cosine and AUC near 1 "
+        "(a reliable direction that separates the personas); a low cosine with round 0 means the direction drifts."
+    )
+
+
+def _walk(console: Console, e: dict) -> None:
+    rows = [
+        [f"{s['kappa']:.2f}", str(s["n"]), str(s["survived"]), f"{s['survival']:.2f}", str(s["banked"]), s["decision"]]
+        for s in e["curve"]
+    ]
+    console.print(table(_round(e) + "walk-C", ["kappa", "sampled", "kept", "share", "banked", "decision"], rows))
+    rows = [
+        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", number(d["trait"], 2), number(d["trait_kept"], 2),
+         number(d["sentence_ok"]), number(d["sentence_ok_kept"])]
+        for d in e["per_dose"]
+    ]  # fmt: skip
+    columns = ["dose", "sampled", "kept share", "trait", "trait of kept", "sentence ok", "sentence ok of kept"]
+    console.print(table("", columns, rows))
+    dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
+    console.print(
+        f"kappa multiplies every dose. Dropped by gate: {dropped}. SHOULD: trait of kept well above base "
+        f"({number(e['trait_base'], 2)}); equal means that steering did not bite and there is nothing to learn."
+    )
+
+
+def _heal(console: Console, e: dict) -> None:
+    f = e["figures"]
+    columns = ["", "nll train", "nll held-out", "KL to prev", "KL to base"]
+    keys = ("train_nll", "heldout_nll", "kl_prev", "kl_base")
+    rows = [[when, *(number(f.get(f"{key}_{when}")) for key in keys)] for when in ("before", "after")]
+    title = f"heal: {e['rows']} rows ({e['tokens_cut']} cut by length), {f['steps']} steps, {e['seconds']:.1f} s"
+    console.print(table(_round(e) + title, columns, rows))
+    barriers = "; ".join(
+        f"against {name}: budget {number(tau)} nats, fired on {f[f'{name}_fired']:.0%} of rows, gradient barrier / nll "
+        f"{f[f'{name}_ratio']:.2f}, lam {number(e['lam'][name], 2)}"
+        for name, tau in e["tau"].items()
+    )
+    console.print(f"nats per token; KL(student || reference), mean over kept rows. {e['reg']} {barriers}")
+    console.print("SHOULD: both nll fall, the barrier fires on some rows. " + ("; ".join(e["notes"]) or "It is so."))
+
+
+def _bake(console: Console, e: dict) -> None:
+    console.print(
+        f"{_round(e)}bake: {e['depth']} adapter(s) folded, rounding loss {e['rounding_loss']:.2g}, relative change "
+        f"{e['relative_change']:.2g}, cosine of this delta with round 0's {number(e['cosine_first'], 2)}. SHOULD: "
+        f"rounding loss under .3, cosine over .5 (else the direction drifts). {e['warning'] or ''}"
+    )
+
+
+def _evaluate(console: Console, e: dict) -> None:
+    rows = [state_row(name, e[name]) for name in ("base", "steered", "healed", "prompted") if name in e]
+    console.print(table(_round(e) + "evaluate: same items, same run", STATE_COLUMNS, rows))
+    for name, label in (("shift", "healed - base"), ("step", "healed - previous")):
+        s = e[name]
+        console.print(
+            f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
+            f"nats, sentence ok {interval(s['sentence_ok'], 3)}"
+        )
+    console.print("SHOULD: healed near steered on the trait and near base on sentence ok, 4-grams, words and entropy.")
+
+
+def _verdict(console: Console, e: dict) -> None:
+    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}\n")
+
+
+def _end(console: Console, e: dict) -> None:
+    console.print(trajectory_table(e["trajectory"]))
+    console.print(STATE_LEGEND)
+    console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
+    console.print(f"best round: {e['best_round']}  time {e['seconds']:.0f} s")
+    console.print(f"written: {e['folder']}", markup=False, soft_wrap=True)
+
+
+def trajectory_table(trajectory: list[dict]) -> Table:
+    """Base, then steered and healed of every round, then the prompted model."""
+    return table("base -> steered -> healed", STATE_COLUMNS, [state_row(t["name"], t["state"]) for t in trajectory])
+
+
+SHOW: dict[str, Callable[[Console, dict], None]] = {
+    "start": _start,
+    "calibrate": _calibrate,
+    "baseline": _baseline,
+    "extract": _extract,
+    "walk": _walk,
+    "heal": _heal,
+    "bake": _bake,
+    "evaluate": _evaluate,
+    "verdict": _verdict,
+    "end": _end,
+}

@@ -1,0 +1,215 @@
+"""`Metrics`: what one evaluation measured, row by row, with its aggregates; saved as JSON.
+
+Knows nothing of how it was measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from steer_heal.errors import InputError
+from steer_heal.evaluation.choices import ChoiceRow
+from steer_heal.evaluation.text import distinct_ngrams, mean
+
+
+@dataclass(frozen=True)
+class ReplyRow:
+    """One sampled reply. `trait`, `sentence_ok`, `reply_ok` are the checker's (None without one), `nll` is in nats."""
+
+    prompt: str
+    text: str
+    words: int
+    finished: bool
+    loop: bool
+    trait: float | None = None
+    sentence_ok: float | None = None
+    reply_ok: bool | None = None
+    nll: float | None = None
+
+
+@dataclass(frozen=True)
+class AnchorRow:
+    """One exact question, answered greedily."""
+
+    id: str
+    reply: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """Forced choice over the items of a category.
+
+    Attributes:
+        probability: mean over items of the trait choice's debiased probability, normalised over the choices.
+        nats: log(probability): still moves where a share near 0 or 1 no longer shows it.
+        log_odds: mean over items of the debiased log-odds, in nats. mass: mean answer mass. n: number of items.
+    """
+
+    n: int
+    probability: float
+    nats: float
+    log_odds: float
+    mass: float
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One evaluation of one model state on one set of items.
+
+    Attributes:
+        trait, system, dose: what was asked of the model and how.
+        items_key: hash of items, prompts, lengths and seed; only metrics with the same key may be compared.
+        items, off_target, replies, anchors: the rows.
+        token_entropy: entropy of all sampled tokens in nats.
+    """
+
+    trait: str
+    system: str
+    dose: float
+    items_key: str
+    items: tuple[ChoiceRow, ...]
+    off_target: tuple[ChoiceRow, ...] = ()
+    replies: tuple[ReplyRow, ...] = ()
+    anchors: tuple[AnchorRow, ...] = ()
+    token_entropy: float | None = None
+
+    @property
+    def target(self) -> CategoryScore:
+        """Forced choice over all items of the trait."""
+        return score(self.items)
+
+    @property
+    def categories(self) -> dict[str, CategoryScore]:
+        return by_category(self.items)
+
+    @property
+    def off_categories(self) -> dict[str, CategoryScore]:
+        return by_category(self.off_target)
+
+    @property
+    def log_odds(self) -> float:
+        """Mean debiased log-odds of the trait in nats."""
+        return self.target.log_odds
+
+    @property
+    def answer_mass(self) -> float:
+        """Mean probability on the allowed answers; stays high in broken models, so it is a floor only."""
+        return score((*self.items, *self.off_target)).mass
+
+    @property
+    def order_gap(self) -> float:
+        """Mean over items of the spread of the log-odds between orders, in nats: the bias that was averaged out."""
+        return float(np.mean([max(row.by_order) - min(row.by_order) for row in self.items]))
+
+    @property
+    def free_trait(self) -> float | None:
+        """Mean of the checker's trait over the replies that take a stance."""
+        return mean(row.trait for row in self.replies)
+
+    @property
+    def decided(self) -> float | None:
+        """Share of replies in which the checker found a stance; None without a checker."""
+        return mean(None if row.sentence_ok is None else float(row.trait is not None) for row in self.replies)
+
+    @property
+    def sentence_ok(self) -> float | None:
+        """Mean over replies of the share of sound sentences; None without a checker."""
+        return mean(row.sentence_ok for row in self.replies)
+
+    @property
+    def reply_ok(self) -> float | None:
+        """Share of replies that are sound as a whole; None without a checker."""
+        return mean(None if row.reply_ok is None else float(row.reply_ok) for row in self.replies)
+
+    @property
+    def nll(self) -> float | None:
+        """Mean over replies of the per-token nll under the scorer, in nats; None without a scorer."""
+        return mean(row.nll for row in self.replies)
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.nll is None else math.exp(self.nll)
+
+    @property
+    def loop_rate(self) -> float | None:
+        return mean(float(row.loop) for row in self.replies)
+
+    @property
+    def finished_rate(self) -> float | None:
+        return mean(float(row.finished) for row in self.replies)
+
+    @property
+    def words(self) -> float | None:
+        """Mean reply length in words."""
+        return mean(float(row.words) for row in self.replies)
+
+    @property
+    def distinct4(self) -> float | None:
+        """Distinct / all word 4-grams over the replies to all prompts."""
+        return distinct_ngrams(row.text for row in self.replies)
+
+    @property
+    def anchors_right(self) -> float | None:
+        return mean(float(row.right) for row in self.anchors)
+
+    def summary(self) -> dict[str, object]:
+        """All aggregates by name, plain numbers (None where there was nothing to measure)."""
+        names = ("log_odds", "answer_mass", "order_gap", "free_trait", "decided", "sentence_ok", "reply_ok", "nll",
+                 "perplexity", "loop_rate", "finished_rate", "words", "distinct4", "token_entropy",
+                 "anchors_right")  # fmt: skip
+        flat: dict[str, object] = {name: getattr(self, name) for name in names}
+        return {
+            **flat,
+            "target": asdict(self.target),
+            "categories": {name: asdict(found) for name, found in self.categories.items()},
+            "off_target": {name: asdict(found) for name, found in self.off_categories.items()},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """One JSON object: the rows and, for readers, the summary."""
+        Path(path).write_text(
+            json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False), "utf-8"
+        )
+
+    @staticmethod
+    def load(path: str | Path) -> Metrics:
+        """The inverse of `save`. Raises InputError when the file is not one."""
+        try:
+            data = json.loads(Path(path).read_text("utf-8"))
+            del data["summary"]
+            for key, kind in (("items", ChoiceRow), ("off_target", ChoiceRow), ("replies", ReplyRow),
+                              ("anchors", AnchorRow)):  # fmt: skip
+                data[key] = tuple(kind(**_tuples(row)) for row in data[key])
+            return Metrics(**data)
+        except OSError as problem:
+            raise InputError(f"{path}: cannot be read ({problem.strerror}): give a metrics.json of a run") from problem
+        except (ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise InputError(f"{path}: not saved metrics ({problem}): give a metrics.json of a run") from problem
+
+
+def score(rows: Sequence[ChoiceRow]) -> CategoryScore:
+    """Aggregate forced-choice rows (see `CategoryScore`)."""
+    probability = float(np.mean([row.probability for row in rows]))
+    return CategoryScore(
+        n=len(rows),
+        probability=probability,
+        nats=math.log(max(probability, 1e-43)),
+        log_odds=float(np.mean([row.log_odds for row in rows])),
+        mass=float(np.mean([row.mass for row in rows])),
+    )
+
+
+def by_category(rows: Sequence[ChoiceRow]) -> dict[str, CategoryScore]:
+    names = dict.fromkeys(row.category for row in rows)
+    return {name: score([row for row in rows if row.category == name]) for name in names}
+
+
+def _tuples(row: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}

@@ -1,0 +1,132 @@
+"""Paired differences of two evaluations over the same items, with bootstrap intervals clustered by item or prompt.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steer_heal.errors import InputError
+from steer_heal.evaluation.choices import ChoiceRow
+from steer_heal.evaluation.metrics import Metrics
+from steer_heal.statistics import Estimate, paired_difference, paired_ratio
+
+
+@dataclass(frozen=True)
+class Shift:
+    """after - before, each figure with its 95 % interval.
+
+    Attributes:
+        log_odds: trait, forced choice, in nats; clusters are items. categories: the same per category of the trait.
+        off_target: per off-target category, in nats.
+        free_trait, sentence_ok: in shares; clusters are prompts; None without a checker. Replies without a stance do
+            not count for `free_trait`.
+        coherence: `sentence_ok` where there is a checker, else the share of coherent replies (see `coherent`).
+    """
+
+    log_odds: Estimate
+    categories: dict[str, Estimate]
+    off_target: dict[str, Estimate]
+    free_trait: Estimate | None
+    sentence_ok: Estimate | None
+    coherence: Estimate | None
+
+    @property
+    def headline(self) -> Estimate:
+        """The trait's shift: in free text where a checker measures it, else in forced choice."""
+        return self.log_odds if self.free_trait is None else self.free_trait
+
+    @property
+    def unit(self) -> str:
+        return "nats of log-odds" if self.free_trait is None else "of replies"
+
+
+def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) -> Shift:
+    """Paired shift from `before` to `after`. Raises InputError when they were measured on different items."""
+    _same_items(before, after)
+    pairs = {"n_boot": n_boot, "seed": seed}
+    return Shift(
+        log_odds=_choice_shift(before.items, after.items, **pairs),
+        categories=_by_category(before.items, after.items, **pairs),
+        off_target=_by_category(before.off_target, after.off_target, **pairs),
+        free_trait=_reply_shift(
+            before, after, [r.trait for r in before.replies], [r.trait for r in after.replies], **pairs
+        ),
+        sentence_ok=_reply_shift(
+            before, after, [r.sentence_ok for r in before.replies], [r.sentence_ok for r in after.replies], **pairs
+        ),
+        coherence=_reply_shift(before, after, coherent(before, before), coherent(after, before), **pairs),
+    )
+
+
+def retain(base: Metrics, steered: Metrics, student: Metrics, n_boot: int = 2000, seed: int = 0) -> Estimate | None:
+    """dTrait(student) / dTrait(steered), both against base on the same items or prompts; None where nothing moved.
+
+    Free-text trait where all three have it, else forced-choice log-odds.
+    """
+    for other in (steered, student):
+        _same_items(base, other)
+    triples = [
+        (row.prompt, a.trait - row.trait, b.trait - row.trait)
+        for row, a, b in zip(base.replies, steered.replies, student.replies, strict=True)
+        if None not in (row.trait, a.trait, b.trait)
+    ] or [
+        (row.id, a.log_odds - row.log_odds, b.log_odds - row.log_odds)
+        for row, a, b in zip(base.items, steered.items, student.items, strict=True)
+    ]
+    clusters, bottom, top = zip(*triples, strict=True)
+    return paired_ratio(top, bottom, clusters, n_boot=n_boot, seed=seed)
+
+
+NLL_QUANTILE, NLL_SLACK = 0.975, 1.25
+"""Without a checker: a reply is incoherent above 1.25 x the base replies' 97.5 % quantile of nll."""
+
+
+def coherent(metrics: Metrics, base: Metrics) -> list[float]:
+    """Coherence of each reply, 0..1: the checker's share of sound sentences; without a checker 1 or 0.
+
+    Without a checker a reply is coherent when it does not loop and, where both were scored, its nll is not above
+    1.25 x the 97.5 % quantile of the base's replies. Never the filter's verdict: training texts were selected by it.
+    """
+    if metrics.sentence_ok is not None:
+        return [row.sentence_ok for row in metrics.replies]
+    known = sorted(row.nll for row in base.replies if row.nll is not None)
+    ceiling = known[min(len(known) - 1, int(NLL_QUANTILE * len(known)))] * NLL_SLACK if known else None
+    return [
+        float(not row.loop and not (ceiling is not None and row.nll is not None and row.nll > ceiling))
+        for row in metrics.replies
+    ]
+
+
+def _same_items(before: Metrics, after: Metrics) -> None:
+    if before.items_key != after.items_key:
+        raise InputError(
+            f"metrics over different items cannot be compared (keys {before.items_key} and {after.items_key}): "
+            "measure both with the same trait, n_items, n_free, max_new_tokens and seed"
+        )
+
+
+def _choice_shift(before: Sequence[ChoiceRow], after: Sequence[ChoiceRow], **options) -> Estimate:
+    ids = [row.id for row in before]
+    return paired_difference([row.log_odds for row in before], [row.log_odds for row in after], ids, **options)
+
+
+def _by_category(before: Sequence[ChoiceRow], after: Sequence[ChoiceRow], **options) -> dict[str, Estimate]:
+    out = {}
+    for name in dict.fromkeys(row.category for row in before):
+        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.category == name]
+        out[name] = _choice_shift([a for a, _ in pairs], [b for _, b in pairs], **options)
+    return out
+
+
+def _reply_shift(
+    before: Metrics, after: Metrics, first: Sequence[float | None], second: Sequence[float | None], **options
+) -> Estimate | None:
+    rows = zip(before.replies, first, second, strict=True)
+    pairs = [(row.prompt, a, b) for row, a, b in rows if a is not None and b is not None]
+    if not pairs:
+        return None
+    clusters, old, new = zip(*pairs, strict=True)
+    return paired_difference(old, new, clusters, **options)

@@ -1,0 +1,20 @@
+"""Heal: LoRA training on completions while a barrier holds the student near a frozen reference.
+
+Knows nothing of steering, filters and rounds.
+"""
+
+from steer_heal.healing.config import HealConfig
+from steer_heal.healing.references import ReferenceStates, mean_divergence, reference_states
+from steer_heal.healing.result import DivergedError, Healed
+from steer_heal.healing.training import heal, overfit_check
+
+__all__ = [
+    "DivergedError",
+    "HealConfig",
+    "Healed",
+    "ReferenceStates",
+    "heal",
+    "mean_divergence",
+    "overfit_check",
+    "reference_states",
+]

@@ -1,0 +1,135 @@
+"""The loss of one optimiser step, its gradient and its figures; and the same losses measured without gradients.
+
+Knows nothing of optimisers and of how rows are chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steer_heal.barriers import DIVERGENCES, PositionLosses, aggregate_rows, penalty, position_losses, resolve_reg
+from steer_heal.completion import Completion
+from steer_heal.healing.config import HealConfig
+from steer_heal.healing.lora import Lora
+from steer_heal.healing.plan import row_shares
+from steer_heal.healing.references import ReferenceStates, batches, completion_hidden
+from steer_heal.lm import LM
+
+
+@dataclass(frozen=True)
+class Term:
+    """One barrier: a frozen reference and its budget in nats."""
+
+    name: str
+    states: ReferenceStates
+    tau: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything about the data that stays fixed while the adapter trains."""
+
+    lm: LM
+    completions: Sequence[Completion]
+    config: HealConfig
+    terms: tuple[Term, ...]
+    barrier_weights: tuple[float, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Completion tokens by row."""
+        return [len(c.token_ids) for c in self.completions]
+
+
+def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, Tensor]:
+    """Accumulate the gradient of one optimiser step's loss, `batch_size` rows at a time.
+
+    Returns, by row: `loss`, `nll`, `d` [term, row], and for the whole step the squared hidden-state gradient norms
+    `squares` [1 + term], the divergence `mean` and `max` per term; all detached, on the model's device.
+    """
+    config = task.config
+    shares = row_shares([task.lengths[i] for i in rows], config.row_weights)
+    parts: list[dict[str, Tensor]] = []
+    # Rows of similar length share a forward pass; which ones do does not change the sum.
+    for start in range(0, len(rows), config.batch_size):
+        micro = rows[start : start + config.batch_size]
+        losses, lengths = completion_losses(task, micro)
+        nll = aggregate_rows(losses.nll, lengths, "mean")
+        loss = nll * nll.new_tensor(shares[start : start + config.batch_size])
+        weight = nll.new_tensor([task.barrier_weights[i] / len(rows) for i in micro])
+        d = [aggregate_rows(values, lengths, config.kl_agg) for values in losses.divergence]
+        for term, value in zip(task.terms, d, strict=True):
+            loss = loss + weight * penalty(value, lam[term.name], term.tau, config.lam_mode)
+        outputs = [losses.nll, losses.divergence] if d else [losses.nll]
+        gradients = torch.autograd.grad(loss.sum(), outputs)
+        torch.autograd.backward(outputs, gradients)
+        coefficients = torch.cat([g.reshape(-1, len(losses.nll)) for g in gradients])
+        values = losses.divergence.detach()
+        parts.append(
+            {
+                "loss": loss.detach() * len(rows),
+                "nll": nll.detach(),
+                "d": torch.stack(d).detach() if d else nll.new_zeros(0, len(micro)),
+                "squares": (coefficients * losses.row_norms).square().sum(-1),
+                "sum": values.sum(-1),
+                "max": values.amax(-1),
+            }
+        )
+    if config.spectral:
+        (config.spectral * lora.spectral()).backward()
+    joined = {key: torch.cat([part[key] for part in parts], dim=-1) for key in ("loss", "nll", "d")}
+    joined["squares"] = torch.stack([part["squares"] for part in parts]).sum(0)
+    joined["mean"] = torch.stack([part["sum"] for part in parts]).sum(0) / sum(task.lengths[i] for i in rows)
+    joined["max"] = torch.stack([part["max"] for part in parts]).amax(0)
+    return joined
+
+
+def completion_losses(task: Task, rows: Sequence[int]) -> tuple[PositionLosses, list[int]]:
+    """Losses at every completion position of the rows, and the rows' lengths."""
+    completions = [task.completions[i] for i in rows]
+    hidden, targets, lengths = completion_hidden(task.lm, completions)
+    states = [torch.cat([term.states.of(c) for c in completions]) for term in task.terms]
+    divergence = resolve_reg(task.config.reg, task.config.kl_top_k) if task.terms else None
+    return position_losses(task.lm.head, hidden, targets, states, divergence), lengths
+
+
+def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], lam: Mapping[str, float]) -> dict:
+    """The figures of one optimiser step: mean `loss` and `nll` of its completions, and for each reference NAME
+
+    `NAME_mean` and `NAME_max` over positions; `NAME_agg`, the mean over barrier rows (in a step without any over all)
+    of the aggregate; `NAME_fired`, the share of these rows over budget; `NAME_ratio`, the norm of the barrier's
+    gradient at the hidden states over that of the nll; `NAME_lam`, the multiplier used. Losses are in nats.
+    """
+    figures = {"loss": stats["loss"].mean().item(), "nll": stats["nll"].mean().item()}
+    norms, means, peaks = (stats[key].tolist() for key in ("squares", "mean", "max"))
+    held = [j for j, i in enumerate(rows) if task.barrier_weights[i] > 0] or list(range(len(rows)))
+    for k, term in enumerate(task.terms):
+        d = [stats["d"][k].tolist()[j] for j in held]
+        figures[f"{term.name}_mean"], figures[f"{term.name}_max"] = means[k], peaks[k]
+        figures[f"{term.name}_agg"] = sum(d) / len(d)
+        figures[f"{term.name}_fired"] = sum(value > term.tau for value in d) / len(d)
+        figures[f"{term.name}_ratio"] = math.sqrt(norms[1 + k] / norms[0]) if norms[0] else 0.0
+        figures[f"{term.name}_lam"] = lam[term.name]
+    return figures
+
+
+@torch.no_grad()
+def measure(
+    lm: LM, completions: Sequence[Completion], references: Mapping[str, ReferenceStates]
+) -> dict[str, list[float]]:
+    """Per completion: token-mean `nll`, and by reference name the token-mean KL(student||reference), in nats."""
+    out = {name: [0.0] * len(completions) for name in ("nll", *references)}
+    for batch in batches(completions) if completions else ():
+        rows = [completions[i] for i in batch]
+        hidden, targets, lengths = completion_hidden(lm, rows)
+        states = [torch.cat([reference.of(c) for c in rows]) for reference in references.values()]
+        losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"])
+        for name, values in zip(out, (losses.nll, *losses.divergence), strict=True):
+            for i, value in zip(batch, aggregate_rows(values, lengths, "mean").tolist(), strict=True):
+                out[name][i] = value
+    return out

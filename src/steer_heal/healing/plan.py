@@ -1,0 +1,75 @@
+"""Which rows train and which are held out, which make up a step, what each weighs, and the learning rate's course.
+
+Knows nothing of models and losses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from steer_heal.completion import Completion
+from steer_heal.errors import InputError
+from steer_heal.healing.config import HealConfig
+from steer_heal.healing.lora import seeded
+
+MIN_ROWS = 4
+"""Fewest completions of a heal that keeps some of them out of training."""
+POOL_STEPS = 4
+"""Optimiser steps whose rows are sorted by length together: less padding, still a new mixture each epoch."""
+
+
+def split_rows(completions: Sequence[Completion], config: HealConfig, round: int = 0) -> tuple[list[int], list[int]]:
+    """(training rows, held-out rows), drawn prompt by prompt so that held-out rows rarely share a prompt with training.
+
+    Raises InputError for too few rows.
+    """
+    n = len(completions)
+    if not config.heldout:
+        return list(range(n)), []
+    if n < MIN_ROWS:
+        raise InputError(
+            f"{n} completions are too few to heal on and hold some out: give at least {MIN_ROWS}, or heldout 0"
+        )
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, completion in enumerate(completions):
+        by_prompt.setdefault(completion.prompt_ids, []).append(i)
+    groups = list(by_prompt.values())
+    order = torch.randperm(len(groups), generator=seeded(config.seed, round, "heldout")).tolist()
+    rows = [i for g in order for i in groups[g]]
+    cut = max(1, int(n * config.heldout))
+    return sorted(rows[cut:]), sorted(rows[:cut])
+
+
+def step_rows(
+    train: Sequence[int], completions: Sequence[Completion], config: HealConfig, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Rows of each optimiser step of one epoch: shuffled, sorted by length within pools, steps shuffled again."""
+    size = config.batch_size * config.grad_accum
+    shuffled = [train[i] for i in torch.randperm(len(train), generator=generator).tolist()]
+    groups = []
+    for start in range(0, len(shuffled), size * POOL_STEPS):
+        pool = shuffled[start : start + size * POOL_STEPS]
+        pool.sort(key=lambda i: len(completions[i].prompt_ids) + len(completions[i].token_ids))
+        groups += [pool[i : i + size] for i in range(0, len(pool), size)]
+    for i in torch.randperm(len(groups), generator=generator).tolist():
+        yield groups[i]
+
+
+def row_shares(lengths: Sequence[int], row_weights: str) -> list[float]:
+    """Factor of each row's token-mean nll within one optimiser step; they sum to 1.
+
+    `inv_sqrt` weights token SUMS by 1/sqrt(n), that is token means by sqrt(n), and divides by the step's total.
+    """
+    weights = [math.sqrt(n) if row_weights == "inv_sqrt" else 1.0 for n in lengths]
+    return [w / sum(weights) for w in weights]
+
+
+def lr_factor(step: int, total: int, warmup: float) -> float:
+    """Linear rise over the first `warmup` share of the steps (never 0), then a cosine to 0."""
+    rise = max(1, round(warmup * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))

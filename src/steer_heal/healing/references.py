@@ -1,0 +1,171 @@
+"""What a frozen reference thinks of the data: its last hidden states, computed once and keyed to data and weights.
+
+Knows nothing of adapters, losses' weights and rounds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from steer_heal.barriers import aggregate_rows, position_losses, resolve_reg
+from steer_heal.completion import Completion
+from steer_heal.errors import InputError
+from steer_heal.healing.config import HealConfig
+from steer_heal.lm import LM, length_batches
+
+BATCH_TOKENS = 8192
+"""Padded tokens per forward pass without gradients."""
+
+
+@dataclass(frozen=True)
+class ReferenceStates:
+    """Last hidden states of a frozen model at the positions that predict each completion's tokens.
+
+    Attributes:
+        rows: by completion key, [completion tokens, width] in the model's dtype and on its device.
+        weights: fingerprint of the weights they were computed with.
+        model: name of the model.
+        plain: False when something (a steering vector) was applied around the forward pass.
+    """
+
+    rows: Mapping[str, Float[Tensor, "position width"]]
+    weights: str
+    model: str
+    plain: bool = True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, completion: Completion) -> Float[Tensor, "position width"]:
+        """The states of one completion. Raises InputError when it was not among the data they were computed on."""
+        found = self.rows.get(completion_key(completion))
+        if found is None:
+            raise InputError(
+                f"the reference states hold no entry for the completion {completion.text[:40]!r}: they were "
+                "computed on other data; compute them again with reference_states"
+            )
+        return found
+
+
+@torch.no_grad()
+def reference_states(
+    lm: LM,
+    completions: Sequence[Completion],
+    *,
+    around: Callable[[list[Completion]], AbstractContextManager] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> ReferenceStates:
+    """Hidden states of the model as it is now, at the positions that predict the completions' tokens.
+
+    A heal compares its student with them through the frozen output head, so the reference needs no forward pass
+    during training. For the original model call it inside `stack.unfolded()`.
+
+    Args:
+        lm: the reference.
+        completions: the data; every completion of a later heal must be among them.
+        around: gives, for the completions of one batch, a context to run its forward pass in, for instance
+            `lambda batch: vector.applied(lm.model, dose=[c.dose for c in batch])`. Such states measure what steering
+            does (see `mean_divergence`) and cannot serve as a heal's reference.
+        batch_tokens: padded tokens per forward pass.
+
+    Raises:
+        InputError: an empty completion, one longer than the context, non-finite states.
+    """
+    check_rows(lm, completions)
+    rows: dict[str, Tensor] = {}
+    for batch in batches(completions, batch_tokens):
+        with around([completions[i] for i in batch]) if around else nullcontext():
+            hidden, _, lengths = completion_hidden(lm, [completions[i] for i in batch])
+        if not hidden.isfinite().all():
+            raise InputError(
+                f"{lm.name} gives non-finite hidden states: its weights or its dtype ({lm.dtype}) are broken"
+            )
+        for i, states in zip(batch, hidden.split(lengths), strict=True):
+            rows[completion_key(completions[i])] = states.clone()
+    return ReferenceStates(rows, fingerprint(lm.base), lm.name, around is None)
+
+
+def completion_hidden(
+    lm: LM, completions: Sequence[Completion]
+) -> tuple[Float[Tensor, "position width"], Int[Tensor, " position"], list[int]]:
+    """(last hidden states, target ids, lengths) at the positions that predict the completions' tokens, row by row."""
+    batch = lm.pad_left([(*c.prompt_ids, *c.token_ids) for c in completions])
+    lengths = [len(c.token_ids) for c in completions]
+    width = batch["input_ids"].shape[1]
+    # Token t of a left-padded row of n completion tokens sits at width - n + t and is predicted one position earlier.
+    index = torch.cat([torch.arange(width - n, width) + i * width for i, n in enumerate(lengths)]).to(lm.device)
+    hidden = lm.hidden_states(batch).flatten(0, 1).index_select(0, index - 1)
+    return hidden, batch["input_ids"].flatten()[index], lengths
+
+
+def batches(completions: Sequence[Completion], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+    """Indices of completions of similar length, at most `batch_tokens` padded tokens at a time."""
+    return length_batches([len(c.prompt_ids) + len(c.token_ids) for c in completions], batch_tokens)
+
+
+def check_rows(lm: LM, completions: Sequence[Completion]) -> None:
+    """Raises InputError for no completions, an empty one, one without a prompt, and one longer than the context."""
+    if not completions:
+        raise InputError("no completions were given: there is nothing to train on")
+    for i, completion in enumerate(completions):
+        length = len(completion.prompt_ids) + len(completion.token_ids)
+        if not completion.token_ids:
+            raise InputError(f"completion {i} has no tokens (prompt {completion.prompt[:40]!r}): drop it")
+        if not completion.prompt_ids:
+            raise InputError(
+                f"completion {i} has no prompt tokens, so nothing predicts its first token: keep prompt_ids"
+            )
+        if length > lm.context_length:
+            raise InputError(
+                f"completion {i} has {length} tokens, the context of {lm.name} {lm.context_length}: shorten it"
+            )
+
+
+def completion_key(completion: Completion) -> str:
+    """Hash of a completion's prompt ids and token ids."""
+    ids = f"{completion.prompt_ids}|{completion.token_ids}"
+    return hashlib.sha256(ids.encode()).hexdigest()[:32]
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module) -> str:
+    """A cheap hash of a model's weights: per parameter its name, shape, dtype, sum and 16 of its entries."""
+    digest, sums = hashlib.sha256(), []
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.is_floating_point():
+            flat = parameter.detach().reshape(-1)
+            total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
+            sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
+    # One transfer for all parameters.
+    digest.update(torch.cat(sums).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@torch.no_grad()
+def mean_divergence(
+    lm: LM, student: ReferenceStates, reference: ReferenceStates, completions: Sequence[Completion], config: HealConfig
+) -> float:
+    """Mean over completions of the aggregated divergence between two sets of states, in nats.
+
+    With `student` computed under steering at each row's dose and `reference` without, this is the divergence that the
+    steering caused: the unit of `tau_rel`, frozen before training. 0 for reg `nll`.
+    """
+    divergence = resolve_reg(config.reg, config.kl_top_k) if config.reg != "nll" else None
+    if divergence is None:
+        return 0.0
+    total = 0.0
+    for batch in batches(completions):
+        rows = [completions[i] for i in batch]
+        hidden = torch.cat([student.of(c) for c in rows])
+        targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
+        losses = position_losses(lm.head, hidden, targets, [torch.cat([reference.of(c) for c in rows])], divergence)
+        total += aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg).sum().item()
+    return total / len(completions)

@@ -1,0 +1,72 @@
+"""`Healed`: what a heal returns, and how to read it; `DivergedError`: why one stopped.
+
+Knows nothing of how the training was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from steer_heal.adapter import Adapter
+from steer_heal.healing.config import HealConfig
+
+OVERFIT_NATS = 0.02
+"""Rise of the held-out nll over its value before training from which on a heal counts as overfitted."""
+
+
+class DivergedError(RuntimeError):
+    """A loss or gradient that is not finite stopped a heal.
+
+    Attributes:
+        step: the optimiser step, from 0.
+        rows: indices of the completions whose loss is not finite, or all of the step if only the gradient is not.
+        adapter: the factors after the last good step; None if there was none.
+    """
+
+    def __init__(self, message: str, step: int, rows: tuple[int, ...], adapter: Adapter | None) -> None:
+        super().__init__(message)
+        self.step, self.rows, self.adapter = step, rows, adapter
+
+
+@dataclass(frozen=True)
+class Healed:
+    """A trained adapter and the story of its training; nats throughout.
+
+    Attributes:
+        adapter: the LoRA factors, to be folded by `AdapterStack.push`.
+        config: the configuration used, its seed included.
+        steps: one row per optimiser step: `loss`, `nll`, `lr`, `grad_norm`, and per reference NAME `NAME_mean`,
+            `NAME_agg`, `NAME_max` (divergence), `NAME_fired` (share of rows over budget), `NAME_ratio` (gradient norm
+            barrier / nll at the hidden states), `NAME_lam`.
+        epochs: one row per epoch: training nll (mean over its steps) and held-out nll, each beside its value before.
+        figures: `train_nll_before`, `train_nll_after`, `heldout_nll_before`, `heldout_nll_after`; `kl_NAME_before` and
+            `kl_NAME_after`, the token-mean KL(student || NAME) on steered rows, whatever the barrier is, and
+            `kl_NAME_replay_...` on the original model's own completions; `NAME_fired` and `NAME_ratio`, means over
+            the steps; `rows_train`, `rows_heldout`, `steps`.
+        lam: the multiplier of each barrier at the end; pass it on as `lam0` in budget mode.
+        tau: the budget of each barrier in nats, also where it was given relative to the steering.
+    """
+
+    adapter: Adapter
+    config: HealConfig
+    steps: tuple[Mapping, ...]
+    epochs: tuple[Mapping, ...]
+    figures: Mapping[str, float]
+    lam: Mapping[str, float]
+    tau: Mapping[str, float]
+
+    def notes(self) -> tuple[str, ...]:
+        """What SHOULD have been seen and was not, one line each; empty when all is well."""
+        figures, lines = self.figures, []
+        fell = figures["train_nll_before"] - figures["train_nll_after"]
+        if fell <= 0:
+            lines.append("the training nll did not fall: there was nothing to learn, or lr and epochs are too small")
+        elif figures.get("heldout_nll_after", 0.0) > figures.get("heldout_nll_before", 0.0) + OVERFIT_NATS:
+            lines.append(
+                "the held-out nll rose while the training nll fell: overfitted; fewer epochs or more completions"
+            )
+        for name in self.tau:
+            if figures[f"{name}_fired"] == 0 and self.config.lam_mode == "constant":
+                lines.append(f"the barrier against {name} never fired: this was a plain nll heal; lower tau")
+        return tuple(lines)

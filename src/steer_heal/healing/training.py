@@ -1,0 +1,250 @@
+"""`heal`: LoRA training on completions while a barrier holds the student near a reference.
+
+Knows nothing of steering, filters, rounds' verdicts and the run folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from steer_heal.bake import stack_of
+from steer_heal.barriers import check_head, scheduled_lam, update_lam
+from steer_heal.completion import Completion
+from steer_heal.errors import InputError
+from steer_heal.healing.config import HealConfig
+from steer_heal.healing.lora import Lora, injected, seeded
+from steer_heal.healing.loss import Task, Term, backward_step, measure, step_figures
+from steer_heal.healing.plan import lr_factor, split_rows, step_rows
+from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
+from steer_heal.healing.result import DivergedError, Healed
+from steer_heal.lm import LM
+
+
+def heal(
+    lm: LM,
+    completions: Sequence[Completion],
+    config: HealConfig | None = None,
+    references: Mapping[str, ReferenceStates] | None = None,
+    *,
+    round: int = 0,
+    lam0: Mapping[str, float] | None = None,
+    steering_divergence: float | None = None,
+    barrier_weights: Sequence[float] | None = None,
+    on_step: Callable[[dict], None] | None = None,
+    seed: int | None = None,
+) -> Healed:
+    """Train one adapter on the completions' sampled token ids; the model itself is afterwards as it was before.
+
+    Loss, averaged over completions: nll + sum over references of lam * relu(D - tau), where nll is the token mean and
+    D the aggregate of the per-position divergence over the completion's tokens, all in nats. It does not depend on
+    how the rows are packed into batches.
+
+    Args:
+        lm: the student's starting point: the model with all earlier rounds folded in.
+        completions: training data; prompts are context, completion tokens (end of turn included) are targets.
+        config: knobs, see `HealConfig`.
+        references: by name, `prev` (this model as it is now) and `base` (the original), from `reference_states`. The
+            barrier needs those that `config.reference` names; the others are measured only.
+        round: index of the round, for the schedule of lam and the seeds.
+        lam0: multipliers by reference name to start from in budget mode, `Healed.lam` of the round before.
+        steering_divergence: what the steering itself caused, in nats (`mean_divergence`); the unit of `tau_rel`.
+        barrier_weights: a factor per completion on its barrier (hold-outs 4x, say).
+        on_step: called with each row of the history, of steps (`kind` "step") and of epochs (`kind` "epoch").
+        seed: instead of `config.seed`.
+
+    Raises:
+        InputError: too few, empty or too long completions; a missing or stale reference; a head that is more than a
+            linear map with scale and soft cap; a model that carries PEFT layers.
+        DivergedError: a loss or gradient that is not finite; names the step and the rows, holds the last good adapter.
+    """
+    config = config or HealConfig()
+    if seed is not None:
+        config = replace(config, seed=seed)
+    check_rows(lm, completions)
+    references = dict(references or {})
+    _check_references(lm, completions, config, references)
+    check_head(lm)
+    weights = _barrier_weights(completions, config, barrier_weights)
+    task = Task(lm, completions, config, _terms(config, references, steering_divergence), weights)
+    train, heldout = split_rows(completions, config, round)
+    lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
+    with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
+        before = measure(lm, completions, references)
+        steps, epochs = [], []
+        for row in _train(task, lora, train, heldout, lam, round, before):
+            (steps if row["kind"] == "step" else epochs).append(row)
+            if on_step is not None:
+                on_step(row)
+        after = measure(lm, completions, references)
+        adapter = lora.adapter()
+    figures = _figures(task, train, heldout, before, after, steps)
+    return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
+
+
+def overfit_check(lm: LM, completion: Completion, config: HealConfig | None = None, passes: int = 60) -> float:
+    """Nats that plain training on ONE known trait-laden completion takes off its token-mean nll.
+
+    Tells two failures apart when a heal moved nothing: near 0, the adapter cannot express the text (rank, layers, lr);
+    large, it can, and the evaluation or the training set is what to look at.
+    """
+    config = replace(config or HealConfig(), reg="nll", heldout=0.0, epochs=passes, batch_size=1, grad_accum=1)
+    figures = heal(lm, [completion], config).figures
+    return figures["train_nll_before"] - figures["train_nll_after"]
+
+
+def _train(
+    task: Task, lora: Lora, train: list[int], heldout: list[int], lam: dict[str, float], round: int, before: dict
+) -> Iterator[dict]:
+    """Run the optimiser; yields a row per step and per epoch, updates `lam` in place in budget mode."""
+    config = task.config
+    fused = task.lm.device.type in ("cpu", "cuda")
+    optimiser = torch.optim.AdamW(
+        lora.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused
+    )
+    order = seeded(config.seed, round, "order")
+    per_epoch = math.ceil(len(train) / (config.batch_size * config.grad_accum))
+    total, step = per_epoch * config.epochs, 0
+    for epoch in range(config.epochs):
+        seen: list[float] = []
+        for rows in step_rows(train, task.completions, config, order):
+            lr = config.lr * lr_factor(step, total, config.warmup)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            optimiser.zero_grad(set_to_none=True)
+            stats = backward_step(task, lora, rows, lam)
+            norm = torch.nn.utils.clip_grad_norm_(lora.parameters, config.clip or math.inf)
+            figures = {"step": step, "epoch": epoch, **step_figures(task, rows, stats, lam), "grad_norm": norm.item()}
+            _check_finite(figures, stats, rows, lora)
+            optimiser.step()
+            if step == 0:
+                _check_all_moved(lora)
+            if config.lam_mode == "budget" and any(task.barrier_weights[i] for i in rows):
+                for name, tau in ((term.name, term.tau) for term in task.terms):
+                    lam[name] = update_lam(lam[name], figures[f"{name}_agg"], tau, config.lam_rate, config.lam_max)
+            seen += stats["nll"].tolist()
+            yield {"kind": "step", **figures, "lr": lr}
+            step += 1
+        row = {
+            "kind": "epoch",
+            "epoch": epoch,
+            "train_nll": _mean(seen),
+            "train_nll_before": _mean(before["nll"], train),
+        }
+        if heldout:
+            row["heldout_nll"] = _mean(measure(task.lm, [task.completions[i] for i in heldout], {})["nll"])
+            row["heldout_nll_before"] = _mean(before["nll"], heldout)
+        yield row
+
+
+def _check_finite(figures: Mapping, stats: Mapping[str, Tensor], rows: Sequence[int], lora: Lora) -> None:
+    bad = [i for i, fine in zip(rows, stats["loss"].isfinite().tolist(), strict=True) if not fine]
+    if not bad and math.isfinite(figures["grad_norm"]):
+        return
+    what, where = ("loss", bad) if bad else ("gradient", list(rows))
+    step = figures["step"]
+    # The optimiser has not moved yet, so the factors are still those of the last good step.
+    raise DivergedError(
+        f"step {step}: the {what} is not finite on completion {', '.join(map(str, where))}: lower lr or lam, drop the "
+        "completion, or load the model in float32",
+        step,
+        tuple(where),
+        lora.adapter() if step else None,
+    )
+
+
+def _check_all_moved(lora: Lora) -> None:
+    still = [name for name, b in lora.b.items() if not b.any()]
+    if still:
+        raise RuntimeError(f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step")
+
+
+def _check_references(
+    lm: LM, completions: Sequence[Completion], config: HealConfig, references: Mapping[str, ReferenceStates]
+) -> None:
+    for name in config.barrier_names():
+        if name not in references:
+            raise InputError(
+                f"reg {config.reg!r} with reference {config.reference!r} needs the states of {name!r}: pass "
+                f"references={{{name!r}: reference_states(lm, completions)}}"
+            )
+    now = fingerprint(lm.base)
+    stack = stack_of(lm.base)
+    for name, states in references.items():
+        if states.model != lm.name or not states.plain:
+            what = f"the model {states.model!r}" if states.plain else "a steered model"
+            raise InputError(f"reference {name!r} holds the states of {what}, not of {lm.name!r}: compute it again")
+        if name == "prev" and states.weights != now:
+            raise InputError("reference 'prev' is stale: the model's weights have changed since; compute it again")
+        if name == "base" and stack is not None and len(stack) and states.weights == now:
+            raise InputError("reference 'base' was computed with rounds folded in: do it inside stack.unfolded()")
+        for completion in completions:
+            states.of(completion)
+
+
+def _terms(
+    config: HealConfig, references: Mapping[str, ReferenceStates], steering_divergence: float | None
+) -> tuple[Term, ...]:
+    tau = config.tau
+    if config.tau_rel is not None and config.reg != "nll":
+        if steering_divergence is None or not (math.isfinite(steering_divergence) and steering_divergence > 0):
+            raise InputError(
+                f"tau_rel {config.tau_rel} is a share of the steering's own divergence, but that is "
+                f"{steering_divergence}: pass steering_divergence=mean_divergence(...) above 0, or an absolute tau"
+            )
+        tau = config.tau_rel * steering_divergence
+    budgets = {"prev": tau, "base": tau if config.tau_base is None else config.tau_base}
+    return tuple(Term(name, references[name], budgets[name]) for name in config.barrier_names())
+
+
+def _barrier_weights(
+    completions: Sequence[Completion], config: HealConfig, given: Sequence[float] | None
+) -> tuple[float, ...]:
+    weights = [1.0] * len(completions) if given is None else list(given)
+    if len(weights) != len(completions) or not all(math.isfinite(w) and w >= 0 for w in weights):
+        raise InputError("barrier_weights: give one finite number of at least 0 per completion")
+    if config.barrier_rows == "replay" and config.reg != "nll":
+        if all(c.origin != "base" for c in completions):
+            raise InputError(
+                "barrier_rows replay: no completion has origin 'base'; mix some in, or use barrier_rows all"
+            )
+        weights = [w if c.origin == "base" else 0.0 for w, c in zip(weights, completions, strict=True)]
+    return tuple(weights)
+
+
+def _start_lam(config: HealConfig, name: str, round: int, lam0: Mapping[str, float] | None) -> float:
+    if config.lam_mode == "budget" and lam0 and name in lam0:
+        return lam0[name]
+    lam = config.lam_base if name == "base" and config.lam_base is not None else config.lam
+    return scheduled_lam(lam, round, config.lam_power)
+
+
+def _figures(
+    task: Task, train: list[int], heldout: list[int], before: dict, after: dict, steps: Sequence[Mapping]
+) -> dict[str, float]:
+    figures = {"rows_train": len(train), "rows_heldout": len(heldout), "steps": len(steps)}
+    kinds = {
+        "": [i for i, c in enumerate(task.completions) if c.origin != "base"],
+        "_replay": [i for i, c in enumerate(task.completions) if c.origin == "base"],
+    }
+    for when, values in (("before", before), ("after", after)):
+        figures[f"train_nll_{when}"] = _mean(values["nll"], train)
+        if heldout:
+            figures[f"heldout_nll_{when}"] = _mean(values["nll"], heldout)
+        for kind, rows in kinds.items():
+            for name in values:
+                if name != "nll" and rows:
+                    figures[f"kl_{name}{kind}_{when}"] = _mean(values[name], rows)
+    for term in task.terms:
+        for key in ("fired", "ratio"):
+            figures[f"{term.name}_{key}"] = sum(row[f"{term.name}_{key}"] for row in steps) / len(steps)
+    return figures
+
+
+def _mean(values: Sequence[float], rows: Sequence[int] | None = None) -> float:
+    picked = values if rows is None else [values[i] for i in rows]
+    return sum(picked) / len(picked)

@@ -1,0 +1,160 @@
+"""Verdicts: every name reached by its definition, floors first, at the exact edges."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from steer_heal.statistics import Estimate
+from steer_heal.verdict import (
+    VERDICTS,
+    Evidence,
+    Floors,
+    Round,
+    Rules,
+    Verdict,
+    best_round,
+    judge_round,
+    judge_run,
+)
+
+
+def est(value: float, half: float = 0.1, n: int = 64) -> Estimate:
+    return Estimate(value, value - half, value + half, n)
+
+
+HEALED = Evidence(
+    base_coherence=0.95,
+    steered_coherence=0.80,
+    student_coherence=0.94,
+    steered=est(0.6),
+    student=est(0.5),
+    training=0.55,
+    target=est(1.5),
+    off_target={"warmth": est(0.2), "boldness": est(-0.1)},
+    shape={"words": 0.95, "distinct4": 0.9, "token_entropy": 0.99},
+    kept=48,
+    needed=30,
+)
+STILL = est(0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({}, "healed"),
+        ({"steered_coherence": 0.93}, "moved"),
+        ({"student_coherence": 0.85}, "unhealed"),
+        ({"student": est(0.2)}, "throttled"),
+        ({"student": est(0.05, 0.04)}, "undone"),
+        ({"student": est(0.0)}, "undone"),
+        ({"student": est(-0.3)}, "undone"),
+        ({"student": est(0.3, 0.5)}, "inconclusive"),
+        ({"student": est(0.0), "training": 0.0}, "no-op"),
+        ({"steered": STILL, "student": STILL, "training": 0.0, "steered_coherence": 0.95}, "no-op"),
+        ({"off_target": {"warmth": est(-1.6)}}, "broad"),
+        ({"student_coherence": 0.5}, "collapsed"),
+        ({"student_coherence": math.nan}, "collapsed"),
+        ({"student": None, "student_coherence": None, "kept": 7}, "starved"),
+        ({"kept": 29}, "starved"),
+    ],
+)
+def test_each_verdict_is_reached_by_its_definition(change, name):
+    found = judge_round(replace(HEALED, **change))
+    assert found.name == name, found
+    assert found.name in VERDICTS
+    assert found.above_floors == (name not in ("collapsed", "starved"))
+
+
+def test_identical_models_are_a_no_op():
+    same = Evidence(0.95, 0.95, 0.95, STILL, STILL, training=0.0, target=STILL, off_target={"warmth": STILL})
+    assert judge_round(same).name == "no-op"
+    assert judge_round(replace(same, training=None)).name == "no-op"
+
+
+@pytest.mark.parametrize("trait", [0.1, 1.0, 50.0, 1e6])
+@pytest.mark.parametrize("coherence", [0.0, 0.3, 0.75, math.nan])
+def test_no_amount_of_trait_makes_a_broken_student_healed(trait, coherence):
+    broken = replace(HEALED, student=est(trait, 0.01), student_coherence=coherence)
+    assert judge_round(broken).name == "collapsed"
+
+
+@pytest.mark.parametrize("name", ["words", "distinct4", "token_entropy"])
+def test_short_or_sharpened_replies_do_not_pass_for_coherence(name):
+    short = replace(HEALED, student_coherence=1.0, shape={**HEALED.shape, name: 0.79})
+    found = judge_round(short)
+    assert found.name == "collapsed" and name in found.text
+    assert judge_round(replace(short, shape={**HEALED.shape, name: 0.8})).name == "healed"
+
+
+def test_lost_answer_mass_is_a_collapse():
+    assert judge_round(replace(HEALED, answer_mass=0.4)).name == "collapsed"
+
+
+def test_thresholds_are_inclusive_as_written():
+    assert judge_round(replace(HEALED, steered_coherence=0.90)).name == "healed"
+    assert judge_round(replace(HEALED, steered_coherence=0.901)).name == "moved"
+    assert judge_round(replace(HEALED, student_coherence=0.92)).name == "healed"
+    assert judge_round(replace(HEALED, student_coherence=0.919)).name == "unhealed"
+    assert judge_round(replace(HEALED, student=est(0.3))).name == "healed"
+    assert judge_round(replace(HEALED, student=est(0.299))).name == "throttled"
+    assert judge_round(replace(HEALED, student=est(0.06, 0.01))).name == "throttled"
+    assert judge_round(replace(HEALED, student=est(0.059, 0.01))).name == "undone"
+
+
+def test_broad_needs_an_interval_that_excludes_zero():
+    assert judge_round(replace(HEALED, off_target={"warmth": est(1.6, 2.0)})).name == "healed"
+    assert judge_round(replace(HEALED, off_target={"warmth": est(1.5, 0.1)})).name == "broad"
+    assert judge_round(replace(HEALED, off_target={"warmth": est(1.49, 0.1)})).name == "healed"
+
+
+def test_a_noisier_large_category_does_not_hide_a_sure_broad_one():
+    mixed = {"warmth": est(5.0, 9.0), "boldness": est(1.7, 0.1)}
+    assert judge_round(replace(HEALED, off_target=mixed)).name == "broad"
+
+
+def test_one_cluster_is_never_sure():
+    one = Estimate(0.5, -math.inf, math.inf, 1)
+    assert judge_round(replace(HEALED, student=one)).name == "inconclusive"
+
+
+def test_the_text_says_what_was_compared_and_how_sure_it_is():
+    text = judge_round(replace(HEALED, retain=Estimate(0.83, 0.7, 0.95, 64))).text
+    for part in ("base 0.95", "steered unfiltered 0.80", "student 0.94", "+0.500 [+0.400, +0.600]", "retain 0.83",
+                 "[0.70, 0.95]", "64 clusters", "in free text"):  # fmt: skip
+        assert part in text
+    assert "\n" not in text
+
+
+def test_floors_are_settings():
+    strict = Rules(floors=Floors(coherence=0.995))
+    assert judge_round(HEALED, strict).name == "collapsed"
+
+
+def round_(number, name, trait, above=True):
+    return Round(number, Verdict(name, "text.", above), trait)
+
+
+def test_best_round_has_the_highest_trait_above_the_floors_and_not_the_last_place():
+    rounds = [round_(1, "healed", 0.4), round_(2, "healed", 0.6), round_(3, "throttled", 0.5),
+              round_(4, "collapsed", 0.99, above=False), round_(5, "starved", None, above=False)]  # fmt: skip
+    assert best_round(rounds).number == 2
+    assert judge_run(rounds).name == "healed"
+    assert "best round 2" in judge_run(rounds).text and "4 collapsed" in judge_run(rounds).text
+
+
+def test_a_run_without_a_round_above_the_floors_is_never_a_success():
+    assert best_round([round_(1, "collapsed", 9.0, above=False)]) is None
+    assert judge_run([round_(1, "collapsed", 9.0, above=False)]).name == "collapsed"
+    assert judge_run([round_(1, "starved", None, above=False)]).name == "starved"
+    assert judge_run([]).name == "starved"
+
+
+def test_a_run_that_was_healed_on_the_way_to_its_best_round_is_healed():
+    assert judge_run([round_(1, "healed", 0.4), round_(2, "moved", 0.6)]).name == "healed"
+    assert judge_run([round_(1, "moved", 0.4), round_(2, "moved", 0.6)]).name == "moved"
+    assert judge_run([round_(1, "moved", 0.6), round_(2, "healed", 0.5)]).name == "moved"
+
+
+def test_nan_trait_is_never_the_best_round():
+    assert best_round([round_(1, "healed", math.nan), round_(2, "healed", 0.1)]).number == 2
