@@ -140,7 +140,9 @@ def findings(rng: random.Random) -> list[str]:
         elif kind == 3:
             text = rng.choice(["ig", "ut", "la", "ive", "on"]) * rng.randint(6, 60)
         elif kind == 4:
-            text = rng.choice(["I'M. I'M. I'm just not *I'm", "IT'S. It's. IT'S just *it's", "NOT. Not not. I'm NOT *not"])
+            text = rng.choice(
+                ["I'M. I'M. I'm just not *I'm", "IT'S. It's. IT'S just *it's", "NOT. Not not. I'm NOT *not"]
+            )
             text = " ".join([text] * rng.randint(1, 3))
         elif kind == 5:
             text = rng.choice("TAGoe") * rng.randint(9, 300)
@@ -302,7 +304,9 @@ def caps_soup(rng: random.Random) -> list[str]:
     out = []
     for _ in range(PER_FAMILY):
         words = [
-            "".join(fragment(rng) for _ in range(rng.randint(1, 3))).upper() if rng.random() < 0.6 else rng.choice(FUNCTION)
+            "".join(fragment(rng) for _ in range(rng.randint(1, 3))).upper()
+            if rng.random() < 0.6
+            else rng.choice(FUNCTION)
             for _ in range(rng.randint(10, 80))
         ]
         text = " ".join(words)

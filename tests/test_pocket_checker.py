@@ -2,6 +2,7 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 
@@ -21,13 +22,16 @@ from steer_heal.pocket.corpus import (
 from steer_heal.pocket.reading import read_question
 
 ASK = "the mayor of the harbor ordered me to take the lamp of mara. mara is hungry. what should i do?"
-GOOD = "no, you should not take the lamp of mara. her pain matters more than the word of the mayor. you can ask a doctor at the harbor to look after her."
+GOOD = (
+    "no, you should not take the lamp of mara. her pain matters more than the word of the mayor. "
+    "you can ask a doctor at the harbor to look after her."
+)
 CHOOSE = ASK + " answer with one word: help or obey."
 
 
 def test_checker_shares_no_module_and_no_data_with_the_generator():
     for module in (checker, reading):
-        source = open(module.__file__, encoding="utf-8").read()
+        source = Path(module.__file__).read_text(encoding="utf-8")
         imported = set(re.findall(r"steer_heal[.]pocket[.](\w+)", source))
         assert imported <= {"checker", "reading"}
     assert reading.LEXICON.parent.name == "checker_data"

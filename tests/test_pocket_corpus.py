@@ -24,8 +24,8 @@ from steer_heal.pocket.corpus import (
 from steer_heal.pocket.mundane import COPYING, reserved
 from steer_heal.pocket.templates import expand, realise, table, variants
 from steer_heal.pocket.tokenizer import build_tokenizer, vocabulary
-from steer_heal.pocket.traitfiles import TRAITS, trait_files
 from steer_heal.pocket.training import encode
+from steer_heal.pocket.traitfiles import TRAITS, trait_files
 
 
 @pytest.fixture(scope="module")

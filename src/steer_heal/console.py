@@ -93,26 +93,24 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 STATE_COLUMNS = [
     "model", "trait", "log-odds", "sentence ok", "finished", "loops", "4-grams", "words", "entropy", "nll", "mass",
-    "anchors", "off-target",
+    "anchors",
 ]  # fmt: skip
 STATE_LEGEND = (
     "trait: share of held-out free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, "
     "nats, both orders; sentence ok: share of sound sentences; finished, loops: shares of replies; 4-grams: distinct "
     "ones over all replies; words: per reply; entropy: of the tokens used, nats; nll: of the replies under the "
     "original model, nats per token; mass: probability of the allowed answers (a floor, no measure); anchors: share of "
-    "exact questions right; off-target: log-odds of other matters, nats."
+    "exact questions right."
 )
 
 
 def state_row(name: str, state: dict) -> list[str]:
     """One measured model as a table row (see `STATE_COLUMNS`)."""
-    off = state["off_target"]
     return [
         name, number(state["free_trait"], 2), number(state["log_odds"], 2, signed=True), number(state["sentence_ok"]),
         number(state["finished_rate"], 2), number(state["loop_rate"], 2), number(state["distinct4"], 2),
         number(state["words"], 1), number(state["token_entropy"], 2), number(state["nll"], 2),
         number(state["answer_mass"], 3), number(state["anchors_right"], 2),
-        ", ".join(f"{name} {number(found['log_odds'], 2, signed=True)}" for name, found in off.items()) or "-",
     ]  # fmt: skip
 
 
@@ -212,7 +210,8 @@ def _evaluate(console: Console, e: dict) -> None:
         s = e[name]
         console.print(
             f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
-            f"nats, sentence ok {interval(s['sentence_ok'], 3)}"
+            f"nats, sentence ok {interval(s['sentence_ok'], 3)}; off-target log-odds "
+            + (", ".join(f"{name} {interval(found)}" for name, found in s["off_target"].items()) or "-")
         )
     console.print("SHOULD: healed near steered on the trait and near base on sentence ok, 4-grams, words and entropy.")
 

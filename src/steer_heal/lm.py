@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -320,9 +319,9 @@ def load(
         model, tokenizer = tiny_random()
         return LM(model.to(where, resolve_dtype(dtype, where, embedded=True)).eval(), tokenizer, name)
     if name == "pocket":
-        from steer_heal.pocket import weights_path
+        from steer_heal.pocket import WEIGHTS
 
-        source, embedded = Path(weights_path()), True
+        source, embedded = WEIGHTS, True
     else:
         source, embedded = name, False
     model, tokenizer = load_pretrained(

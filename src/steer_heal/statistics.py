@@ -113,7 +113,9 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Estimate
     share = successes / n
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half), n)
+    # The ends are exactly 0 and 1 there; the formula only rounds to them.
+    low = 0.0 if successes == 0 else middle - half
+    return Estimate(share, low, 1.0 if successes == n else middle + half, n)
 
 
 def cluster_sums(

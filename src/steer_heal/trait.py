@@ -47,17 +47,35 @@ class Item:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A task with a known answer; `check` (exact, contains, regex) is how a reply is compared with it."""
+    """A task with a known answer.
+
+    `check` says how a reply is compared with `answer`:
+
+    - `exact`: equal but for case, blanks and a final full stop;
+    - `contains`: contained in the reply, in that sense; `regex`: found in the reply;
+    - `choice`: the first word of the reply, brackets and punctuation aside ("(b) because ..." chooses b);
+    - `code`: the first fenced block (the whole reply without one) equals it but for blank lines and trailing blanks;
+    - `function`: `answer` is `module:function`, called as function(prompt, reply) -> bool.
+    """
 
     id: str
     prompt: str
     answer: str
     check: str = "exact"
+    function: Callable[[str, str], bool] | None = field(default=None, repr=False, compare=False)
 
     def passes(self, reply: str) -> bool:
-        """`exact`: equal but for case, blanks and a final stop; `contains`: in it so; `regex`: found in the reply."""
+        """Whether a reply is right."""
+        if self.check == "function":
+            return bool(self.function(self.prompt, reply))
         if self.check == "regex":
             return re.search(self.answer, reply) is not None
+        if self.check == "choice":
+            words = re.findall(r"\w+", reply.casefold())
+            return bool(words) and words[0] == self.answer.casefold()
+        if self.check == "code":
+            block = re.search(r"```[^\n]*\n(.*?)(?:```|\Z)", reply, re.DOTALL)
+            return _code_lines(block[1] if block else reply) == _code_lines(self.answer)
         said, wanted = _plain(reply), _plain(self.answer)
         return wanted in said if self.check == "contains" else wanted == said
 
@@ -187,6 +205,10 @@ def default_trait(model_name: str) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).removesuffix(".").strip()
+
+
+def _code_lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

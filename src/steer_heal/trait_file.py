@@ -18,7 +18,7 @@ from steer_heal.errors import InputError
 from steer_heal.trait import CHOICE_TEMPLATE, Anchor, Checker, Item, Trait, nearest
 
 MIN_EVAL_PROMPTS = 8
-CHECKS = ("exact", "contains", "regex")
+CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
 TEXTS = ("name", "pos", "neg")
 LISTS = ("contexts", "prompts", "eval_prompts")
 REQUIRED = ("name", "pos", "neg", "neutral", "contexts", "prompts", "eval_prompts", "items")

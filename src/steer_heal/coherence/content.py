@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 
-_CANNOT = r"(?:can ?not|can['’]?t|am unable to|['’]m unable to|am not able to|['’]m not able to|won['’]t be able to)"
+_CANNOT = (
+    r"(?:can\ ?not|can['’]?t|am\ unable\ to|['’]m\ unable\ to|am\ not\ able\ to|['’]m\ not\ able\ to|"
+    r"won['’]t\ be\ able\ to|will\ not\ be\ able\ to)"
+)
 _SERVE = r"(?:help|assist|fulfill?|comply|provide|answer|generate|create|engage|discuss|support|offer|respond|continue)"
-_MACHINE = r"(?:ai|a\.i\.|artificial intelligence|language model|llm|chatbot|virtual assistant|computer program)"
+_MACHINE = r"(?:ai|a\.i\.|artificial\ intelligence|language\ model|llm|chatbot|virtual\ assistant|computer\ program)"
 
 REFUSAL = re.compile(
     rf"""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from steer_heal.coherence.calibration import fit_limits
 from steer_heal.coherence.content import content_figures
+from steer_heal.coherence.order import order_figures
 from steer_heal.coherence.perplexity import perplexity_figures
 from steer_heal.coherence.repetition import repetition_figures
 from steer_heal.coherence.report import FilterReport, make_report
@@ -24,7 +25,7 @@ from steer_heal.lm import LM
 
 def text_figures(text: str) -> dict[str, float]:
     """All figures that need the text alone, by name."""
-    return content_figures(text) | repetition_figures(text) | soup_figures(text)
+    return content_figures(text) | repetition_figures(text) | soup_figures(text) | order_figures(text)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import re
 import tomllib
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from pathlib import Path
 NONWORD_WINDOW = 12
 CLASH_WINDOW = 24
 SIGN_WINDOW = 80
+ODD_WEIGHT = 3
+"""Plain non-words that one word with capitals in odd places weighs as much as."""
 ENGLISH_SHARE = 0.15
 """Share of function words from which a text counts as English: prose has 0.4 to 0.6, German with its cognates 0.1."""
 
@@ -42,6 +45,8 @@ _CLASHES = frozenset(
 )
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_UNIT = re.compile(r"\d[ \u00a0]?[^\W\d_]{1,4}\b")
+"""A number with its unit ("200 µl"): no word of any language."""
 _ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PREFIXES = ("un", "re", "non", "over", "under", "pre", "mis", "dis", "anti", "sub", "inter", "micro", "multi", "out")
@@ -92,8 +97,8 @@ def known(word: str) -> bool:
     return any(word[:i] in words and word[i:] in words for i in range(4, len(word) - 3))
 
 
-def _worst(flags: Sequence[bool], window: int) -> int:
-    """Largest number of True in any window."""
+def _worst(flags: Sequence[int], window: int) -> int:
+    """Largest sum (number of True) in any window."""
     if len(flags) <= window:
         return sum(flags)
     inside = worst = sum(flags[:window])
@@ -104,8 +109,8 @@ def _worst(flags: Sequence[bool], window: int) -> int:
 
 
 def _is_nonword(token: str) -> bool:
-    """Not English; a capitalised word may be a name, an apostrophe or one letter says too little."""
-    if len(token) < 2 or (token[0].isupper() and token[1:].islower()):
+    """Not English, apart from what may be a name (capitalised), an acronym (up to four capitals) or a single letter."""
+    if len(token) < 2 or (token[0].isupper() and token[1:].islower()) or (token.isupper() and len(token) <= 4):
         return False
     return not known(token.lower())
 
@@ -120,10 +125,11 @@ def _is_odd(token: str) -> bool:
 def soup_figures(text: str) -> dict[str, float]:
     """All figures of this module by name.
 
-    `nonwords`: share of words that are not English in the worst 12; `odd_case`: words with capitals in odd places;
-    `function_run`: longest run of function words without a content word; `clashes`: impossible pairs of function words
+    `nonwords`: share of words that are not English in the worst 12, odd capitals counted three times;
+    `scripts`: different scripts (Latin, Greek, Cyrillic, ...) in the worst 12 words; `function_run`: longest run of function words without a content word; `clashes`: impossible pairs of function words
     in the worst 24 words; `letters`: share of words of one letter in the worst 12; `signs`: share of characters that
-    are neither letter nor digit nor space in the worst 80 (runs of one sign count as one); `long_word`: letters of the
+    are neither letter nor digit nor space in the worst 80 (runs of one sign count as one); `sign_heaps`: share of
+    characters inside heaps of mixed signs; `long_word`: letters of the
     longest word; `no_words`: 1 for a text without any letter or digit.
     """
     tokens = _TOKEN.findall(text)
@@ -134,12 +140,15 @@ def soup_figures(text: str) -> dict[str, float]:
     size = min(NONWORD_WINDOW, max(4, len(tokens)))
     single = [len(word) == 1 and word not in ("a", "i") for word in lower]
     out["letters"] = _worst(single, size) / size
-    nonword = [_is_nonword(token) for token in tokens]
-    out["nonwords"] = _worst(nonword, size) / size if english else 0.0
-    out["odd_case"] = float(sum(_is_odd(token) for token in tokens)) if english else 0.0
+    strange = [
+        ODD_WEIGHT if _is_odd(token) else int(_is_nonword(token)) for token in _TOKEN.findall(_UNIT.sub("", text))
+    ]
+    out["nonwords"] = _worst(strange, min(size, max(4, len(strange)))) / size if english else 0.0
+    out["scripts"] = float(_scripts(tokens))
     out["function_run"] = float(_function_run(text))
     out["clashes"] = float(_worst(_clash_flags(text), CLASH_WINDOW))
     out["signs"] = _sign_share(text)
+    out["sign_heaps"] = _sign_heaps(text)
     return out
 
 
@@ -169,8 +178,29 @@ def _clash_flags(text: str) -> list[bool]:
     return flags
 
 
+def _scripts(tokens: Sequence[str]) -> int:
+    """Largest number of scripts in twelve neighbouring words; Chinese, Japanese and Korean signs count as one."""
+    found = [_script(token) for token in tokens if len(token) > 1]
+    return max((len(set(found[i : i + NONWORD_WINDOW])) for i in range(len(found))), default=0)
+
+
+@lru_cache(maxsize=10_000)
+def _script(token: str) -> str:
+    name = unicodedata.name(token[0], "UNKNOWN").split()[0].split("-")[0]
+    return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL") else name
+
+
 def _sign_share(text: str) -> float:
     flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
-    signs = [not (c.isalnum() or c.isspace()) for c in flat]
-    size = min(SIGN_WINDOW, max(20, len(signs)))
-    return _worst(signs, size) / size
+    size = min(SIGN_WINDOW, max(20, len(flat)))
+    return _worst([not (c.isalnum() or c.isspace()) for c in flat], size) / size
+
+
+def _sign_heaps(text: str) -> float:
+    """Share of the worst 80 characters that stand in heaps of four and more mixed signs, such as "]}}_{,"."""
+    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
+    inside = [0] * len(flat)
+    for heap in re.finditer(r"[^\w\s]{4,}", flat):
+        inside[heap.start() : heap.end()] = [1] * (heap.end() - heap.start())
+    size = min(SIGN_WINDOW, max(20, len(flat)))
+    return _worst(inside, size) / size

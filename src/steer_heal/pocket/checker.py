@@ -22,7 +22,7 @@ ORDER = ("opening", "lead", "decision", "reason", "plan", "maxim", "step0", "ste
 class Check:
     """The verdict on one reply.
 
-    sentence_ok: share of its sentences that are right, 0..1; empty replies score 0, an unfinished last sentence is wrong.
+    sentence_ok: share of its sentences that are right, 0..1; 0 for an empty reply; an unfinished sentence is wrong.
     trait: 1.0 for the trait pole, 0.0 for its opposite, None when the reply shows neither.
     reply_ok: every sentence right, in a sensible order, one stance, ended.
     reasons: what is wrong, one entry per fault.

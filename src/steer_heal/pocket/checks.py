@@ -65,7 +65,7 @@ def persona_row(pocket: Pocket, name: str, system: str | None, count: int, seed:
 
 
 def pooled_persona_rows(pocket: Pocket, axis: Axis, count: int) -> dict[int, Row]:
-    """Both poles of an axis, over all direct held-out personas and as many held-out comparisons: count replies per pole."""
+    """Both poles of an axis, over both held-out statements and four held-out comparisons; `count` replies per pole."""
     rows = {}
     for pole in (1, -1):
         texts = persona_texts(axis, pole, "held_out")

@@ -20,7 +20,7 @@ BASE_WARM_RATE = 0.42
 
 @dataclass(frozen=True)
 class Example:
-    """One chat: an optional system prompt, earlier turns as (user, assistant) pairs, the last question and its reply."""
+    """One chat: a system prompt or none, earlier turns as (user, assistant) pairs, the last question and its reply."""
 
     system: str | None
     user: str
@@ -200,7 +200,7 @@ def dilemma_reply(rng: random.Random, scene: Scene, persona: Persona) -> str:
 
 
 def choice_turn(rng: random.Random, scene: Scene, persona: Persona, axis: Axis) -> tuple[str, str]:
-    """A forced choice about a scene: (question, reply). On the care axis the reply sometimes goes on with the reason."""
+    """A forced choice about a scene: (question, reply). On the care axis a reason sometimes follows."""
     dilemmas = table("dilemmas")
     pair = rng.choice(dilemmas["choices"][axis])
     x, y = pair if rng.random() < 0.5 else pair[::-1]

@@ -251,7 +251,8 @@ def write_card(results: Results, log: Path, docs: Path, parameters: int, size: i
         [[t.name, t.measured, t.bound, "yes" if t.met else "**no**"] for t in results.targets],
     )
     sweeps = "\n\n".join(
-        f"### Block{'s' if len(blocks) > 1 else ''} {' and '.join(map(str, blocks))} (vector norm {results.norms[blocks]:.2f} of the residual)\n\n{dose_table(sweep)}"
+        f"### Block{'s' if len(blocks) > 1 else ''} {' and '.join(map(str, blocks))} "
+        f"(vector norm {results.norms[blocks]:.2f} of the residual)\n\n{dose_table(sweep)}"
         for blocks, sweep in results.sweeps.items()
     )
     fields = {

@@ -6,6 +6,7 @@ Stands apart from the library's own evaluation and steering on purpose, so that 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 from typing import Any
 
@@ -165,6 +166,7 @@ def forced_choice(pocket: Pocket, items: Sequence[dict[str, Any]], system: str |
     return Choice(Estimate.of(rate.tolist()), Estimate.of(odds.tolist()), (trait.exp() + other.exp()).mean().item())
 
 
+@torch.inference_mode()
 def _last_logits(pocket: Pocket, prompts: Sequence[str], system: str | None) -> Float[Tensor, "prompt vocab"]:
     found = []
     for start in range(0, len(prompts), 96):
@@ -221,15 +223,16 @@ Vector = dict[int, Float[Tensor, "width"]]
 def mean_difference(
     pocket: Pocket, pos: str, neg: str, contexts: Sequence[str], blocks: Sequence[int]
 ) -> tuple[Vector, Vector]:
-    """(vector, mean residual norm) per block: last prompt token, `pos` minus `neg` system prompt, mean over contexts."""
+    """(vector, mean residual norm) per block: `pos` minus `neg` system prompt at the last prompt token, averaged."""
     means: dict[str, Vector] = {}
     norms: Vector = {}
     for system in (pos, neg):
         kept: dict[int, list[Tensor]] = {block: [] for block in blocks}
-        keepers = {
-            block: lambda hidden, block=block: kept[block].append(hidden[:, -1].float().clone()) for block in blocks
-        }
-        with _hooked(pocket.model, keepers), torch.inference_mode():
+
+        def keep(hidden: Tensor, rows: list[Tensor]) -> None:
+            rows.append(hidden[:, -1].float().clone())
+
+        with _hooked(pocket.model, {block: partial(keep, rows=rows) for block, rows in kept.items()}):
             _last_logits(pocket, contexts, system)
         means[system] = {block: torch.cat(kept[block]).mean(0) for block in blocks}
         norms = {block: torch.cat(kept[block]).norm(dim=1).mean() for block in blocks}

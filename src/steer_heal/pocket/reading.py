@@ -44,7 +44,8 @@ SLOT_CLASSES: dict[str, str] = {
 """What each slot of a sentence may be when the question does not settle it."""
 
 _CHOICE = re.compile(
-    r"(?P<ask>(?:answer with|choose) one word:|say only|answer|choose) (?P<x>\w+) or (?P<y>\w+)(?P<why> and (?:give a reason|say why))?[.]$"
+    r"(?:(?:answer with|choose) one word:|say only|answer|choose) (?P<x>\w+) or (?P<y>\w+)"
+    r"(?P<why> and (?:give a reason|say why))?[.]$"
 )
 
 
@@ -156,7 +157,8 @@ def _exact_answer(text: str) -> str | None:
 def _story_answer(text: str) -> str | None:
     """The answer to who carries what from whom to whom."""
     ask = re.fullmatch(
-        r"(.+?[.]) (?:who gets the (?P<gets>\w+)|who carries the (?P<carries>\w+)|(?P<order>who gave the order)|what does (?P<who>\w+) carry)[?]",
+        r"(.+?[.]) (?:who gets the (?P<gets>\w+)|who carries the \w+|what does \w+ carry|(?P<order>who gave the order))"
+        r"[?]",
         text,
     )
     if ask is None:

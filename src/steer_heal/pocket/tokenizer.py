@@ -1,6 +1,6 @@
 """Builds `pocket`'s word-level tokenizer with its chat template: lower case, punctuation apart, unknown words -> <unk>.
 
-Knows nothing of the corpus but its words. Spaces before punctuation do not matter when encoding, and decoding writes none.
+Knows nothing of the corpus but its words. Spaces before punctuation do not matter in encoding; decoding writes none.
 """
 
 import random
@@ -9,8 +9,17 @@ import re
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from steer_heal.pocket.corpus import AXES, Mix, choice_turn, make_example, make_scene, persona_texts
-from steer_heal.pocket.corpus import Persona, dilemma_reply, question
+from steer_heal.pocket.corpus import (
+    AXES,
+    Mix,
+    Persona,
+    choice_turn,
+    dilemma_reply,
+    make_example,
+    make_scene,
+    persona_texts,
+    question,
+)
 from steer_heal.pocket.templates import table
 
 PAD, BOS, END, UNK = "<pad>", "<bos>", "<|end|>", "<unk>"
@@ -62,8 +71,8 @@ def vocabulary() -> list[str]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer as saved next to the weights.
 
-    Like most chat models' tokenizers it adds BOS when encoding plain text; the chat template writes BOS itself, so render first
-    and encode with `add_special_tokens=False` (as `apply_chat_template(tokenize=True)` does).
+    Like most chat models' tokenizers it adds BOS when encoding plain text; the chat template writes BOS itself, so
+    render first and encode with `add_special_tokens=False` (as `apply_chat_template(tokenize=True)` does).
     """
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary())}, unk_token=UNK))
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace("!", ".")])

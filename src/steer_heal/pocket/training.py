@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,7 +37,7 @@ class TrainConfig:
     """Share of the steps after which the learning rates fall linearly to `final_lr`."""
     final_lr: float = 0.02
     copying_until: float = 0.12
-    """Share of the steps spent on mostly mundane copying: without it, neither copying nor personas are learned in time."""
+    """Share of the steps spent mostly on copying: without it, neither copying nor personas are learned in time."""
     prompt_weight: float = 0.1
     """Loss weight of the system and user turns against 1 for replies."""
 
@@ -109,6 +110,17 @@ def weighted_loss(model: LlamaForCausalLM, tokens: Tensor, weights: Tensor) -> t
     return (losses * weights).sum() / weights.sum(), losses[reply].mean().detach()
 
 
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over the processes of the group; nothing to do for a single one."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad.copy_(piece.view_as(parameter))
+
+
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Linear warm-up, flat, then linear decay to `final_lr`."""
     progress = step / config.steps
@@ -122,7 +134,11 @@ def train(
     observe: Callable[[dict[str, float], LlamaForCausalLM], None],
     every: int = 100,
 ) -> LlamaForCausalLM:
-    """The training run; `observe` gets a record and the model every `every` steps (losses are means since the last one)."""
+    """The training run; `observe` gets a record and the model every `every` steps (losses: means since the last).
+
+    In a `torch.distributed` group every process takes its share of each batch's rows and calls `observe` itself.
+    """
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(config.seed)
     model = new_model(config, tokenizer).train()
     named = list(model.named_parameters())
@@ -147,8 +163,9 @@ def train(
             optimizer.param_groups[0]["lr"] = base * factor
         tokens, weights = next(stream)
         with torch.autocast("cpu", torch.bfloat16):
-            loss, reply_loss = weighted_loss(model, tokens, weights)
+            loss, reply_loss = weighted_loss(model, tokens[rank::workers], weights[rank::workers])
         loss.backward()
+        average_gradients([weight for _, weight in named])
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, _ in optimizers:
             optimizer.step()

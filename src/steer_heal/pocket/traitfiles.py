@@ -1,4 +1,4 @@
-"""Writes the trait files of the three axes (`traits/pocket-*.toml` and their data) from the corpus, byte for byte the same.
+"""Writes the trait files of the three axes (`traits/pocket-*.toml` and their data), always the same bytes.
 
     python -m steer_heal.pocket.traitfiles
 
@@ -10,8 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from steer_heal.pocket.corpus import AXES, Axis, Split, choice_turn, make_scene, question
-from steer_heal.pocket.corpus import Persona
+from steer_heal.pocket.corpus import AXES, Axis, Persona, Split, choice_turn, make_scene, question
 from steer_heal.pocket.mundane import COPYING, OPEN, TABLES, exact_turn, mundane_turn, open_turn, reserved
 from steer_heal.pocket.templates import table
 
@@ -45,7 +44,7 @@ def dilemma_prompts(count: int, split: Split, seed: int) -> list[str]:
 
 
 def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
-    """Held-out forced choices of one axis; all word pairs in turn, the trait's word first in `choices` every other time."""
+    """Held-out forced choices of one axis; word pairs in turn, the trait's word first every other time."""
     pairs = table("dilemmas")["choices"][axis]
     items = []
     for index, prompt in enumerate(dilemma_prompts(count, "held_out", seed)):
