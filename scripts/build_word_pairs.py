@@ -15,6 +15,8 @@ import io
 import re
 import sysconfig
 from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from steer_heal.coherence.order import PAIRS, kinds_of
@@ -23,16 +25,16 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT / "tests" / "data" / "coherence_seeds"
 TUNING = ("narrative", "expository", "advice", "letters", "technical", "short_answers")
 PACKAGES = ("torch", "transformers", "numpy", "peft", "matplotlib", "huggingface_hub")
-WEIGHT = 10
+WEIGHT = 30
 """Times that a hand-written piece counts."""
 LEAST = 2
 """Pairs seen less often are left out."""
 
 
-def docstrings(folder: Path):
+def docstrings(folder: Path) -> Iterator[str]:
     """Prose paragraphs of all docstrings under a folder."""
     for path in sorted(folder.rglob("*.py")):
-        if "test" in path.as_posix():
+        if "test" in path.as_posix() or "site-packages" in path.relative_to(folder).parts:
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -43,7 +45,7 @@ def docstrings(folder: Path):
                 yield from prose(text)
 
 
-def prose(text: str):
+def prose(text: str) -> Iterator[str]:
     """Paragraphs of at least twelve words that are sentences rather than code, tables or doctests."""
     for part in re.split(r"\n\s*\n", text):
         words = re.findall(r"[A-Za-z']+", part)
@@ -59,16 +61,12 @@ def main() -> None:
     site = Path(sysconfig.get_paths()["purelib"])
     for folder in (Path(sysconfig.get_paths()["stdlib"]), *(site / name for name in PACKAGES)):
         for part in docstrings(folder):
-            if "site-packages" in str(folder) or part not in seen:
-                if part in seen:
-                    continue
+            if part not in seen:
                 seen.add(part)
-                kinds = kinds_of(part)
-                counts.update(zip(kinds, kinds[1:], strict=False))
+                counts.update(pairwise(kinds_of(part)))
     for family in TUNING:
         for piece in (SEEDS / f"{family}.txt").read_text(encoding="utf-8").split("\n%%\n"):
-            kinds = kinds_of(piece)
-            for pair in zip(kinds, kinds[1:], strict=False):
+            for pair in pairwise(kinds_of(piece)):
                 counts[pair] += WEIGHT
     lines = [f"{a} {b} {n}" for (a, b), n in sorted(counts.items()) if n >= LEAST]
     packed = io.BytesIO()

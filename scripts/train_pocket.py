@@ -11,6 +11,7 @@ nothing of the library's own steering and evaluation.
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,8 @@ if __name__ == "__main__" and any(os.environ.get(name) != value for name, value 
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+import torch.multiprocessing  # noqa: E402
 import tyro  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
@@ -41,7 +44,8 @@ class Options:
     only: Literal["all", "train", "checks", "traits"] = "all"
     steps: int = TrainConfig.steps
     seed: int = TrainConfig.seed
-    threads: int = 2
+    workers: int = 2
+    """Training processes of one thread each, which share every batch: on busy cores faster than threads in lockstep."""
     count: int = 192
     """Replies per row of the checks."""
     weights: Path = WEIGHTS
@@ -58,19 +62,31 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
         path.chmod(0o644)
 
 
-def run_training(options: Options) -> None:
-    """Train from scratch and write weights and log."""
+def train_worker(rank: int, options: Options, meeting_point: str) -> None:
+    """One of the training processes; the first one writes log and weights."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=options.workers)
     tokenizer = build_tokenizer()
     log = options.docs / "pocket_train.jsonl"
-    log.write_text("", encoding="utf-8")
 
     def observe(record: dict[str, float], _model: LlamaForCausalLM) -> None:
-        with log.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(record) + "\n")
-        if record["step"] % 500 == 0:
-            print(json.dumps(record), flush=True)
+        if rank == 0:
+            with log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(record) + "\n")
+            if record["step"] % 500 == 0:
+                print(json.dumps(record), flush=True)
 
-    save(train(TrainConfig(steps=options.steps, seed=options.seed), tokenizer, observe), tokenizer, options.weights)
+    model = train(TrainConfig(steps=options.steps, seed=options.seed), tokenizer, observe)
+    if rank == 0:
+        save(model, tokenizer, options.weights)
+    dist.destroy_process_group()
+
+
+def run_training(options: Options) -> None:
+    """Train from scratch and write weights and log."""
+    (options.docs / "pocket_train.jsonl").write_text("", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(train_worker, args=(options, f"{folder}/meeting"), nprocs=options.workers)
 
 
 def run_all_checks(options: Options) -> bool:
@@ -87,7 +103,6 @@ def run_all_checks(options: Options) -> bool:
 
 def main(options: Options) -> int:
     """Run the chosen parts; exit code 1 if a target is missed."""
-    torch.set_num_threads(options.threads)
     if options.only in ("all", "traits"):
         write_trait_files()
     if options.only in ("all", "train"):

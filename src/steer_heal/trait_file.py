@@ -12,10 +12,12 @@ import re
 import string
 import sys
 import tomllib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
-from steer_heal.trait import CHOICE_TEMPLATE, Anchor, Checker, Item, Trait, nearest
+from steer_heal.trait import CHOICE_TEMPLATE, Anchor, Item, Trait, nearest
 
 MIN_EVAL_PROMPTS = 8
 CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
@@ -68,12 +70,17 @@ class TraitFile:
             models=self.strings("models") if self.data.get("models") else (),
             choice_template=self.template() if "choice_template" in self.data else CHOICE_TEMPLATE,
             checker=spec,
-            check=self.import_checker(spec) if spec else None,
+            check=import_function(spec, self.path.resolve().parent, self.builtin, self.place("checker"))
+            if spec
+            else None,
         )
 
     def wrong(self, key: str, what: str) -> InputError:
+        return InputError(f"{self.place(key)}: {what}")
+
+    def place(self, key: str) -> str:
         line = _line_of(self.text, key)
-        return InputError(f"{self.path}{f', line {line}' if line else ''}: {what}")
+        return f"{self.path}, line {line}" if line else str(self.path)
 
     def string(self, key: str, empty: bool = False) -> str:
         value = self.data[key]
@@ -98,7 +105,7 @@ class TraitFile:
         value = self.data[key]
         if isinstance(value, str):
             text = self.data_file(key, value, ".txt")
-            value = [line for line in text.splitlines() if line.strip()]
+            value = [line for line in text.split("\n") if line.strip()]
             if not value:
                 raise self.wrong(key, f"{self.data[key]} is empty: one entry per line")
         if not isinstance(value, list) or not all(isinstance(entry, str) and entry.strip() for entry in value):
@@ -110,33 +117,19 @@ class TraitFile:
     def rows(self, key: str, kind: type) -> tuple:
         """A list of items or anchors: tables in the TOML, or a .jsonl file with one object per line."""
         value = self.data[key]
-        places: list[str] = []
         if isinstance(value, str):
-            file, rows = value, []
-            for number, line in enumerate(self.data_file(key, value, ".jsonl").splitlines(), 1):
-                if line.strip():
-                    places.append(f"{self.path.parent / file}, line {number}")
-                    try:
-                        rows.append(json.loads(line))
-                    except ValueError as problem:
-                        raise InputError(f"{places[-1]}: not valid JSON, {problem}") from problem
+            placed = json_lines(self.data_file(key, value, ".jsonl"), str(self.path.parent / value))
         elif isinstance(value, list):
-            rows, lines = value, _table_lines(self.text, key)
-            fallback = _line_of(self.text, key)
-            for index in range(len(rows)):
-                line = lines[index] if index < len(lines) else fallback
-                places.append(f"{self.path}{f', line {line}' if line else ''}")
+            lines = _table_lines(self.text, key)
+            exact = len(lines) == len(value)  # not for an inline list
+            placed = [
+                (row, f"{self.path}, line {lines[i]}" if exact else self.place(key)) for i, row in enumerate(value)
+            ]
         else:
             raise self.wrong(key, f"{key!r} must be [[{key}]] tables or the name of a .jsonl file, not {_kind(value)}")
-        if not rows:
+        if not placed:
             raise self.wrong(key, f"{key!r} is empty: give at least one entry")
-        made = [_row(kind, row, place) for row, place in zip(rows, places, strict=True)]
-        first: dict[str, str] = {}
-        for row, place in zip(made, places, strict=True):
-            if row.id in first:
-                raise InputError(f"{place}: id {row.id!r} was used before ({first[row.id]}): make ids unique")
-            first[row.id] = place
-        return tuple(made)
+        return make_rows(kind, placed, self.path.resolve().parent, self.builtin)
 
     def data_file(self, key: str, name: str, suffix: str) -> str:
         folder = self.path.resolve().parent
@@ -149,25 +142,65 @@ class TraitFile:
             raise self.wrong(key, f"data file {name!r} was not found in {folder}: add it or correct the name")
         return _read(path, f"{self.path.parent / name}")
 
-    def import_checker(self, spec: str) -> Checker:
-        """The function `module:name`; an undotted module may also be a .py file beside the TOML."""
-        module_name, colon, function = spec.partition(":")
-        if not colon or not module_name or not function:
-            raise self.wrong("checker", f"checker {spec!r}: write it as module:function")
-        if self.builtin and module_name.split(".")[0] != "steer_heal":
-            raise self.wrong("checker", f"checker {spec!r}: a built-in trait may only name a steer_heal module")
-        beside = self.path.resolve().parent / f"{module_name}.py"
-        try:
-            module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
-            check = getattr(module, function)
-        except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError) as problem:
-            reason = " ".join(str(problem).split())
-            raise self.wrong(
-                "checker", f"checker {spec!r} cannot be imported ({type(problem).__name__}: {reason}): correct it"
-            ) from problem
-        if not callable(check):
-            raise self.wrong("checker", f"checker {spec!r} is not a function: name one (prompt, reply, finished)")
-        return check
+
+Placed = list[tuple[object, str]]
+"""Objects, each with the place it stands at (for complaints)."""
+
+
+def json_lines(text: str, shown: str) -> Placed:
+    """The objects of a JSON-lines text. Only "\\n" ends a line: others may stand inside JSON strings."""
+    placed: Placed = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{shown}, line {number}"
+            try:
+                placed.append((json.loads(line), place))
+            except ValueError as problem:
+                raise InputError(f"{place}: not valid JSON, {problem}") from problem
+    return placed
+
+
+def read_rows(path: Path, kind: type) -> tuple:
+    """Items or anchors from a user's JSON-lines file, checked as those of a trait are. Raises InputError."""
+    placed = json_lines(_read(path, str(path)), str(path))
+    if not placed:
+        raise InputError(f"{path}: is empty: give at least one entry")
+    return make_rows(kind, placed, path.resolve().parent, builtin=False)
+
+
+def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
+    """Items or anchors with distinct ids; functions that anchors name are imported."""
+    made, first = [], {}
+    for row, place in placed:
+        one = _row(kind, row, place)
+        if one.id in first:
+            raise InputError(f"{place}: id {one.id!r} was used before ({first[one.id]}): make ids unique")
+        first[one.id] = place
+        if kind is Anchor and one.check == "function":
+            one = replace(one, function=import_function(one.answer, folder, builtin, place))
+        made.append(one)
+    return tuple(made)
+
+
+def import_function(spec: str, folder: Path, builtin: bool, place: str) -> Callable:
+    """The function `module:name`; an undotted module may also be a .py file in `folder`. It runs the user's code."""
+    module_name, colon, function = spec.partition(":")
+    if not colon or not module_name or not function:
+        raise InputError(f"{place}: checker {spec!r}: write it as module:function")
+    if builtin and module_name.split(".")[0] != "steer_heal":
+        raise InputError(f"{place}: checker {spec!r}: a built-in trait may only name a steer_heal module")
+    beside = folder / f"{module_name}.py"
+    try:
+        module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
+        found = getattr(module, function)
+    except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError) as problem:
+        reason = " ".join(str(problem).split())
+        raise InputError(
+            f"{place}: checker {spec!r} cannot be imported ({type(problem).__name__}: {reason}): correct it"
+        ) from problem
+    if not callable(found):
+        raise InputError(f"{place}: checker {spec!r} is not a function: name one")
+    return found
 
 
 def _row(kind: type, row: object, place: str):

@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 from steer_heal.coherence.soup import ENGLISH_SHARE, FUNCTION_WORDS
@@ -97,7 +98,7 @@ def order_figures(text: str) -> dict[str, float]:
     functional = sum(kind[0] != "-" for kind in words)
     if len(kinds) <= LEAST or functional < ENGLISH_SHARE * len(words):
         return {}
-    values = [affinity(a, b) for a, b in zip(kinds, kinds[1:], strict=False)]
+    values = [affinity(a, b) for a, b in pairwise(kinds)]
     size = min(WINDOW, len(values))
     inside = worst = sum(values[:size])
     for i in range(size, len(values)):

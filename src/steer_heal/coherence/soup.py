@@ -125,12 +125,15 @@ def _is_odd(token: str) -> bool:
 def soup_figures(text: str) -> dict[str, float]:
     """All figures of this module by name.
 
+    `no_words`: 1 for a text without any letter or digit;
     `nonwords`: share of words that are not English in the worst 12, odd capitals counted three times;
-    `scripts`: different scripts (Latin, Greek, Cyrillic, ...) in the worst 12 words; `function_run`: longest run of function words without a content word; `clashes`: impossible pairs of function words
-    in the worst 24 words; `letters`: share of words of one letter in the worst 12; `signs`: share of characters that
-    are neither letter nor digit nor space in the worst 80 (runs of one sign count as one); `sign_heaps`: share of
-    characters inside heaps of mixed signs; `long_word`: letters of the
-    longest word; `no_words`: 1 for a text without any letter or digit.
+    `scripts`: different scripts (Latin, Greek, Cyrillic, ...) in the worst 12 words;
+    `function_run`: longest run of function words without a content word;
+    `clashes`: impossible pairs of function words in the worst 24 words;
+    `letters`: share of words of one letter in the worst 12;
+    `signs`: share of the worst 80 characters that are no letter, digit or space (runs of one sign count as one);
+    `sign_heaps`: share of the worst 80 characters inside heaps of mixed signs;
+    `long_word`: letters of the longest word.
     """
     tokens = _TOKEN.findall(text)
     lower = [token.lower().replace("’", "'") for token in tokens]

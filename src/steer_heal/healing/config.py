@@ -46,7 +46,7 @@ class HealConfig:
     """constant, or budget: dual ascent on nll + lam * (D - tau), which settles at tau where the budget binds."""
     lam_power: float = 0.0
     """lam is multiplied by (1 + round)^power."""
-    lam_rate: float = 0.3
+    lam_rate: float = 1.0
     """Step of the dual ascent, multiplier per nat over budget and optimiser step."""
     lam_max: float = 10.0
     """Upper bound of the multiplier in budget mode."""

@@ -23,7 +23,7 @@ from steer_heal.pocket.tokenizer import ASSISTANT, BOS, END, words
 class TrainConfig:
     """Everything that decides the weights, with the seed. The schedule counts steps, never seconds."""
 
-    steps: int = 14_000
+    steps: int = 11_000
     batch: int = 32
     seed: int = 0
     width: int = 128

@@ -1,0 +1,37 @@
+# Recipes of the project; `uv run just` lists them.
+
+default:
+    @just --list
+
+# the tests
+test:
+    uv run pytest
+
+# longer experiments that are checked
+test-slow:
+    uv run pytest -m slow
+
+# style and format
+lint:
+    uv run ruff check .
+    uv run ruff format --check .
+
+# the main job on the embedded model
+run *options:
+    uv run python -m steer_heal.run --reg kl_rev {{options}}
+
+# every stage in seconds, numbers mean nothing
+fast:
+    uv run python -m steer_heal.run --reg kl_rev --fast-dev-run
+
+# train the embedded model again and write its checks to docs/pocket.md (about half an hour on 2 cores)
+train-pocket:
+    uv run python scripts/train_pocket.py
+
+# the default run on seeds 0, 1, 2 with its controls; the tables of docs/results.md
+results:
+    uv run python scripts/seeds.py --seeds 0 1 2
+
+# what the filter does to labelled texts
+filter-report:
+    uv run python scripts/filter_report.py

@@ -1,0 +1,254 @@
+"""Anti-forgetting: freeze what a model gets right, re-check it later, decide to keep or to revert a change.
+
+Knows nothing of training. `decide` is a pure function over figures; the caller acts on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from steer_heal.completion import Completion
+from steer_heal.errors import InputError
+from steer_heal.evaluation.metrics import Metrics
+from steer_heal.evaluation.shift import coherent
+from steer_heal.lm import LM
+from steer_heal.statistics import Estimate, paired_difference
+from steer_heal.trait import Anchor
+
+
+def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
+    """Tasks from a JSON-lines file: {"id", "prompt", "answer", "check"} (see `Anchor`). InputError names the line."""
+    from steer_heal.trait_file import read_rows
+
+    return read_rows(Path(path), Anchor)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a model got right before training.
+
+    `tasks` are those it passed, `replies` its own replies to them (token ids included, as replay targets), `failed`
+    the ids of the others, which are never held against a student.
+    """
+
+    tasks: tuple[Anchor, ...]
+    replies: tuple[Completion, ...]
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A re-run of captured tasks: ids still right, ids lost, and every reply."""
+
+    passed: tuple[str, ...]
+    regressed: tuple[str, ...]
+    replies: tuple[Completion, ...]
+
+    @property
+    def right(self) -> dict[str, float]:
+        """1 or 0 by id, as `decide` takes it."""
+        return {**dict.fromkeys(self.passed, 1.0), **dict.fromkeys(self.regressed, 0.0)}
+
+
+def capture(lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64) -> Captured:
+    """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
+    if not tasks:
+        raise InputError("no anchors were given: name at least one task")
+    replies = answer(lm, tasks, system, max_new_tokens)
+    right = [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
+    return Captured(
+        tasks=tuple(task for task, ok in zip(tasks, right, strict=True) if ok),
+        replies=tuple(reply for reply, ok in zip(replies, right, strict=True) if ok),
+        failed=tuple(task.id for task, ok in zip(tasks, right, strict=True) if not ok),
+    )
+
+
+def check(lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64) -> Checked:
+    """Run the captured tasks again, in the same way, and list every regression by id."""
+    if not captured.tasks:
+        return Checked((), (), ())
+    replies = answer(lm, captured.tasks, system, max_new_tokens)
+    right = [task.passes(reply.text) for task, reply in zip(captured.tasks, replies, strict=True)]
+    return Checked(
+        passed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if ok),
+        regressed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if not ok),
+        replies=tuple(replies),
+    )
+
+
+def answer(lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int) -> list[Completion]:
+    """Greedy replies: with sampling, noise alone flips borderline tasks."""
+    from steer_heal.generation import generate
+
+    prompts = [task.prompt for task in tasks]
+    return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base")
+
+
+Figures = Mapping[str, Mapping[str, float]]
+"""Figure name -> item id -> value, higher is better: {"anchors": {"sum-1": 1.0, ...}, "coherence": {...}}."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """The figures of the student before this round and of the original model."""
+
+    previous: Figures
+    original: Figures
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is asked of one figure, in the figure's own unit.
+
+    Attributes:
+        floor: least mean after the change, absolute. share: least mean as a share of the original's.
+        max_drop: largest drop against the previous round. total_drop: largest drop against the original; it bounds what
+            drops of many rounds may add up to.
+    """
+
+    figure: str
+    floor: float | None = None
+    share: float | None = None
+    max_drop: float | None = None
+    total_drop: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`outcome` (keep, revert, inconclusive), why, and the ids whose value fell against the original, by figure."""
+
+    outcome: str
+    reasons: tuple[str, ...]
+    regressed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """`decision.json`."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+ROUNDING = 1e-9
+"""A drop of exactly what is allowed is allowed, whatever the last bit of a float says."""
+
+DEFAULT_CHECKS = (
+    Check("coherence", share=0.8, max_drop=0.10, total_drop=0.15),
+    Check("anchors", max_drop=0.10, total_drop=0.15),
+    Check("words", share=0.8),
+    Check("distinct4", share=0.8),
+    Check("token_entropy", share=0.8),
+)
+
+
+def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHECKS) -> Decision:
+    """Keep or revert a change: floors, then paired drops against the previous round and against the original.
+
+    - under a floor: revert, whatever the rest says; NaN is under every floor;
+    - the whole 95 % interval of a drop beyond what is allowed: revert;
+    - the whole interval within what is allowed: fine; anything between, or one item only: inconclusive.
+
+    Revert outweighs inconclusive, inconclusive outweighs keep: only a change shown to be no worse is kept. Raises
+    InputError when a figure is missing, when its items differ, or without checks.
+    """
+    if not checks:
+        raise InputError("no checks were given: a gate without a check would keep everything")
+    worst, good, regressed = {"revert": [], "inconclusive": []}, [], {}
+    for one in checks:
+        now, previous, original = (
+            _figure(figures, one.figure) for figures in (after, before.previous, before.original)
+        )
+        _same_ids(one.figure, now, previous, original)
+        lost = tuple(item for item in now if not now[item] >= original[item])
+        if lost:
+            regressed[one.figure] = lost
+        for outcome, reason in (*_floors(one, now, original), *_drops(one, now, previous, original)):
+            (good if outcome == "keep" else worst[outcome]).append(reason)
+    outcome = "revert" if worst["revert"] else "inconclusive" if worst["inconclusive"] else "keep"
+    return Decision(outcome, (*worst["revert"], *worst["inconclusive"], *good), regressed)
+
+
+def _floors(one: Check, now: Mapping[str, float], original: Mapping[str, float]) -> list[tuple[str, str]]:
+    floors = []
+    if one.floor is not None:
+        floors.append((one.floor, "absolute"))
+    if one.share is not None:
+        floors.append((one.share * _mean(original), f"{one.share:.0%} of the original's"))
+    mean = _mean(now)
+    return [
+        ("keep", f"{one.figure} {mean:.3f} stands on the floor {floor:.3f} ({kind})")
+        if mean >= floor - ROUNDING
+        else ("revert", f"{one.figure} {mean:.3f} is under the floor {floor:.3f} ({kind})")
+        for floor, kind in floors
+    ]
+
+
+def _drops(one: Check, now, previous, original) -> list[tuple[str, str]]:
+    """Outcome and reason of each allowed drop, from the paired interval of after - reference."""
+    out = []
+    for allowed, reference, words in (
+        (one.max_drop, previous, "the previous round"),
+        (one.total_drop, original, "the original"),
+    ):
+        if allowed is None:
+            continue
+        shift = _shift(reference, now)
+        outcome = "inconclusive"
+        if shift.high < -allowed - ROUNDING:
+            outcome = "revert"
+        elif shift.low >= -allowed - ROUNDING:
+            outcome = "keep"
+        said = {"revert": "surely beyond", "keep": "surely within", "inconclusive": "perhaps beyond"}[outcome]
+        out.append((outcome, f"{one.figure} against {words}: {shift}, {said} the allowed drop of {allowed:g}"))
+    return out
+
+
+def _shift(reference: Mapping[str, float], now: Mapping[str, float]) -> Estimate:
+    ids = list(now)
+    shift = paired_difference([reference[i] for i in ids], [now[i] for i in ids], ids)
+    # A figure that cannot be measured is the worst there is, not an unknown.
+    return Estimate(-math.inf, -math.inf, -math.inf, shift.n) if math.isnan(shift.value) else shift
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return math.fsum(values.values()) / len(values)
+
+
+def _figure(figures: Figures, name: str) -> Mapping[str, float]:
+    if not figures.get(name):
+        raise InputError(f"figure {name!r} was not measured: measure it or leave its check out")
+    return figures[name]
+
+
+def _same_ids(name: str, *figures: Mapping[str, float]) -> None:
+    first, *others = (set(figure) for figure in figures)
+    for other in others:
+        if other != first:
+            odd = min(first ^ other)
+            raise InputError(
+                f"figure {name!r} was measured on different items (such as {odd[:60]!r}): use the same ones"
+            )
+
+
+def figures(metrics: Metrics, original: Metrics, checked: Checked | None = None) -> dict[str, dict[str, float]]:
+    """The figures of `DEFAULT_CHECKS` from metrics: coherence and words per prompt, anchors per id, diversity pooled.
+
+    Anchors are those the original got right, from `checked` where given, else from the metrics; without any the
+    figure is left out, and its check must be too.
+    """
+    coherence: dict[str, list[float]] = {}
+    words: dict[str, list[float]] = {}
+    for row, ok in zip(metrics.replies, coherent(metrics, original), strict=True):
+        coherence.setdefault(row.prompt, []).append(ok)
+        words.setdefault(row.prompt, []).append(float(row.words))
+    held = {row.id for row in original.anchors if row.right}
+    anchors = checked.right if checked else {row.id: float(row.right) for row in metrics.anchors if row.id in held}
+    out = {
+        "coherence": {prompt: math.fsum(some) / len(some) for prompt, some in coherence.items()},
+        "words": {prompt: math.fsum(some) / len(some) for prompt, some in words.items()},
+        "anchors": anchors,
+        "distinct4": {} if metrics.distinct4 is None else {"all": metrics.distinct4},
+        "token_entropy": {} if metrics.token_entropy is None else {"all": metrics.token_entropy},
+    }
+    return {name: found for name, found in out.items() if found}
