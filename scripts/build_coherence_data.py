@@ -15,11 +15,12 @@ from pathlib import Path
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 PER_FAMILY = 52
-JOINED = ("narrative", "expository", "dialogue", "lists", "technical", "code", "poetry", "defiance", "non_native", "advice",
+JOINED = ("narrative", "expository", "dialogue", "lists", "technical", "code", "markup", "miscellany", "poetry", "defiance", "non_native", "advice",
           "letters")  # fmt: skip
 HELD_OUT = frozenset(
-    """dialogue code poetry defiance non_native small_vocabulary
-    sentence_loop collapse_to_loop collapse_to_soup drifting_repetition fragments caps_soup stutter narration""".split()
+    """poetry defiance non_native small_vocabulary miscellany
+    sentence_loop collapse_to_loop collapse_to_soup drifting_repetition skeleton caps_drift word_noise stutter
+    narration""".split()
 )
 """Families that nobody looked at while the limits of the model-free gates were chosen."""
 PROSE = ("narrative", "expository", "advice", "letters", "technical")
@@ -48,7 +49,7 @@ def joined(family: str, rng: random.Random) -> list[str]:
     out = list(own)
     while len(out) < PER_FAMILY:
         text = "\n\n".join(rng.sample(own, rng.choice((2, 2, 3, 4, 5))))
-        out.append(text.lower() if rng.random() < 0.15 and family != "code" else text)
+        out.append(text.lower() if rng.random() < 0.15 and family not in ("code", "markup") else text)
     return out
 
 
@@ -299,6 +300,58 @@ def fragments(rng: random.Random) -> list[str]:
     return out
 
 
+def letter_noise(rng: random.Random) -> list[str]:
+    """Prose whose letters get more and more wrong: swapped, doubled, lost, replaced."""
+    out = []
+    for _ in range(PER_FAMILY):
+        words, worst = start_of(rng, 25, 120).split(), rng.uniform(0.35, 0.8)
+        for i in range(len(words)):
+            letters = list(words[i])
+            for j in range(len(letters)):
+                if rng.random() < worst * min(1.0, 2 * i / len(words)):
+                    letters[j] = rng.choice((letters[j] * 2, "", rng.choice("abcdefghijklmnopqrstuvwxyz"), letters[-1]))
+            words[i] = "".join(letters)
+        out.append(" ".join(word for word in words if word))
+    return out
+
+
+def word_noise(rng: random.Random) -> list[str]:
+    """Prose in which words are scrambled inside and run together, from the first word on or from the middle on."""
+    out = []
+    for _ in range(PER_FAMILY):
+        words, begin = start_of(rng, 25, 120).split(), rng.choice((0.0, 0.4))
+        share = rng.uniform(0.6, 0.9)
+        for i in range(int(begin * len(words)), len(words)):
+            if len(words[i]) > 3 and rng.random() < share:
+                letters = list(words[i])
+                rng.shuffle(letters)
+                words[i] = "".join(letters)
+        text = " ".join(words[: int(begin * len(words))])
+        for word in words[int(begin * len(words)) :]:
+            text += word if rng.random() < 0.15 else f" {word}"
+        out.append(text.strip())
+    return out
+
+
+def caps_drift(rng: random.Random) -> list[str]:
+    """Prose into which glued fragments with capitals creep, more and more of them."""
+    out = []
+    for _ in range(PER_FAMILY):
+        words = start_of(rng, 25, 100).split()
+        out.append(" ".join(glued(rng) if rng.random() < i / len(words) else word for i, word in enumerate(words)))
+    return out
+
+
+def skeleton(rng: random.Random) -> list[str]:
+    """Prose with its function words in place and most other words replaced by glued fragments."""
+    out = []
+    for _ in range(PER_FAMILY):
+        words, share = start_of(rng, 20, 120).split(), rng.uniform(0.7, 1.0)
+        swap = [word.lower().strip(".,;:") not in FUNCTION and rng.random() < share for word in words]
+        out.append(" ".join(glued(rng, caps=False) if bad else word for word, bad in zip(words, swap, strict=True)))
+    return out
+
+
 def caps_soup(rng: random.Random) -> list[str]:
     """Runs of capitals that are no words, between words that are."""
     out = []
@@ -339,7 +392,8 @@ BROKEN: dict[str, Callable[[random.Random], list[str]]] = {
     maker.__name__: maker
     for maker in (
         findings, word_loop, char_loop, subword_soup, function_soup, near_duplicates, sign_soup, word_salad, script_soup,
-        sentence_loop, collapse_to_loop, collapse_to_soup, drifting_repetition, fragments, caps_soup, stutter,
+        sentence_loop, collapse_to_loop, collapse_to_soup, drifting_repetition, fragments, letter_noise, skeleton, word_noise,
+        caps_drift, caps_soup, stutter,
     )
 }  # fmt: skip
 

@@ -23,7 +23,7 @@ from steer_heal.coherence.order import PAIRS, kinds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT / "tests" / "data" / "coherence_seeds"
-TUNING = ("narrative", "expository", "advice", "letters", "technical", "short_answers")
+TUNING = ("narrative", "expository", "dialogue", "advice", "letters", "technical", "short_answers")
 PACKAGES = ("torch", "transformers", "numpy", "peft", "matplotlib", "huggingface_hub")
 WEIGHT = 30
 """Times that a hand-written piece counts."""

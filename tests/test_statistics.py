@@ -63,7 +63,7 @@ def test_one_cluster_has_an_infinite_interval_however_many_rows_it_has():
 
 
 def test_mean_weighs_observations_not_clusters():
-    assert bootstrap_mean([1, 1, 1, 0], ["a", "a", "a", "b"]).value == 0.75
+    assert bootstrap_mean([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]).value == 0.75
 
 
 def test_ratio_interval_of_exactly_proportional_shifts_is_a_point():
@@ -108,5 +108,5 @@ def test_sizes_that_do_not_match_are_refused(call):
 
 
 def test_an_estimate_excludes_zero_on_either_side_only():
-    assert Estimate(1, 0.1, 2, 9).excludes_zero and Estimate(-1, -2, -0.1, 9).excludes_zero
-    assert not Estimate(0, 0, 0, 9).excludes_zero and not Estimate(1, 0.0, 2, 9).excludes_zero
+    assert Estimate(1.0, 0.1, 2.0, 9).excludes_zero and Estimate(-1.0, -2.0, -0.1, 9).excludes_zero
+    assert not Estimate(0.0, 0.0, 0.0, 9).excludes_zero and not Estimate(1.0, 0.0, 2.0, 9).excludes_zero

@@ -5,6 +5,7 @@ The names below are the public contract; each comes from the room of its stage.
 
 from steer_heal.adapter import Adapter
 from steer_heal.bake import AdapterStack
+from steer_heal.calibration import Calibration, calibrate
 from steer_heal.coherence import CoherenceFilter
 from steer_heal.completion import Completion, load_completions, save_completions
 from steer_heal.config import RunConfig
@@ -23,6 +24,7 @@ __all__ = [
     "LM",
     "Adapter",
     "AdapterStack",
+    "Calibration",
     "CoherenceFilter",
     "Completion",
     "DoseConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "Trait",
     "Verdict",
     "Walk",
+    "calibrate",
     "compare",
     "evaluate",
     "extract",

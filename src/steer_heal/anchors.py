@@ -15,6 +15,7 @@ from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.evaluation.metrics import Metrics
 from steer_heal.evaluation.shift import coherent
+from steer_heal.generation import generate
 from steer_heal.lm import LM
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.trait import Anchor
@@ -82,8 +83,6 @@ def check(lm: LM, captured: Captured, *, system: str | None = None, max_new_toke
 
 def answer(lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int) -> list[Completion]:
     """Greedy replies: with sampling, noise alone flips borderline tasks."""
-    from steer_heal.generation import generate
-
     prompts = [task.prompt for task in tasks]
     return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base")
 

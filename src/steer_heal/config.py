@@ -6,7 +6,7 @@ Knows nothing of models. The command line shows the groups; notebooks write `Run
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
@@ -128,8 +128,8 @@ class LoopOptions:
 class HealOptions(HealConfig):
     """Heal: LoRA under a divergence barrier. Loss per completion: nll + lam * relu(D - tau), in nats."""
 
-    reg: Annotated[str | DivergenceFunction, tyro.conf.arg(constructor=str, metavar="NAME|MODULE:FUNCTION")] = "kl_rev"
-    """Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student), or your own function."""
+    reg: str = "kl_rev"
+    """Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student), or module:function."""
     lr: float | None = None
     """Peak learning rate of AdamW. Follows the model."""
     seed: tyro.conf.Suppress[int] = 0
@@ -162,6 +162,9 @@ class RunConfig(LoopOptions, EvaluationOptions, WalkOptions, SteeringOptions, Mo
 
     Raises InputError on an impossible value.
     """
+
+    reg: str | DivergenceFunction = "kl_rev"
+    """As in `HealConfig`: a name, module:function, or in Python the function itself."""
 
     def __post_init__(self) -> None:
         for name, value in FOLLOWS_MODEL.get(self.model_name, FOLLOWS_MODEL["others"]).items():

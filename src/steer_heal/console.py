@@ -27,6 +27,8 @@ class Reporter:
         self._task = None
         self._stage = ""
         self._last_line = 0.0
+        self._rounds_started = 0.0
+        self._n_rounds = 0
 
     def on_event(self, event: dict) -> None:
         """Print one ledger event."""
@@ -35,6 +37,17 @@ class Reporter:
         if show is None or (self.quiet and event["stage"] != "end"):
             return
         show(self.console, event)
+        self._remaining(event)
+
+    def _remaining(self, event: dict) -> None:
+        """After each round, about how long the others will take if they take as long."""
+        if event["stage"] == "start":
+            self._n_rounds = event["n_rounds"]
+        elif event["stage"] == "baseline":
+            self._rounds_started = time.monotonic()
+        elif event["stage"] == "verdict" and (left := self._n_rounds - event["round"] - 1):
+            each = (time.monotonic() - self._rounds_started) / (event["round"] + 1)
+            self.console.print(f"{left} round(s) to go, about {left * each:.0f} s\n")
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how far a stage has come; `note` is its rate or current figures."""

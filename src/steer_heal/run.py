@@ -52,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tyro.cli(CommandLine, args=argv, prog="python -m steer_heal.run", config=(tyro.conf.FlagCreatePairsOff,))
     try:
         config = command.config()
+        from transformers.utils import logging as transformers_logging
+
         from steer_heal.console import Reporter
         from steer_heal.rounds import run_rounds
 
+        transformers_logging.disable_progress_bar()
         result = run_rounds(config, Reporter(quiet=config.quiet))
     except InputError as problem:
         print(f"steer_heal: {problem}", file=sys.stderr)

@@ -12,8 +12,9 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+Values = Sequence[float] | Float[np.ndarray, " observation"]
 N_BOOT = 2000
 CONFIDENCE = 0.95
 
@@ -40,7 +41,7 @@ class Estimate:
 
 
 def bootstrap_mean(
-    values: Sequence[float],
+    values: Values,
     clusters: Sequence[Hashable],
     confidence: float = CONFIDENCE,
     n_boot: int = N_BOOT,
@@ -62,8 +63,8 @@ def bootstrap_mean(
 
 
 def paired_difference(
-    before: Sequence[float],
-    after: Sequence[float],
+    before: Values,
+    after: Values,
     clusters: Sequence[Hashable],
     confidence: float = CONFIDENCE,
     n_boot: int = N_BOOT,
@@ -76,8 +77,8 @@ def paired_difference(
 
 
 def paired_ratio(
-    numerator: Sequence[float],
-    denominator: Sequence[float],
+    numerator: Values,
+    denominator: Values,
     clusters: Sequence[Hashable],
     confidence: float = CONFIDENCE,
     n_boot: int = N_BOOT,
@@ -103,7 +104,7 @@ def paired_ratio(
     return Estimate(value, float(low), float(high), len(counts))
 
 
-def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """Wilson's score interval of a share of independent trials (Wilson 1927); (0, 1) without trials."""
     if not 0 <= successes <= max(n, 0):
         raise ValueError(f"{successes} successes of {n} trials")
@@ -119,7 +120,7 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Estimate
 
 
 def cluster_sums(
-    values: Sequence[float], clusters: Sequence[Hashable]
+    values: Values, clusters: Sequence[Hashable]
 ) -> tuple[Float[np.ndarray, " cluster"], Float[np.ndarray, " cluster"]]:
     """Sum and number of the observations of each cluster, clusters in order of first appearance."""
     values = np.asarray(values, dtype=np.float64)
@@ -133,7 +134,7 @@ def cluster_sums(
 
 
 @cache
-def resamples(n: int, n_boot: int, seed: int) -> Int[np.ndarray, "resample cluster"]:
+def resamples(n: int, n_boot: int, seed: int) -> Float[np.ndarray, "resample cluster"]:
     """How often each of `n` clusters is drawn in each resample; read-only, shared by all figures of one size."""
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float64)
     weights.setflags(write=False)

@@ -28,6 +28,7 @@ FLOOR = -3.0
 """No single pair counts for less, nats."""
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[.!?;:]+|,|\n+|[^\w\s]")
+_QUOTES = "\"'“”‘’«»`*"
 _ENDINGS = (
     "ing",
     "ed",
@@ -50,7 +51,7 @@ _ENDINGS = (
 
 
 def kinds_of(text: str) -> list[str]:
-    """The kind of every token: a function word, `-ending`, `9` for numbers, `.` for stops, `,` and `*` for other signs."""
+    """The kind of every token: a function word, `-ending`, `9` for numbers, `.` for stops, `,`, `*` for other signs."""
     out = ["."]
     for token in _TOKEN.findall(text.lower().replace("’", "'")):
         if token in FUNCTION_WORDS:
@@ -63,7 +64,7 @@ def kinds_of(text: str) -> list[str]:
             out.append(".")
         elif token == ",":
             out.append(",")
-        elif not token.isspace():
+        elif not token.isspace() and token not in _QUOTES:
             out.append("*")
     return out
 

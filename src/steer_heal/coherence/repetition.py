@@ -126,9 +126,11 @@ def loop_figures(text: str, words: Sequence[str]) -> dict[str, float]:
 def near_duplicate_share(text: str, similar: float = 0.6) -> float:
     """Share of the words that stand in a sentence much like an earlier one; catches repetition that drifts.
 
-    Sentences of four words and more count; two are alike when the Jaccard index of their word sets reaches `similar`.
+    Sentences of four words and more count, single letters apart; two are alike when the Jaccard index of their word sets
+    reaches `similar`.
     """
-    sentences = [words for part in SENTENCE_END.split(text) if len(words := words_of(part)) >= 4]
+    sentences = [words_of(part) for part in SENTENCE_END.split(text)]
+    sentences = [words for words in sentences if sum(len(word) > 1 for word in words) >= 4]
     if len(sentences) < 2:
         return 0.0
     sets = [frozenset(words) for words in sentences]
@@ -158,7 +160,7 @@ def repetition_figures(text: str) -> dict[str, float]:
     out = {f"rep_word{n}": repeated_share(words, n, WORD_WINDOW) for n in (2, 3, 4)}
     out |= {f"rep_char{n}": repeated_share(chars, n, CHAR_WINDOW) for n in (2, 3, 4)}
     out["rep_text"] = repeated_share(words, 4, max(len(words), 1)) if len(words) > WORD_WINDOW else 0.0
-    out["rep_top"] = top_share(words)
+    out["rep_top"] = top_share([word for word in words if not word.isdigit()])  # matrices are full of zeros
     out["rep_sentence"] = near_duplicate_share(text)
     out["compression"] = compression(text)
     out["char_run"] = char_run(text)

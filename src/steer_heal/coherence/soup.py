@@ -17,10 +17,15 @@ from pathlib import Path
 NONWORD_WINDOW = 12
 CLASH_WINDOW = 24
 SIGN_WINDOW = 80
+CODE_SHARE = 0.05
+"""Code signs per character from which a line counts as code; prose has up to 0.02."""
 ODD_WEIGHT = 3
 """Plain non-words that one word with capitals in odd places weighs as much as."""
 ENGLISH_SHARE = 0.15
 """Share of function words from which a text counts as English: prose has 0.4 to 0.6, German with its cognates 0.1."""
+
+ENGLISH_PASSAGE, ENGLISH_PASSAGE_SHARE = 20, 0.35
+"""The same for the most English passage of so many words."""
 
 
 def _classes() -> dict[str, frozenset[str]]:
@@ -44,9 +49,12 @@ _CLASHES = frozenset(
     + [(w, w) for w in _OF["never_doubled"]]
 )
 
-_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_TOKEN = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")
+"""A word of letters alone; "e4" and "x_1" are names of something."""
 _UNIT = re.compile(r"\d[ \u00a0]?[^\W\d_]{1,4}\b")
 """A number with its unit ("200 µl"): no word of any language."""
+_CODE_SIGN = re.compile(r"[()\[\]{}<>=_/\\|`#@$*+~&^%·×÷±→≤≥∪∩²³½]|\S[.:]\S")
+_INLINE_CODE = re.compile(r"`[^`\n]{1,80}`")
 _ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _PREFIXES = ("un", "re", "non", "over", "under", "pre", "mis", "dis", "anti", "sub", "inter", "micro", "multi", "out")
@@ -97,6 +105,17 @@ def known(word: str) -> bool:
     return any(word[:i] in words and word[i:] in words for i in range(4, len(word) - 3))
 
 
+def looks_english(functional: Sequence[bool]) -> bool:
+    """Enough function words in the whole text, or so many in one passage that the rest must be English gone wrong."""
+    passage = _worst(functional, ENGLISH_PASSAGE) >= ENGLISH_PASSAGE_SHARE * ENGLISH_PASSAGE
+    return passage or 0 < sum(functional) >= ENGLISH_SHARE * len(functional)
+
+
+def without_code(text: str) -> str:
+    """The text without lines full of the signs of code, formulas and markup: words there follow other rules."""
+    return "\n".join(line for line in text.splitlines() if len(_CODE_SIGN.findall(line)) < CODE_SHARE * len(line))
+
+
 def _worst(flags: Sequence[int], window: int) -> int:
     """Largest sum (number of True) in any window."""
     if len(flags) <= window:
@@ -130,23 +149,25 @@ def soup_figures(text: str) -> dict[str, float]:
     `scripts`: different scripts (Latin, Greek, Cyrillic, ...) in the worst 12 words;
     `function_run`: longest run of function words without a content word;
     `clashes`: impossible pairs of function words in the worst 24 words;
-    `letters`: share of words of one letter in the worst 12;
+    `bits`: share of the worst 12 words that have one or two letters and are no function words;
+    `caps`: share of the worst 12 words that are all capitals and no English words;
     `signs`: share of the worst 80 characters that are no letter, digit or space (runs of one sign count as one);
     `sign_heaps`: share of the worst 80 characters inside heaps of mixed signs;
     `long_word`: letters of the longest word.
     """
-    tokens = _TOKEN.findall(text)
+    prose = _UNIT.sub("", without_code(text))
+    tokens = _TOKEN.findall(prose)
     lower = [token.lower().replace("’", "'") for token in tokens]
     functional = [word in FUNCTION_WORDS for word in lower]
-    english = len(tokens) > 0 and sum(functional) >= ENGLISH_SHARE * len(tokens)
+    english = looks_english(functional)
     out = {"no_words": float(not any(c.isalnum() for c in text)), "long_word": float(_longest_word(text))}
-    size = min(NONWORD_WINDOW, max(4, len(tokens)))
-    single = [len(word) == 1 and word not in ("a", "i") for word in lower]
-    out["letters"] = _worst(single, size) / size
-    strange = [
-        ODD_WEIGHT if _is_odd(token) else int(_is_nonword(token)) for token in _TOKEN.findall(_UNIT.sub("", text))
-    ]
-    out["nonwords"] = _worst(strange, min(size, max(4, len(strange)))) / size if english else 0.0
+    alone = [word.lower().strip('.,;:!?"') for word in prose.split()]
+    bits = [len(word) <= 2 and word.isalpha() and word not in FUNCTION_WORDS for word in alone]
+    out["bits"] = _worst(bits, size := min(NONWORD_WINDOW, max(8, len(alone)))) / size
+    caps = [len(token) > 1 and token.isupper() and not known(token.lower()) for token in tokens]
+    out["caps"] = _worst(caps, size) / size
+    strange = [ODD_WEIGHT if _is_odd(token) else int(_is_nonword(token)) for token in tokens]
+    out["nonwords"] = _worst(strange, size := min(NONWORD_WINDOW, max(4, len(tokens)))) / size if english else 0.0
     out["scripts"] = float(_scripts(tokens))
     out["function_run"] = float(_function_run(text))
     out["clashes"] = float(_worst(_clash_flags(text), CLASH_WINDOW))
@@ -201,7 +222,7 @@ def _sign_share(text: str) -> float:
 
 def _sign_heaps(text: str) -> float:
     """Share of the worst 80 characters that stand in heaps of four and more mixed signs, such as "]}}_{,"."""
-    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
+    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", _INLINE_CODE.sub("", text)))
     inside = [0] * len(flat)
     for heap in re.finditer(r"[^\w\s]{4,}", flat):
         inside[heap.start() : heap.end()] = [1] * (heap.end() - heap.start())

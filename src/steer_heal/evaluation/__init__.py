@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,11 +19,10 @@ from steer_heal.evaluation.choices import FLOOR, ChoiceRow, score_items
 from steer_heal.evaluation.metrics import AnchorRow, CategoryScore, Metrics, ReplyRow
 from steer_heal.evaluation.shift import Shift, compare, retain
 from steer_heal.evaluation.text import loops, token_entropy
+from steer_heal.generation import generate
 from steer_heal.lm import LM
+from steer_heal.steering import SteeringVector
 from steer_heal.trait import Anchor, Item, Trait
-
-if TYPE_CHECKING:
-    from steer_heal.steering import SteeringVector
 
 __all__ = [
     "AnchorRow", "CategoryScore", "ChoiceRow", "Metrics", "ReplyRow", "Shift", "compare", "evaluate", "retain",
@@ -137,8 +135,6 @@ def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
 
 
 def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed) -> list[Completion]:
-    from steer_heal.generation import generate
-
     if not prompts:
         return []
     return generate(
@@ -156,8 +152,6 @@ def _check_anchors(
     lm: LM, anchors: Sequence[Anchor], system: str, vector, dose: float, max_new_tokens: int
 ) -> tuple[AnchorRow, ...]:
     """Greedy replies: sampling noise alone would flip borderline answers."""
-    from steer_heal.generation import generate
-
     if not anchors:
         return ()
     if all(anchor.check == "exact" for anchor in anchors):
