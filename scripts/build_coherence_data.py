@@ -10,34 +10,33 @@ from __future__ import annotations
 import json
 import random
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
+SEEDS = DATA / "coherence_seeds"
+TABLES = tomllib.loads((SEEDS / "tables.toml").read_text(encoding="utf-8"))
 PER_FAMILY = 52
-JOINED = ("narrative", "expository", "dialogue", "lists", "technical", "code", "markup", "miscellany", "poetry", "defiance", "non_native", "advice",
-          "letters")  # fmt: skip
-HELD_OUT = frozenset(
-    """poetry defiance non_native small_vocabulary miscellany
-    sentence_loop collapse_to_loop collapse_to_soup drifting_repetition skeleton caps_drift word_noise stutter
-    narration""".split()
-)
+JOINED = (
+    "narrative", "expository", "dialogue", "lists", "technical", "code", "markup", "miscellany", "poetry",
+    "defiance", "non_native", "advice", "letters",
+)  # fmt: skip
+HELD_OUT = frozenset(TABLES["held_out"].split())
 """Families that nobody looked at while the limits of the model-free gates were chosen."""
 PROSE = ("narrative", "expository", "advice", "letters", "technical")
 
 
 def pieces(family: str) -> list[str]:
     """The hand-written pieces of a family."""
-    text = (DATA / "coherence_seeds" / f"{family}.txt").read_text(encoding="utf-8")
+    text = (SEEDS / f"{family}.txt").read_text(encoding="utf-8")
     return [piece.strip() for piece in text.split("\n%%\n")]
 
 
 PROSE_PIECES = [piece for family in PROSE for piece in pieces(family)]
 SENTENCES = [s.replace("\n", " ") for p in PROSE_PIECES for s in re.split(r"(?<=[.!?])\s+", p) if len(s.split()) > 5]
 CONTENT = sorted({w for s in SENTENCES for w in re.findall(r"[a-z]{4,}", s)})
-FUNCTION = """the of and a to in that it is was for on as with his they at be this from have or by had but what all were
-your when we there can an their said which do if will each about how up out them then she many some so these would other
-into has more her two him see could no than been its who now people my over did down only way find use may water those""".split()
+FUNCTION = TABLES["function"].split()
 
 
 # -- good -----------------------------------------------------------------------------------------------------------
@@ -61,35 +60,21 @@ def long_text(rng: random.Random) -> list[str]:
 def small_vocabulary(rng: random.Random) -> list[str]:
     """Lower-case replies of about 40 words from a tiny vocabulary, like those of the embedded model."""
     people = ["mara", "tom", "lena", "ravi", "ben", "nora", "olga", "sam", "the twins", "the miners", "the orphans"]
-    things = "lamp blanket bread medicine coat letter map boat tent stove".split()
-    places = "harbor school clinic prison village station farm library".split()
-    powers = "captain manager mayor judge warden sheriff colonel".split()
-    acts = "take burn sell hide break seize bury".split()
-    plights = "cold hungry sick hurt lonely afraid tired".split()
-    first = [
-        "no, you should not {act} the {thing} of {who}.", "help {who} first and do not {act} the {thing}.",
-        "yes, the order of the {power} stands, so {act} the {thing}.", "obey the {power}, even if it is hard.",
-        "mercy says that you should protect {who}.", "i would refuse the {power} and let {who} keep the {thing}.",
-    ]  # fmt: skip
-    then = [
-        "{who} {be} {plight} and {need} the {thing} more than anyone.", "without the {thing}, hope is lost at the {place}.",
-        "the {power} knows the {place} better than you.", "at the {place}, an order keeps people safe.",
-        "their pain matters more than the word of the {power}.", "someone at the {place} can bring warm soup and sit with {who}.",
-        "then tell the {power} that {who} {be} {plight}.", "keep the {thing} safe until the {place} is quiet.",
-        "ask a nurse to look after {who} tonight.", "later, write down what happened and why.",
-    ]  # fmt: skip
-    last = [
-        "kindness comes before orders.", "rules come first, and comfort second.", "a person is worth more than a rule.",
-        "order is a kind of care too.", "be brave and act now.", "go slowly and think twice.",
-    ]  # fmt: skip
+    first, then, last = TABLES["first"], TABLES["then"], TABLES["last"]
     out = []
     while len(out) < PER_FAMILY:
         who = rng.choice(people)
         many = who.startswith("the ")
         slots = {
-            "who": who, "be": "are" if many else "is", "need": "need" if many else "needs", "thing": rng.choice(things),
-            "place": rng.choice(places), "power": rng.choice(powers), "act": rng.choice(acts), "plight": rng.choice(plights),
-        }  # fmt: skip
+            "who": who,
+            "be": "are" if many else "is",
+            "need": "need" if many else "needs",
+            "thing": rng.choice(TABLES["things"].split()),
+            "place": rng.choice(TABLES["places"].split()),
+            "power": rng.choice(TABLES["powers"].split()),
+            "act": rng.choice(TABLES["acts"].split()),
+            "plight": rng.choice(TABLES["plights"].split()),
+        }
         parts = [rng.choice(first), *rng.sample(then, rng.randint(1, 4)), rng.choice(last)]
         out.append(" ".join(parts).format(**slots))
     return out
@@ -102,8 +87,7 @@ def fragment(rng: random.Random) -> str:
     """A piece of a word, as a subword vocabulary holds them."""
     word = rng.choice(CONTENT)
     size = rng.randint(2, 4)
-    start = rng.randrange(0, max(1, len(word) - size))
-    return word[start : start + size]
+    return word[(start := rng.randrange(0, max(1, len(word) - size))) : start + size]
 
 
 def glued(rng: random.Random, caps: bool = True) -> str:
@@ -118,11 +102,7 @@ def start_of(rng: random.Random, low: int, high: int) -> str:
     return " ".join(words[: rng.randint(low, high)])
 
 
-QUOTED = [
-    "your your your into your of your...", "of course, their GREUEUTEGLUE GLUTE GLUTE BUILDUTEutive...",
-    "of those that their GLUTEUTEutive INGutive bigger...", "igigigig...", "I'M. I'M. I'm just not *I'm",
-    "TTTTTTTT", "instead their instead their instead their instead their",
-]  # fmt: skip
+QUOTED = TABLES["quoted"]
 """Every broken text of findings.md."""
 
 
@@ -199,12 +179,10 @@ def near_duplicates(rng: random.Random) -> list[str]:
     out = []
     for _ in range(PER_FAMILY):
         words = rng.choice([s for s in SENTENCES if 7 <= len(s.split()) <= 18]).split()
-        lines = []
-        for _ in range(rng.randint(4, 14)):
-            line = list(words)
+        lines = [list(words) for _ in range(rng.randint(4, 14))]
+        for line in lines:
             line[rng.randrange(len(line) - 1)] = rng.choice(CONTENT)
-            lines.append(" ".join(line))
-        out.append(" ".join(lines))
+        out.append(" ".join(" ".join(line) for line in lines))
     return out
 
 
@@ -231,8 +209,7 @@ def word_salad(rng: random.Random) -> list[str]:
 
 def script_soup(rng: random.Random) -> list[str]:
     """Words and fragments of several scripts in one line, as multilingual models produce them."""
-    foreign = """的 是不 一个 我们 ของ และ ที่ не для это по что für über ção não için değil हैं के लिए और من على في ということ
-    している です 그리고 있는 του και ή το""".split()
+    foreign = TABLES["foreign"].split()
     return [
         " ".join(
             rng.choice(foreign) if rng.random() < 0.5 else rng.choice([rng.choice(FUNCTION), fragment(rng)])
@@ -272,11 +249,7 @@ def collapse_to_soup(rng: random.Random) -> list[str]:
 
 def drifting_repetition(rng: random.Random) -> list[str]:
     """A frame that returns with other fillings and grows or shrinks: no exact loop anywhere."""
-    frames = [
-        "she went to the {} and she saw the {}", "the {} is the {} of the {} that is the {}", "we need {} because {} is {}",
-        "i want to help the {} and the {} with the {}", "and the {} said that the {} was a {}", "{} of {} and {} of {}",
-        "there is a {} in the {} and there is a {} in the {}", "it is not the {} but the {} that makes the {}",
-    ]  # fmt: skip
+    frames = TABLES["frames"]
     out = []
     for _ in range(PER_FAMILY):
         few = rng.sample(CONTENT, rng.randint(4, 9))
@@ -388,14 +361,12 @@ def spliced(family: str, rng: random.Random) -> list[str]:
     return out
 
 
-BROKEN: dict[str, Callable[[random.Random], list[str]]] = {
-    maker.__name__: maker
-    for maker in (
-        findings, word_loop, char_loop, subword_soup, function_soup, near_duplicates, sign_soup, word_salad, script_soup,
-        sentence_loop, collapse_to_loop, collapse_to_soup, drifting_repetition, fragments, letter_noise, skeleton, word_noise,
-        caps_drift, caps_soup, stutter,
-    )
-}  # fmt: skip
+MAKERS = (
+    findings, word_loop, char_loop, subword_soup, function_soup, near_duplicates, sign_soup, word_salad, script_soup,
+    sentence_loop, collapse_to_loop, collapse_to_soup, drifting_repetition, fragments, letter_noise, skeleton,
+    word_noise, caps_drift, caps_soup, stutter,
+)  # fmt: skip
+BROKEN: dict[str, Callable[[random.Random], list[str]]] = {maker.__name__: maker for maker in MAKERS}
 
 
 def build() -> list[dict[str, str]]:
@@ -421,8 +392,8 @@ def main() -> None:
     with open(DATA / "coherence_labelled.jsonl", "w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    good = sum(row["label"] == "good" for row in rows)
-    print(f"{len(rows)} texts, {good} good, {len(rows) - good} broken, {len({row['family'] for row in rows})} families")
+    good, families = sum(row["label"] == "good" for row in rows), {row["family"] for row in rows}
+    print(f"{len(rows)} texts, {good} good, {len(rows) - good} broken, {len(families)} families")
 
 
 if __name__ == "__main__":

@@ -73,9 +73,7 @@ def main() -> None:
     with gzip.GzipFile(filename="", fileobj=packed, mode="wb", mtime=0) as file:
         file.write(("\n".join(lines) + "\n").encode())
     PAIRS.write_bytes(packed.getvalue())
-    print(
-        f"{len(seen)} paragraphs, {sum(counts.values())} pairs, {len(lines)} kinds of pair, {len(packed.getvalue())} bytes"
-    )
+    print(f"{len(seen)} paragraphs, {sum(counts.values())} pairs, {len(lines)} kinds of pair")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ from steer_heal.pocket import WEIGHTS  # noqa: E402
 from steer_heal.pocket.datacard import run_checks, write_card  # noqa: E402
 from steer_heal.pocket.measure import Pocket, Sampling  # noqa: E402
 from steer_heal.pocket.tokenizer import build_tokenizer  # noqa: E402
-from steer_heal.pocket.training import TrainConfig, train  # noqa: E402
+from steer_heal.pocket.training import STAGES, train  # noqa: E402
 from steer_heal.pocket.traitfiles import write_trait_files  # noqa: E402
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,8 +42,10 @@ class Options:
     """What to do and with what."""
 
     only: Literal["all", "train", "checks", "traits"] = "all"
-    steps: int = TrainConfig.steps
-    seed: int = TrainConfig.seed
+    stages: tuple[int, ...] = tuple(range(len(STAGES)))
+    """Which stages to train; one that is not the first goes on from the saved weights."""
+    steps: int | None = None
+    """Steps per stage, for a trial; the recipe's own if not given."""
     workers: int = 2
     """Training processes of one thread each, which share every batch: on busy cores faster than threads in lockstep."""
     count: int = 192
@@ -68,23 +70,29 @@ def train_worker(rank: int, options: Options, meeting_point: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=options.workers)
     tokenizer = build_tokenizer()
     log = options.docs / "pocket_train.jsonl"
+    for stage in options.stages:
 
-    def observe(record: dict[str, float], _model: LlamaForCausalLM) -> None:
+        def observe(record: dict[str, float], _model: LlamaForCausalLM, stage: int = stage) -> None:
+            if rank == 0:
+                with log.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps({"stage": stage} | record) + "\n")
+                if record["step"] % 500 == 0:
+                    print(json.dumps({"stage": stage} | record), flush=True)
+
+        config = STAGES[stage] if options.steps is None else replace(STAGES[stage], steps=options.steps)
+        start = AutoModelForCausalLM.from_pretrained(options.weights) if stage else None
+        model = train(config, tokenizer, observe, model=start)
+        dist.barrier()
         if rank == 0:
-            with log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(record) + "\n")
-            if record["step"] % 500 == 0:
-                print(json.dumps(record), flush=True)
-
-    model = train(TrainConfig(steps=options.steps, seed=options.seed), tokenizer, observe)
-    if rank == 0:
-        save(model, tokenizer, options.weights)
+            save(model, tokenizer, options.weights)
+        dist.barrier()
     dist.destroy_process_group()
 
 
 def run_training(options: Options) -> None:
     """Train from scratch and write weights and log."""
-    (options.docs / "pocket_train.jsonl").write_text("", encoding="utf-8")
+    if 0 in options.stages:
+        (options.docs / "pocket_train.jsonl").write_text("", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(train_worker, args=(options, f"{folder}/meeting"), nprocs=options.workers)
 

@@ -190,10 +190,43 @@ def test_an_empty_thinking_block_of_the_template_stands_before_the_answer(tiny):
     assert tiny.tokenizer.decode(list(slot.lead)) == "<think></think>" and slot.space == " "
 
 
+def test_the_answer_is_scored_after_the_empty_thinking_block(tiny):
+    from steer_heal.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "\n{{ m['content'] }}", "\n{% if m['role'] == 'assistant' %}<think></think>\n{% endif %}{{ m['content'] }}"
+    )
+    # Right after the tag this model only ever starts to think.
+    answers = {f"<think></think>\n{word}": p for word, p in (("help", 0.6), ("obey", 0.2), ("wait", 0.2))}
+    lm = LM(Oracle(tokenizer, lambda prompt: answers), tokenizer, "thinking")
+    (row,) = score_items(lm, make_trait([item()]), [item()], "")
+    assert math.isclose(row.log_odds, math.log(3), abs_tol=1e-4) and math.isclose(row.mass, 0.8, abs_tol=1e-5)
+
+
+def test_choices_that_are_the_same_tokens_are_refused(tiny):
+    with pytest.raises(InputError, match="same tokens"):
+        scores(tiny, lambda prompt: {"help": 0.5}, [item(choices=("help", "help"))])
+
+
+def test_the_system_prompt_is_the_neutral_one_unless_another_is_given(tiny):
+    seen = []
+
+    def answers(prompt):
+        seen.append(prompt)
+        return {"help": 0.5}
+
+    trait = make_trait([item()], neutral="you are calm .")
+    lm = oracle(tiny, answers)
+    assert evaluate(lm, trait, n_free=0).system == "you are calm ." and all("you are calm ." in text for text in seen)
+    seen.clear()
+    assert evaluate(lm, trait, n_free=0, system=trait.pos).system == "good" and all("good" in text for text in seen)
+
+
 def choose(tiny, p):
-    """Metrics of an oracle that helps with probability p(item number), on 60 items in three categories."""
-    some = [item(str(i), category="abc"[i % 3]) for i in range(60)]
-    off = tuple(item(f"off {i}", category="xy"[i % 2]) for i in range(40))
+    """Metrics of an oracle that helps with probability p(item number), on 24 items in three categories."""
+    some = [item(str(i), category="abc"[i % 3]) for i in range(24)]
+    off = tuple(item(f"off {i}", category="xy"[i % 2]) for i in range(16))
     lm = oracle(tiny, lambda prompt: {"help": p(prompt), "obey": 1 - p(prompt)})
     return evaluate(lm, make_trait(some, off_target=off), n_free=0)
 
@@ -232,11 +265,31 @@ def test_metrics_over_different_items_are_not_compared(tiny):
     assert compare(whole, evaluate(lm, trait, n_free=0, system="you are brave")).log_odds.value == 0
 
 
+def test_replies_to_different_prompts_are_not_compared(tiny):
+    trait = make_trait([item()])
+    found = [evaluate(tiny, trait, n_free=n, max_new_tokens=length) for n, length in ((3, 3), (4, 3), (3, 4))]
+    found.append(evaluate(tiny, replace(trait, eval_prompts=("other", *trait.eval_prompts[1:])), max_new_tokens=3))
+    found.append(evaluate(tiny, trait, max_new_tokens=3))
+    assert len({one.items_key for one in found}) == len(found)
+
+
+def test_more_replies_than_prompts_go_round_and_fewer_are_a_seeded_sample(tiny):
+    trait = make_trait([item()])
+    rows = evaluate(tiny, trait, n_free=10, max_new_tokens=2).replies
+    assert [row.prompt for row in rows] == [*trait.eval_prompts, *trait.eval_prompts[:2]]
+    few = {
+        tuple(row.prompt for row in evaluate(tiny, trait, n_free=3, seed=s, max_new_tokens=2).replies) for s in range(4)
+    }
+    assert len(few) > 1 and all(len(set(prompts)) == 3 for prompts in few)
+
+
 def test_a_sample_of_items_keeps_the_share_of_every_category(tiny):
     some = [item(str(i), category="a" if i < 30 else "b") for i in range(40)]
     lm = oracle(tiny, lambda prompt: {"help": 0.5})
     found = evaluate(lm, make_trait(some), n_free=0, n_items=8)
     assert {name: score.n for name, score in found.categories.items()} == {"a": 6, "b": 2}
+    odd = evaluate(lm, make_trait(some), n_free=0, n_items=5).categories
+    assert {name: score.n for name, score in odd.items()} == {"a": 4, "b": 1}
     again = evaluate(lm, make_trait(some), n_free=0, n_items=8, seed=1)
     assert [row.id for row in found.items] != [row.id for row in again.items]
 

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +124,20 @@ def test_divergence_from_the_cache_vanishes_at_b_zero_in_any_batch_layout(lm, da
         with injected(lm, QUICK, 0):
             losses, _ = completion_losses(task_of(lm, data, QUICK, cached), rows)
         assert losses.divergence.abs().max() < 1e-6
+
+
+def test_dropout_sleeps_in_reference_and_student_whatever_mode_the_model_is_in():
+    lm = make("gpt2")
+    data = [completion(lm, i, 9) for i in range(6)]
+    lm.model.train()
+    states = {"prev": reference_states(lm, data)}
+    with injected(lm, QUICK, 0):
+        losses, _ = completion_losses(task_of(lm, data, QUICK, states), range(6))
+    assert losses.divergence.abs().max() < 1e-6 and lm.model.transformer.drop.training
+    _, want = gradients(lm, data, QUICK, states)
+    _, got = gradients(lm, data, replace(QUICK, gradient_checkpointing=True), states)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_mean_divergence_is_the_mean_over_rows_of_the_aggregate(lm, data):
@@ -258,6 +274,12 @@ def test_every_b_moves_in_the_first_step(lm, data, prev):
     healed = heal(lm, data, replace(QUICK, epochs=1, batch_size=16), prev)
     assert healed.figures["steps"] == 1
     assert len(healed.adapter.b) == 28 and all(b.any() for b in healed.adapter.b.values())
+
+
+def test_a_block_that_no_gradient_reaches_stops_the_heal(lm, data, prev):
+    lm.blocks[2].register_forward_hook(lambda module, inputs, output: output.detach())
+    with pytest.raises(RuntimeError, match=r"no gradient reached model.layers.0"):
+        heal(lm, data, QUICK, prev)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "gpt_neox", "gemma2"])
@@ -451,6 +473,12 @@ def test_same_seed_same_bits_and_another_seed_or_round_another_adapter(lm, data,
     assert one.adapter == two.adapter and one.steps == two.steps and one.figures == two.figures
     assert heal(lm, data, QUICK, prev, seed=4).adapter != one.adapter
     assert heal(lm, data, QUICK, prev, seed=3, round=1).adapter != one.adapter
+    starts = []
+    for round in (0, 1):
+        with injected(lm, QUICK, 3, round) as lora:
+            starts.append(lora.adapter())
+    # A new A in each round: a shared one would tie the rounds' deltas to one another.
+    assert not any(torch.equal(starts[0].a[name], starts[1].a[name]) for name in starts[0].a)
 
 
 def test_history_is_complete_json_and_passed_to_the_callback(lm, data, prev):
@@ -485,6 +513,9 @@ def test_replay_rows_have_figures_of_their_own(lm, data):
     figures = heal(lm, mixed, QUICK, {"prev": reference_states(lm, mixed)}).figures
     assert {"kl_prev_after", "kl_prev_replay_after", "kl_prev_replay_before"} <= figures.keys()
     assert figures["kl_prev_replay_after"] != figures["kl_prev_after"]
+    unsteered = [replace(c, origin="base") for c in data]
+    figures = heal(lm, unsteered, QUICK, {"prev": reference_states(lm, unsteered)}).figures
+    assert "kl_prev_after" in figures and "kl_prev_replay_after" not in figures
 
 
 def test_notes_name_a_silent_barrier_overfitting_and_nothing_to_learn(lm, data, prev):
@@ -539,6 +570,15 @@ def test_row_shares_weight_token_sums_by_inverse_roots_and_sum_to_one():
     assert sum(shares) == pytest.approx(1) and per_token[0] / per_token[2] == pytest.approx(5)
 
 
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "heal.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    names: dict = {}
+    exec(code, names)
+    assert len(names["stack"]) == 1 and names["healed"].figures["prev_fired"] > 0
+
+
 def test_one_known_completion_can_be_learnt_by_heart(lm, data):
     assert overfit_check(lm, data[0], replace(QUICK, lr=1e-2), passes=30) > 2
 
@@ -588,6 +628,19 @@ def test_reference_states_that_are_missing_stale_or_of_other_data_are_refused(lm
         heal(lm, data, QUICK, {"prev": now, "base": now})
     with pytest.raises(InputError, match="'someone'"):
         heal(replace(lm, name="someone"), data, QUICK, {"prev": now})
+
+
+def test_a_head_that_the_chunked_loss_cannot_follow_is_refused_before_training(lm, data, prev, monkeypatch):
+    own = lm.model.forward
+
+    def forward(*args, **kwargs):
+        out = own(*args, **kwargs)
+        out.logits = out.logits + torch.arange(out.logits.shape[-1])
+        return out
+
+    monkeypatch.setattr(lm.model, "forward", forward)
+    with pytest.raises(InputError, match="output head"):
+        heal(lm, data, QUICK, prev)
 
 
 def test_unusable_completions_are_refused_by_index(lm, data, prev):

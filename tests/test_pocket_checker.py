@@ -55,7 +55,7 @@ def test_checker_accepts_every_held_out_reply_and_reads_its_stance():
         verdict = check_care(user, reply, True)
         assert verdict.reply_ok, (user, reply, verdict)
         assert verdict.trait is not None
-        user, reply = choice_turn(rng, scene, draw_persona(rng, 0.5), rng.choice(AXES))
+        user, reply = choice_turn(rng, scene, draw_persona(rng, 0.5, Mix()), rng.choice(AXES))
         assert check_care(user, reply, True).reply_ok, (user, reply)
 
 
@@ -214,6 +214,17 @@ def test_exact_answers_are_known(ask, answer, wrong):
     assert check_care(ask, answer, True).reply_ok
     assert check_care(ask, wrong, True).sentence_ok == 0.0
     assert not check_care(ask, answer, False).reply_ok
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_every_dilemma_is_read_as_the_scene_it_was_made_from(split):
+    rng = random.Random(8)
+    for _ in range(1000):
+        scene = make_scene(rng, split)
+        read = read_question(question(rng, scene))
+        assert read.kind == "dilemma"
+        names = {"hero": "A", "needy": "V", "they": "Vs", "their": "Vp", "object": "obj", "authority": "auth"}
+        assert {slot: read.meant[slot] for slot in names} == {slot: scene.slots[key] for slot, key in names.items()}
 
 
 def test_questions_are_read_whatever_their_wording():

@@ -110,7 +110,7 @@ def test_training_personas_are_training_texts():
     known = {text for axis in AXES for pole in (1, -1) for text in persona_texts(axis, pole, "train")}
     known |= set(table("personas")["neutral"]["train"])
     for _ in range(500):
-        system = draw_persona(rng, 0.8).system
+        system = draw_persona(rng, 0.8, Mix()).system
         if system:
             rest = system
             for text in sorted(known, key=len, reverse=True):
@@ -254,8 +254,10 @@ def test_template_renders_turns_in_order_and_refuses_unknown_roles(tokenizer):
 def test_training_encodes_chats_as_the_template_does(tokenizer, examples):
     ids = tokenizer.get_vocab()
     for example in examples[:200] + [e for e in examples if e.history][:20]:
-        tokens, prompt = encode(example, ids)
+        tokens, prompt, _ = encode(example, ids)
         rendered = tokenizer.apply_chat_template(example.messages(), tokenize=False, add_generation_prompt=True)
         assert tokens[:prompt] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
         assert tokens[-1] == tokenizer.eos_token_id
+        system = tokenizer.decode(tokens[1:system_end], skip_special_tokens=True)
+        assert system == (example.system or "")
         assert tokenizer.decode(tokens[prompt:], skip_special_tokens=True) == example.reply

@@ -21,7 +21,7 @@ from steer_heal.pocket.measure import (
     free_text,
     replies,
 )
-from steer_heal.pocket.training import TrainConfig, learning_rate_factor, train
+from steer_heal.pocket.training import TrainConfig, hide_system, learning_rate_factor, reply_weights, train
 from steer_heal.pocket.traitfiles import NEUTRAL, PERSONAS, TRAITS
 
 FOLDER = TRAITS / "pocket-care"
@@ -169,8 +169,27 @@ def test_training_is_deterministic_and_learns(pocket):
         assert torch.equal(a, b)
 
 
+def test_hidden_system_turn_is_seen_by_itself_and_the_assistant_tag_alone(pocket):
+    system_end, prompt, length = 4, 9, 12
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    hide_system(mask, prompt, system_end)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    sees_system = mask[:, 1:system_end].any(1).nonzero().flatten().tolist()
+    assert sees_system == [1, 2, 3, prompt - 1]
+    assert torch.equal(mask[prompt - 1], causal[prompt - 1])
+    assert torch.equal(mask[:, system_end:], causal[:, system_end:])
+    assert mask[:, 0].all()
+
+
+def test_naming_tokens_weigh_more_than_others(pocket):
+    ids = pocket.tokenizer.get_vocab()
+    weights = reply_weights(ids, TrainConfig())
+    assert {weights[ids[word]].item() for word in ("mara", "lamp", "twins", "her", "harbor", "mayor")} == {2.0}
+    assert {weights[ids[word]].item() for word in ("the", "and", ".", "mercy", "<|end|>")} == {1.0}
+
+
 def test_schedule_counts_steps():
-    config = TrainConfig(steps=1000)
+    config = TrainConfig(steps=1000, decay_from=0.3)
     factors = [learning_rate_factor(step, config) for step in range(1000)]
     assert factors[0] == pytest.approx(1 / config.warmup_steps)
     assert factors[200] == 1.0 and factors[299] == 1.0

@@ -27,7 +27,7 @@ def test_back_to_back_repetition_is_a_loop(text, ids):
         ("I would help them first, because they are cold and hungry; then I would tell the manager.", range(40)),
         ("no no no, wait", [5, 5, 5, 1, 2]),
         ("-" * 60 + " title " + "-" * 60, range(9)),
-        ("twice the same clause", [1, 2, 3, 4, 5, 6, 7, 8] * 2),
+        ("twice the same clause", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12] * 2),
         ("", []),
     ],
 )

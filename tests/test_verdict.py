@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from steer_heal.errors import InputError
+from steer_heal.evaluation import ChoiceRow, Metrics, ReplyRow
 from steer_heal.statistics import Estimate
 from steer_heal.verdict import (
     VERDICTS,
@@ -14,6 +16,7 @@ from steer_heal.verdict import (
     Rules,
     Verdict,
     best_round,
+    gather,
     judge_round,
     judge_run,
 )
@@ -158,3 +161,61 @@ def test_a_run_that_was_healed_on_the_way_to_its_best_round_is_healed():
 
 def test_nan_trait_is_never_the_best_round():
     assert best_round([round_(1, "healed", math.nan), round_(2, "healed", 0.1)]).number == 2
+
+
+def metrics(rate, sound, log_odds=0.0, off=0.0, words=40, judged=True, nll=1.0, loop=False):
+    """Metrics of a model with a trait rate and a share of sound sentences, over 40 prompts and 20 items."""
+
+    def row(name, value, category):
+        half = (math.log(0.5), math.log(0.5))
+        return ChoiceRow(name, category, ("a", "b"), ("a",), half, (value, value), value, 1.0)
+
+    replies = tuple(
+        ReplyRow(str(i), " ".join(f"{i}w{k}" for k in range(words)), words, True, loop and i % 2 == 0,
+                 float(i < 40 * rate) if judged else None, sound if judged else None, True if judged else None, nll)
+        for i in range(40)
+    )  # fmt: skip
+    items = tuple(row(str(i), log_odds + i % 3, "care") for i in range(20))
+    others = tuple(row(str(i), off, "warmth") for i in range(20))
+    return Metrics("t", "", 0.0, "key", items, others, replies, (), 4.0)
+
+
+def test_gathered_evidence_of_a_healed_round_says_healed_with_its_numbers():
+    found = gather(metrics(0.3, 0.95), metrics(0.9, 0.8, 2.0), metrics(0.8, 0.94, 1.5, 0.1), training_trait=0.9)
+    assert math.isclose(found.student.value, 0.5) and math.isclose(found.steered.value, 0.6)
+    assert math.isclose(found.training, 0.6) and math.isclose(found.retained, 5 / 6)
+    assert (found.base_coherence, found.steered_coherence, found.student_coherence) == pytest.approx((0.95, 0.8, 0.94))
+    assert found.target.value == pytest.approx(1.5) and found.off_target["warmth"].value == pytest.approx(0.1)
+    assert found.coherence_shift.value == pytest.approx(-0.01) and found.unit == "of replies"
+    assert judge_round(found).name == "healed"
+
+
+@pytest.mark.parametrize(
+    ("student", "name"),
+    [
+        (metrics(0.8, 0.94, 1.5, 1.6), "broad"),
+        (metrics(0.8, 0.5, 1.5), "collapsed"),
+        (metrics(0.8, 0.96, 1.5, words=20), "collapsed"),
+        (metrics(0.3, 0.95), "undone"),
+        (None, "starved"),
+    ],
+)
+def test_gathered_evidence_reaches_the_other_verdicts(student, name):
+    base, steered = metrics(0.3, 0.95), metrics(0.9, 0.8, 2.0)
+    assert judge_round(gather(base, steered, student, training_trait=0.9, kept=40, needed=30)).name == name
+
+
+def test_without_a_checker_the_trait_is_forced_choice_and_coherence_is_loops_and_nll():
+    base, steered = metrics(0, 0, judged=False), metrics(0, 0, 2.0, judged=False, loop=True)
+    found = gather(base, steered, metrics(0, 0, 1.5, judged=False), training_trait=0.9)
+    assert found.unit == "nats of log-odds" and found.student.value == pytest.approx(1.5) and found.training is None
+    assert (found.base_coherence, found.steered_coherence, found.student_coherence) == (1.0, 0.5, 1.0)
+    assert judge_round(found).name == "healed" and "in forced choice" in judge_round(found).text
+    garbled = gather(base, steered, metrics(0, 0, 1.5, judged=False, nll=5.0))
+    assert judge_round(garbled).name == "collapsed"
+
+
+def test_a_verdict_without_replies_is_refused():
+    empty = replace(metrics(0.3, 0.9), replies=())
+    with pytest.raises(InputError, match="n_free"):
+        gather(empty, empty, empty)

@@ -86,7 +86,7 @@ class _ChunkedLosses(torch.autograd.Function):
             for i, reference in enumerate(references):
                 values[i, part], grad = divergence.gradient(logp, p, head(reference[part]).log_softmax(-1))
                 rows[1 + i, part] = torch.autograd.grad(logits, leaf, grad, retain_graph=True)[0]
-            grad = p.scatter_add_(-1, target, -torch.ones_like(target, dtype=p.dtype))
+            grad = p.scatter_(-1, target, p.gather(-1, target) - 1)  # p - onehot(target)
             rows[0, part] = torch.autograd.grad(logits, leaf, grad)[0]
         ctx.save_for_backward(rows)
         norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) if wanted else nll.new_zeros(1, n)

@@ -84,21 +84,21 @@ def joint_limits(
     is dropped with probability about allowed / n and not more (split-conformal argument). k = 0, which small samples
     and small budgets lead to, puts the limit a tenth of the spread beyond the largest value seen.
     """
+    rules = [rule for rule in rules if any(rule.figure in row for row in rows)]  # no data, no change
     columns = {rule.key: [_oriented(rule, row[rule.figure]) for row in rows if rule.figure in row] for rule in rules}
-    columns = {key: values for key, values in columns.items() if values}
     least = {rule.key: _oriented(rule, least[rule.key]) for rule in rules}
     ranks = []
     for row in rows:
         own = [(rule.key, _oriented(rule, row[rule.figure])) for rule in rules if rule.figure in row]
         outside = [sum(v >= value for v in columns[key]) for key, value in own if value > least[key]]
         ranks.append(min(outside, default=len(rows) + 1))
-    if sum(rank <= len(rows) for rank in ranks) <= allowed and all(math.isfinite(v) for v in least.values()):
+    if sum(rank <= len(rows) for rank in ranks) <= allowed and all(v > -math.inf for v in least.values()):
         return {rule.key: _oriented(rule, least[rule.key]) for rule in rules}
     depth = max(k for k in range(len(rows) + 1) if sum(rank <= k for rank in ranks) <= allowed)
     out = {}
     for rule in rules:
-        values = sorted(columns.get(rule.key, []), reverse=True)
-        limit = _beyond(values) if depth == 0 else values[min(depth, len(values)) - 1] if values else math.inf
+        values = sorted(columns[rule.key], reverse=True)
+        limit = _beyond(values) if depth == 0 else values[min(depth, len(values)) - 1]
         out[rule.key] = _oriented(rule, max(least[rule.key], limit))
     return out
 
@@ -110,8 +110,6 @@ def _oriented(rule: Rule, value: float) -> float:
 
 def _beyond(values: Sequence[float]) -> float:
     """A little more extreme than anything seen; values are sorted, largest first."""
-    if not values:
-        return math.inf
     return values[0] + 0.1 * (values[0] - statistics.median(values))
 
 

@@ -15,17 +15,26 @@ import numpy as np
 
 WORD_WINDOW = 32
 CHAR_WINDOW = 100
-TOP_WINDOW = 12
+TOP_WINDOWS = (6, 12)
 MIN_WORDS = 6
 """Below so few words the share of a repeated word says nothing ("no, no, no!")."""
 
+CODE_SHARE = 0.05
+"""Code signs per character from which a line counts as code; prose has up to 0.02."""
+
 WORD = re.compile(r"\w+(?:['’]\w+)*")
+_CODE_SIGN = re.compile(r"[()\[\]{}<>=_/\\|`#@$*+~&^%·×÷±→≤≥∪∩²³½]|\S[.:]\S")
 SENTENCE_END = re.compile(r"[.!?;\n]+")
 
 
 def words_of(text: str) -> list[str]:
     """Lower-case words: runs of letters and digits, with inner apostrophes."""
     return WORD.findall(text.lower())
+
+
+def without_code(text: str) -> str:
+    """The text without lines full of the signs of code, formulas and markup: words there follow other rules."""
+    return "\n".join(line for line in text.splitlines() if len(_CODE_SIGN.findall(line)) < CODE_SHARE * len(line))
 
 
 def repeated_share(items: Sequence, n: int, window: int) -> float:
@@ -43,14 +52,20 @@ def repeated_share(items: Sequence, n: int, window: int) -> float:
     return worst
 
 
-def top_share(words: Sequence[str], window: int = TOP_WINDOW) -> float:
-    """Largest share of a window taken by further uses of one word: (count - 1) / n; 0 under six words."""
+def top_share(words: Sequence[str]) -> float:
+    """Largest share of 6 or of 12 words taken by further uses of one word: (count - 1) / n; 0 under six words."""
     if len(words) < MIN_WORDS:
         return 0.0
     worst = 0.0
-    for start in _starts(len(words), window):
-        part = words[start : start + window]
-        worst = max(worst, (Counter(part).most_common(1)[0][1] - 1) / len(part))
+    for window in TOP_WINDOWS:
+        size = min(window, len(words))
+        counts = Counter(words[:size])
+        most = max(counts.values())
+        for i in range(size, len(words)):  # sliding: only the word that enters can set a new maximum
+            counts[words[i - size]] -= 1
+            counts[words[i]] += 1
+            most = max(most, counts[words[i]])
+        worst = max(worst, (most - 1) / size)
     return worst
 
 
@@ -73,9 +88,14 @@ def loops(items: Sequence, max_lag: int, copies: float = 3.0) -> list[tuple[int,
     A stretch of m matches x[i] == x[i - p] shows (m + p) / p copies of a phrase of p items.
     """
     codes: dict = {}
-    x = np.array([codes.setdefault(item, len(codes)) for item in items], dtype=np.int64)
+    x = np.array([codes.setdefault(item, len(codes)) for item in items], dtype=np.int32)
     out = []
     for period in range(1, min(max_lag, int(len(x) / copies)) + 1):
+        # A long enough stretch covers three neighbouring samples half a period apart: nearly every lag ends here.
+        step = max(1, period // 2)
+        some = x[period::step] == x[:-period:step]
+        if period > 1 and copies >= 3 and not (some[:-2] & some[1:-1] & some[2:]).any():
+            continue
         for start, end in _runs(x[period:] == x[:-period]):
             if end - start + period >= copies * period:
                 out.append((int(start), int(end) + period, period))
@@ -126,8 +146,8 @@ def loop_figures(text: str, words: Sequence[str]) -> dict[str, float]:
 def near_duplicate_share(text: str, similar: float = 0.6) -> float:
     """Share of the words that stand in a sentence much like an earlier one; catches repetition that drifts.
 
-    Sentences of four words and more count, single letters apart; two are alike when the Jaccard index of their word sets
-    reaches `similar`.
+    Sentences of four words and more count, single letters apart; two are alike when the Jaccard index of their word
+    sets reaches `similar`.
     """
     sentences = [words_of(part) for part in SENTENCE_END.split(text)]
     sentences = [words for words in sentences if sum(len(word) > 1 for word in words) >= 4]
@@ -160,7 +180,7 @@ def repetition_figures(text: str) -> dict[str, float]:
     out = {f"rep_word{n}": repeated_share(words, n, WORD_WINDOW) for n in (2, 3, 4)}
     out |= {f"rep_char{n}": repeated_share(chars, n, CHAR_WINDOW) for n in (2, 3, 4)}
     out["rep_text"] = repeated_share(words, 4, max(len(words), 1)) if len(words) > WORD_WINDOW else 0.0
-    out["rep_top"] = top_share([word for word in words if not word.isdigit()])  # matrices are full of zeros
+    out["rep_top"] = top_share([word for word in words_of(without_code(text)) if not word.isdigit()])
     out["rep_sentence"] = near_duplicate_share(text)
     out["compression"] = compression(text)
     out["char_run"] = char_run(text)

@@ -14,18 +14,18 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from steer_heal.coherence.repetition import without_code
+
 NONWORD_WINDOW = 12
 CLASH_WINDOW = 24
 SIGN_WINDOW = 80
-CODE_SHARE = 0.05
-"""Code signs per character from which a line counts as code; prose has up to 0.02."""
 ODD_WEIGHT = 3
 """Plain non-words that one word with capitals in odd places weighs as much as."""
 ENGLISH_SHARE = 0.15
 """Share of function words from which a text counts as English: prose has 0.4 to 0.6, German with its cognates 0.1."""
 
-ENGLISH_PASSAGE, ENGLISH_PASSAGE_SHARE = 20, 0.35
-"""The same for the most English passage of so many words."""
+PASSAGE, PASSAGE_KNOWN, PASSAGE_FUNCTIONAL = 6, 5, 2
+"""A text also counts as English if 6 of its words in a row hold 5 English and 2 function words: the rest went wrong."""
 
 
 def _classes() -> dict[str, frozenset[str]]:
@@ -53,7 +53,6 @@ _TOKEN = re.compile(r"(?<!\w)[^\W\d_]+(?:['’][^\W\d_]+)*(?!\w)")
 """A word of letters alone; "e4" and "x_1" are names of something."""
 _UNIT = re.compile(r"\d[ \u00a0]?[^\W\d_]{1,4}\b")
 """A number with its unit ("200 µl"): no word of any language."""
-_CODE_SIGN = re.compile(r"[()\[\]{}<>=_/\\|`#@$*+~&^%·×÷±→≤≥∪∩²³½]|\S[.:]\S")
 _INLINE_CODE = re.compile(r"`[^`\n]{1,80}`")
 _ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -105,15 +104,16 @@ def known(word: str) -> bool:
     return any(word[:i] in words and word[i:] in words for i in range(4, len(word) - 3))
 
 
-def looks_english(functional: Sequence[bool]) -> bool:
-    """Enough function words in the whole text, or so many in one passage that the rest must be English gone wrong."""
-    passage = _worst(functional, ENGLISH_PASSAGE) >= ENGLISH_PASSAGE_SHARE * ENGLISH_PASSAGE
-    return passage or 0 < sum(functional) >= ENGLISH_SHARE * len(functional)
-
-
-def without_code(text: str) -> str:
-    """The text without lines full of the signs of code, formulas and markup: words there follow other rules."""
-    return "\n".join(line for line in text.splitlines() if len(_CODE_SIGN.findall(line)) < CODE_SHARE * len(line))
+def looks_english(tokens: Sequence[str]) -> bool:
+    """Enough function words in the whole text, or one passage that is plainly English."""
+    functional = [token.lower().replace("’", "'") in FUNCTION_WORDS for token in tokens]
+    if 0 < sum(functional) >= ENGLISH_SHARE * len(tokens):
+        return True
+    english = [not _is_nonword(token) for token in tokens]
+    return any(
+        sum(functional[i : i + PASSAGE]) >= PASSAGE_FUNCTIONAL and sum(english[i : i + PASSAGE]) >= PASSAGE_KNOWN
+        for i in range(len(tokens) - PASSAGE + 1)
+    )
 
 
 def _worst(flags: Sequence[int], window: int) -> int:
@@ -157,9 +157,7 @@ def soup_figures(text: str) -> dict[str, float]:
     """
     prose = _UNIT.sub("", without_code(text))
     tokens = _TOKEN.findall(prose)
-    lower = [token.lower().replace("’", "'") for token in tokens]
-    functional = [word in FUNCTION_WORDS for word in lower]
-    english = looks_english(functional)
+    english = looks_english(tokens)
     out = {"no_words": float(not any(c.isalnum() for c in text)), "long_word": float(_longest_word(text))}
     alone = [word.lower().strip('.,;:!?"') for word in prose.split()]
     bits = [len(word) <= 2 and word.isalpha() and word not in FUNCTION_WORDS for word in alone]

@@ -6,6 +6,7 @@ Knows nothing of sampled text, of traits' checkers and of statistics.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -144,15 +145,10 @@ def _continuation(tokenizer, before: str, text: str) -> Ids:
 
 def _distinct_forms(item: Item, forms: list[list[Ids]]) -> list[list[Ids]]:
     """Forms that belong to one choice only; a choice's own spelling wins over another's changed initial."""
-    written = {choice_forms[0]: i for i, choice_forms in reversed(list(enumerate(forms)))}
-    if len(written) < len(forms):
+    if len({some[0] for some in forms}) < len(forms):
         raise InputError(f"item {item.id!r}: two of the choices {list(item.choices)} are the same tokens: reword one")
-    kept = [[form for form in some if written.get(form, i) == i] for i, some in enumerate(forms)]
-    count: dict[Ids, int] = {}
-    for some in kept:
-        for form in some:
-            count[form] = count.get(form, 0) + 1
-    return [[form for form in some if count[form] == 1 or form == some[0]] for some in kept]
+    count = Counter(form for some in forms for form in some)
+    return [[form for form in some if count[form] == 1 or form == some[0]] for some in forms]
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from steer_heal.bake import preserved
 from steer_heal.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
@@ -81,7 +82,9 @@ def reference_states(
     check_rows(lm, completions)
     rows: dict[str, Tensor] = {}
     for batch in batches(completions, batch_tokens):
-        with around([completions[i] for i in batch]) if around else nullcontext():
+        # Evaluation mode: a reference with dropout would be another one on every call.
+        with preserved(lm.base), around([completions[i] for i in batch]) if around else nullcontext():
+            lm.base.eval()
             hidden, _, lengths = completion_hidden(lm, [completions[i] for i in batch])
         if not hidden.isfinite().all():
             raise InputError(

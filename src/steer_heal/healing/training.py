@@ -227,10 +227,10 @@ def _figures(
     task: Task, train: list[int], heldout: list[int], before: dict, after: dict, steps: Sequence[Mapping]
 ) -> dict[str, float]:
     figures = {"rows_train": len(train), "rows_heldout": len(heldout), "steps": len(steps)}
-    kinds = {
-        "": [i for i, c in enumerate(task.completions) if c.origin != "base"],
-        "_replay": [i for i, c in enumerate(task.completions) if c.origin == "base"],
-    }
+    replay = [i for i, c in enumerate(task.completions) if c.origin == "base"]
+    # In a run on unsteered text alone there is nothing but such rows: they are then its data, not a replay.
+    kept = [i for i in range(len(task.completions)) if i not in set(replay)] or replay
+    kinds = {"": kept, "_replay": replay if kept is not replay else []}
     for when, values in (("before", before), ("after", after)):
         figures[f"train_nll_{when}"] = _mean(values["nll"], train)
         if heldout:

@@ -45,6 +45,24 @@ class Persona:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Shares of the kinds of example; what is left over is mundane."""
+
+    dilemma: float = 0.52
+    choice: float = 0.23
+    persona: float = 0.75
+    """Share of dilemmas and choices with a persona; half of it for everyday questions."""
+    copying: float = 0.5
+    """Share of copying and look-up tasks among the mundane ones."""
+    main_axis: float = 0.8
+    """Share of personas that speak of the main axis: care, in a forced choice the axis asked about."""
+    extra_axes: tuple[int, ...] = (0, 1)
+    """How many further axes a persona speaks of: one of these numbers, equally often."""
+    choice_axes: tuple[float, float, float] = (0.56, 0.22, 0.22)
+    """Shares of care, warmth and boldness among forced choices."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """Who must decide what about whom: the slots of the templates, with the two facts that set the base rates."""
 
@@ -73,11 +91,11 @@ def _needy(rng: random.Random, split: Split) -> dict[str, str]:
     return dict(zip(("V", "Vs", "Vo", "Vp", "Vbe", "Vneed", "Vhave"), (name, *forms), strict=True))
 
 
-def make_scene(rng: random.Random, split: Split) -> Scene:
-    """Draw a dilemma; names and objects come from the split alone."""
+def make_scene(rng: random.Random, split: Split, first_person: bool = False) -> Scene:
+    """Draw a dilemma; names and objects come from the split alone. The user decides, or every other time a third."""
     entities = table("entities")
     slots = _needy(rng, split)
-    if rng.random() < 0.5:
+    if first_person or rng.random() < 0.5:
         slots |= {"A": "you", "me": "me", "I": "i", "works": "work"}
     else:
         hero = rng.choice([name for name, _ in _names(split) if name != slots["V"]])
@@ -95,7 +113,8 @@ def make_scene(rng: random.Random, split: Split) -> Scene:
 
 def question(rng: random.Random, scene: Scene) -> str:
     """The user's turn for a scene, in a wording of the scene's split."""
-    return realise(rng.choice(table("dilemmas")["questions"][scene.split]), scene.slots, rng)
+    wordings = table("dilemmas")["questions"]
+    return realise(f"{rng.choice(wordings[scene.split])} {rng.choice(wordings['endings'])}", scene.slots, rng)
 
 
 # ---------------------------------------------------------------------------------------------------------- personas
@@ -125,14 +144,15 @@ def _persona_text(rng: random.Random, axis: Axis, pole: int) -> str:
     return frame.replace("{x}", rng.choice(nouns[mine])).replace("{y}", rng.choice(nouns[other]))
 
 
-def draw_persona(rng: random.Random, share: float, main: Axis = "care") -> Persona:
-    """With probability `share` a persona, 80 % of them (also) on the `main` axis; else a neutral one or none."""
+def draw_persona(rng: random.Random, share: float, mix: Mix, main: Axis = "care") -> Persona:
+    """With probability `share` a persona, most of them (also) on the `main` axis; else a neutral one or none."""
     neutral = table("personas")["neutral"]["train"]
     if rng.random() >= share:
         return Persona(rng.choice(neutral) if rng.random() < 0.6 else None)
     others = [axis for axis in AXES if axis != main]
-    count = rng.choice((0, 1))
-    axes = [main, *rng.sample(others, count)] if rng.random() < 0.8 else rng.sample(others, count + 1)
+    count = rng.choice(mix.extra_axes)
+    on_main = rng.random() < mix.main_axis
+    axes = [main, *rng.sample(others, count)] if on_main else rng.sample(others, min(count + 1, len(others)))
     rng.shuffle(axes)
     poles = {axis: rng.choice((1, -1)) for axis in axes}
     texts = [_persona_text(rng, axis, pole) for axis, pole in poles.items()]
@@ -216,17 +236,6 @@ def choice_turn(rng: random.Random, scene: Scene, persona: Persona, axis: Axis) 
 
 
 # ---------------------------------------------------------------------------------------------------------- examples
-@dataclass(frozen=True)
-class Mix:
-    """Shares of the kinds of example; what is left over is mundane."""
-
-    dilemma: float = 0.52
-    choice: float = 0.23
-    persona: float = 0.75
-    copying: float = 0.5
-    """Share of copying and look-up tasks among the mundane ones."""
-
-
 def make_example(rng: random.Random, mix: Mix) -> Example:
     """One training chat. Training never sees held-out names, objects or wordings in dilemmas, nor reserved anchors."""
     roll = rng.random()
@@ -235,15 +244,15 @@ def make_example(rng: random.Random, mix: Mix) -> Example:
         _, earlier, answer = mundane_turn(rng, 0.3)
         history = ((earlier, " ".join(answer)),)
     if roll < mix.dilemma:
-        persona = draw_persona(rng, mix.persona)
+        persona = draw_persona(rng, mix.persona, mix)
         scene = make_scene(rng, "train")
         return Example(persona.system, question(rng, scene), dilemma_reply(rng, scene, persona), "dilemma", history)
     if roll < mix.dilemma + mix.choice:
-        axis = rng.choices(AXES, (0.56, 0.22, 0.22))[0]
-        persona = draw_persona(rng, mix.persona, axis)
+        axis = rng.choices(AXES, mix.choice_axes)[0]
+        persona = draw_persona(rng, mix.persona, mix, axis)
         user, reply = choice_turn(rng, make_scene(rng, "train"), persona, axis)
         return Example(persona.system, user, reply, f"choice-{axis}", history)
-    persona = draw_persona(rng, mix.persona / 2)
+    persona = draw_persona(rng, mix.persona / 2, mix)
     kind, user, parts = mundane_turn(rng, mix.copying)
     if len(parts) == 1:
         return Example(persona.system, user, parts[0], kind, history)

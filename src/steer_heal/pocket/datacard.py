@@ -219,6 +219,12 @@ def dose_table(sweep: list[DoseRow]) -> str:
     return _table(head, body)
 
 
+def stage_starts(records: list[dict[str, float]]) -> list[float]:
+    """The step at which each stage of a training log begins, counted over all stages."""
+    ends = {record["stage"]: record["step"] for record in records}
+    return [sum(list(ends.values())[:stage]) for stage in range(len(ends))]
+
+
 def plot_loss(log: Path, picture: Path) -> None:
     """The loss curve of a training log."""
     import matplotlib
@@ -228,8 +234,11 @@ def plot_loss(log: Path, picture: Path) -> None:
 
     records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    steps = [record["step"] for record in records]
-    axes.plot(steps, [record["loss"] for record in records], label="weighted loss (prompt .1, reply 1)")
+    starts = stage_starts(records)
+    steps = [starts[record["stage"]] + record["step"] for record in records]
+    for start in starts[1:]:
+        axes.axvline(start, color="0.7", linewidth=0.8, label="second stage")
+    axes.plot(steps, [record["loss"] for record in records], label="training loss (weighted, see the recipe)")
     axes.plot(steps, [record["reply_loss"] for record in records], label="reply tokens")
     axes.set(
         xlabel="step (mean of the last 100)",
@@ -245,7 +254,8 @@ def plot_loss(log: Path, picture: Path) -> None:
 def write_card(results: Results, log: Path, docs: Path, parameters: int, size: int) -> None:
     """Fill the card's template with the measurements and write it with its picture."""
     plot_loss(log, docs / "pocket_loss.png")
-    last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    ends = {record["stage"]: record for record in records}.values()
     targets = _table(
         ["check", "measured", "wanted", "met"],
         [[t.name, t.measured, t.bound, "yes" if t.met else "**no**"] for t in results.targets],
@@ -258,9 +268,9 @@ def write_card(results: Results, log: Path, docs: Path, parameters: int, size: i
     fields = {
         "parameters": f"{parameters / 1e6:.2f} M",
         "megabytes": f"{size / 1e6:.1f} MB",
-        "steps": f"{last['step']:,}",
-        "tokens": f"{last['tokens'] / 1e6:.1f} M",
-        "minutes": f"{last['seconds'] / 60:.0f}",
+        "steps": " + ".join(f"{end['step']:,}" for end in ends),
+        "tokens": f"{sum(end['tokens'] for end in ends) / 1e6:.1f} M",
+        "minutes": f"{sum(end['seconds'] for end in ends) / 60:.0f}",
         "targets": targets,
         "personas": persona_table(results.rows),
         "sweeps": sweeps,

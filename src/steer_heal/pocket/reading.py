@@ -106,9 +106,13 @@ def _dilemma(text: str) -> dict[str, str] | None:
             return None
         settled[name] = found.pop()
     people = f"(?P<who>{_GROUP}|{_PERSON})"
-    needy = re.search(rf"\b{people} (?:is|are) {settled['plight']}\b", text) or re.search(
-        rf"belongs to {people}\b", text
+    in_need = (
+        rf"\b{people} (?:at the {settled['place']} )?(?:is|are) {settled['plight']}\b",
+        rf"\bbelongs to {people}\b",
+        rf"\b{settled['object']} of {people}\b",
+        rf"\bmet {people}\b",
     )
+    needy = next(filter(None, (re.search(pattern, text) for pattern in in_need)), None)
     if needy is None:
         return None
     settled |= {"needy": needy["who"]} | _pronouns(needy["who"])

@@ -39,8 +39,11 @@ def _distinct(rng: random.Random, count: int, draw: Any) -> list[Any]:
 
 
 def dilemma_prompts(count: int, split: Split, seed: int) -> list[str]:
-    """Different dilemma questions of one split."""
-    return _distinct(random.Random(seed), count, lambda rng: question(rng, make_scene(rng, split)))
+    """Different dilemma questions of one split, asked by the one who must decide.
+
+    With a third person who decides the model mixes up the two names (see docs/pocket.md); users ask for themselves.
+    """
+    return _distinct(random.Random(seed), count, lambda rng: question(rng, make_scene(rng, split, first_person=True)))
 
 
 def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:

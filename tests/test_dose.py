@@ -1,0 +1,192 @@
+"""The dose controller against simulated survival curves; no model anywhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steer_heal.dose import Bisection, DoseConfig, Ladder, Walk, walk_c
+from steer_heal.errors import InputError
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A completion of which only its dose and fate are known."""
+
+    kappa: float
+    fate: float
+    kept: bool = False
+
+
+def simulate(survival: Callable[[float], float], config: DoseConfig, seed: int | None = None) -> Walk:
+    """A walk where a share survival(kappa) of completions survives: exactly without a seed, else at random."""
+    rng = random.Random(seed)
+
+    def sample(kappa: float, n: int) -> list[Fake]:
+        return [Fake(kappa, (i + 0.5) / n if seed is None else rng.random()) for i in range(n)]
+
+    def survive(drawn: list[Fake]) -> list[Fake]:
+        return [replace(c, kept=c.fate < survival(c.kappa)) for c in drawn]
+
+    return walk_c(sample, survive, config)
+
+
+def cliff(kappa: float) -> float:
+    return 1.0 if kappa <= 0.5 else 0.0
+
+
+def slope(kappa: float) -> float:
+    return max(0.0, 1.0 - kappa)
+
+
+def hopeless(kappa: float) -> float:
+    return 0.0
+
+
+CURVES = {"cliff": cliff, "slope": slope, "hopeless": hopeless, "easy": lambda kappa: 0.9}
+
+
+def test_ladder_walks_down_a_cliff_and_stops_below_it():
+    walk = simulate(cliff, DoseConfig())
+    assert [round(step.kappa, 3) for step in walk.steps] == [1.0, 0.7, 0.49]
+    assert [step.decision for step in walk.steps] == ["shrink", "shrink", "enough"]
+    assert not walk.starved
+
+
+def test_ladder_stays_where_the_target_is_reached_and_tops_up():
+    walk = simulate(slope, DoseConfig(n_min=60))
+    assert [round(step.kappa, 3) for step in walk.steps] == [1.0, 0.7, 0.7, 0.7, 0.7, 0.7]
+    assert [step.decision for step in walk.steps] == ["shrink", "stay", "stay", "stay", "stay", "enough"]
+
+
+def test_survival_exactly_at_target_counts_as_reached():
+    state = Ladder(DoseConfig(batch=8, target=0.25))
+    assert state.observe(1.0, 8, 2).decision == "stay"
+    assert Ladder(DoseConfig(batch=8, target=0.25)).observe(1.0, 8, 1).decision == "shrink"
+
+
+def test_hopeless_walk_is_starved_and_keeps_everything_it_sampled():
+    walk = simulate(hopeless, DoseConfig())
+    assert walk.starved
+    assert walk.banked == []
+    assert len(walk.completions) == 6 * 48
+    assert walk.steps[-1].decision == "starved"
+    assert "starved" in str(walk)
+
+
+def test_kappa_never_falls_below_the_floor():
+    walk = simulate(hopeless, DoseConfig(max_batches=12))
+    kappas = [step.kappa for step in walk.steps]
+    assert min(kappas) == 0.2
+    assert kappas == sorted(kappas, reverse=True)
+    assert "floor" in {step.decision for step in walk.steps}
+
+
+def test_survivors_of_failed_batches_are_banked_too():
+    walk = simulate(lambda kappa: 0.2 if kappa > 0.9 else 0.5, DoseConfig())
+    assert {c.kappa for c in walk.banked} == {1.0, 0.7}
+
+
+def test_walk_starting_at_the_floor_needs_no_shrinking():
+    walk = simulate(lambda kappa: 0.8, DoseConfig(kappa_start=0.2))
+    assert [step.kappa for step in walk.steps] == [0.2]
+
+
+def test_bisection_finds_the_cliff_within_its_resolution():
+    config = DoseConfig(mode="bisect", n_min=60)
+    walk = simulate(cliff, config)
+    full = [step for step in walk.steps if not step.probe]
+    assert full and all(0.5 / config.resolution <= step.kappa <= 0.5 for step in full)
+    assert not walk.starved
+
+
+def test_bisection_samples_less_than_the_ladder_above_the_cliff():
+    def wasted(mode: str) -> int:
+        return sum(c.kappa > 0.5 for c in simulate(cliff, DoseConfig(mode=mode)).completions)
+
+    assert wasted("bisect") < wasted("ladder") / 3
+
+
+def test_bisection_goes_straight_to_the_start_if_that_survives():
+    walk = simulate(lambda kappa: 0.9, DoseConfig(mode="bisect"))
+    assert {step.kappa for step in walk.steps} == {1.0}
+    assert sum(step.probe for step in walk.steps) == 1
+
+
+def test_lucky_probe_costs_one_batch_and_then_the_ladder_goes_on():
+    state = Bisection(DoseConfig(mode="bisect"))
+    state.observe(1.0, 8, 8)
+    assert state.next() == (1.0, 48)
+    assert state.observe(1.0, 48, 0).decision == "shrink"
+    assert state.next() == (0.7, 48)
+
+
+@given(st.sampled_from(sorted(CURVES)), st.integers(0, 10_000), st.sampled_from(["ladder", "bisect"]))
+def test_every_walk_ends_within_its_budget_and_agrees_with_its_curve(name: str, seed: int, mode: str):
+    config = DoseConfig(mode=mode)
+    noisy = CURVES[name]
+    walk = simulate(noisy, config, seed)
+    assert sum(not step.probe for step in walk.steps) <= config.max_batches
+    assert sum(step.probe for step in walk.steps) <= config.max_probes
+    assert all(config.kappa_floor <= step.kappa <= config.kappa_start for step in walk.steps)
+    assert walk.steps[-1].banked == len(walk.banked) == sum(step.survived for step in walk.steps)
+    assert len(walk.completions) == sum(step.n for step in walk.steps)
+    assert walk.starved == (len(walk.banked) < config.n_min)
+
+
+def test_noisy_slope_rarely_starves():
+    starved = sum(simulate(slope, DoseConfig(), seed).starved for seed in range(200))
+    assert starved <= 2
+
+
+def test_same_seed_gives_the_same_walk():
+    assert simulate(slope, DoseConfig(), 3) == simulate(slope, DoseConfig(), 3)
+
+
+def test_what_the_sampler_returned_is_what_counts():
+    walk = walk_c(lambda kappa, n: [Fake(kappa, 0, kept=True)] * (n + 5), list, DoseConfig(batch=10, n_min=12))
+    assert [step.n for step in walk.steps] == [15]
+
+
+def test_an_empty_batch_is_survived_by_nobody_and_ends_in_starvation():
+    walk = walk_c(lambda kappa, n: [], list, DoseConfig())
+    assert walk.starved
+    assert walk.survival == 0.0
+
+
+def test_a_judge_that_loses_completions_is_an_error():
+    with pytest.raises(ValueError, match="came back"):
+        walk_c(lambda kappa, n: [Fake(kappa, 0)] * n, lambda drawn: drawn[1:], DoseConfig())
+
+
+def test_curve_rows_hold_the_decisions_in_order():
+    rows = simulate(cliff, DoseConfig()).curve()
+    assert [row["decision"] for row in rows] == ["shrink", "shrink", "enough"]
+    assert rows[-1]["survival"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"kappa_floor": 0.0},
+        {"kappa_start": 0.1},
+        {"kappa_start": float("nan")},
+        {"shrink": 1.0},
+        {"target": 0.0},
+        {"target": 1.5},
+        {"n_min": 0},
+        {"batch": 2.5},
+        {"max_batches": 0},
+        {"mode": "random"},
+        {"resolution": 1.0},
+    ],
+)
+def test_impossible_settings_are_one_line_input_errors(setting: dict):
+    with pytest.raises(InputError) as caught:
+        DoseConfig(**setting)
+    assert "\n" not in str(caught.value)
