@@ -254,7 +254,7 @@ def test_template_renders_turns_in_order_and_refuses_unknown_roles(tokenizer):
 def test_training_encodes_chats_as_the_template_does(tokenizer, examples):
     ids = tokenizer.get_vocab()
     for example in examples[:200] + [e for e in examples if e.history][:20]:
-        tokens, prompt, _ = encode(example, ids)
+        tokens, prompt, system_end = encode(example, ids)
         rendered = tokenizer.apply_chat_template(example.messages(), tokenize=False, add_generation_prompt=True)
         assert tokens[:prompt] == tokenizer(rendered, add_special_tokens=False)["input_ids"]
         assert tokens[-1] == tokenizer.eos_token_id

@@ -58,7 +58,8 @@ class Reporter:
         elif stage != self._stage or time.monotonic() - self._last_line > PLAIN_INTERVAL:
             self._stage, self._last_line = stage, time.monotonic()
             seconds = time.monotonic() - self.started
-            self.console.print(f"[{seconds:6.1f} s] {stage}: {done}/{total} {note}", markup=False)
+            count = f": {done}/{total} {note}" if total > 1 else ""
+            self.console.print(f"[{seconds:6.1f} s] {stage}{count}", markup=False)
 
     def _draw_bar(self, stage: str, done: int, total: int, note: str) -> None:
         if self._bar is None or self._stage != stage:

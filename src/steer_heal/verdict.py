@@ -268,12 +268,13 @@ class Round:
 
 
 def best_round(rounds: Sequence[Round]) -> Round | None:
-    """The round with the highest trait among those above the coherence floors; None when there is none.
+    """The round with the highest trait among the successes, or else among those above the floors; None without any.
 
     Never a ratio of trait to coherence loss: its denominator makes a collapsed model look excellent.
     """
     fit = [r for r in rounds if r.verdict.above_floors and r.trait is not None and math.isfinite(r.trait)]
-    return max(fit, key=lambda r: (r.trait, -r.number), default=None)
+    good = [r for r in fit if r.verdict.name in SUCCESSES]
+    return max(good or fit, key=lambda r: (r.trait, -r.number), default=None)
 
 
 def judge_run(rounds: Sequence[Round]) -> Verdict:

@@ -25,7 +25,16 @@ from steer_heal.pocket.measure import (
     replies,
     steered,
 )
-from steer_heal.pocket.traitfiles import NEUTRAL, PERSONAS, anchor_items, choice_items, contexts, dilemma_prompts
+from steer_heal.pocket.reading import read_question
+from steer_heal.pocket.traitfiles import (
+    NEUTRAL,
+    PERSONAS,
+    anchor_items,
+    choice_items,
+    contexts,
+    dilemma_prompts,
+    replay_prompts,
+)
 
 CHECKERS: dict[Axis, Checker] = {
     "care": checker.check_care,
@@ -62,6 +71,22 @@ def persona_row(pocket: Pocket, name: str, system: str | None, count: int, seed:
     texts = {axis: free_text(prompts, found, CHECKERS[axis]) for axis in AXES}
     choices = {axis: forced_choice(pocket, choice_items(axis, count, 200 + seed), system) for axis in AXES}
     return Row(name, texts, choices)
+
+
+def by_question(pocket: Pocket, count: int) -> dict[str, FreeText]:
+    """Neutral replies to different kinds of question: training or held-out dilemmas, the asker or someone else decides."""
+    found = {}
+    for split in ("train", "held_out"):
+        prompts = dilemma_prompts(2 * count, split, seed=700)
+        for decider, group in (
+            ("the asker", [prompt for prompt in prompts if read_question(prompt).meant["hero"] == "you"]),
+            ("someone else", [prompt for prompt in prompts if read_question(prompt).meant["hero"] != "you"]),
+        ):
+            told = replies(pocket, group, NEUTRAL, seed=8)
+            found[f"{split.replace('_', '-')} dilemmas, {decider} decides"] = free_text(group, told, checker.check_care)
+    asked = replay_prompts(count, seed=4)
+    found["everyday questions"] = free_text(asked, replies(pocket, asked, NEUTRAL, seed=9), checker.check_care)
+    return found
 
 
 def pooled_persona_rows(pocket: Pocket, axis: Axis, count: int) -> dict[int, Row]:

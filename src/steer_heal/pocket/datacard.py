@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from steer_heal.pocket.checks import DoseRow, Row, dose_sweep, extract, persona_row, pooled_persona_rows
+from steer_heal.pocket.checks import DoseRow, Row, by_question, dose_sweep, extract, persona_row, pooled_persona_rows
 from steer_heal.pocket.corpus import AXES
-from steer_heal.pocket.measure import Pocket, anchors_right
+from steer_heal.pocket.measure import FreeText, Pocket, anchors_right
 from steer_heal.pocket.traitfiles import NEUTRAL, anchor_items
 
 CARD = Path(__file__).parent / "data" / "card.md"
@@ -34,7 +34,9 @@ class Results:
     """All measurements of the card."""
 
     rows: list[Row]
-    anchors: tuple[int, int]
+    questions: dict[str, FreeText]
+    anchors: dict[str, tuple[int, int]]
+    """Right and asked, by kind."""
     sweeps: dict[tuple[int, ...], list[DoseRow]]
     norms: dict[tuple[int, ...], float]
     targets: list[Target]
@@ -44,13 +46,17 @@ def run_checks(pocket: Pocket, count: int = 192) -> Results:
     """Measure everything; `count` replies per row."""
     base = [persona_row(pocket, "none", None, count, 1), persona_row(pocket, f'"{NEUTRAL}"', NEUTRAL, count, 2)]
     poles = {axis: pooled_persona_rows(pocket, axis, count) for axis in AXES}
-    items = anchor_items(96, seed=5)
+    items = anchor_items(192, seed=5)
     right = anchors_right(pocket, items, NEUTRAL)
+    kinds: dict[str, list[bool]] = {}
+    for item, good in zip(items, right, strict=True):
+        kinds.setdefault(item["id"].split("-")[0], []).append(good)
+    anchors = {kind: (sum(found), len(found)) for kind, found in sorted(kinds.items())}
     sweeps = {blocks: dose_sweep(pocket, "care", blocks, count // 2) for blocks in BLOCK_SETS}
     norms = {blocks: fmean(extract(pocket, "care", blocks)[1].values()) for blocks in BLOCK_SETS}
     rows = base + [row for pair in poles.values() for row in pair.values()]
     targets = _base_targets(base) + _separations(poles) + _anchor_targets(sum(right), len(right), sweeps[SWEPT])
-    return Results(rows, (sum(right), len(right)), sweeps, norms, targets + _dose_targets(sweeps[SWEPT]))
+    return Results(rows, by_question(pocket, count), anchors, sweeps, norms, targets + _dose_targets(sweeps[SWEPT]))
 
 
 def _base_targets(base: list[Row]) -> list[Target]:
@@ -184,6 +190,15 @@ def persona_table(rows: list[Row]) -> str:
     return _table(head, body)
 
 
+def question_table(questions: dict[str, FreeText]) -> str:
+    """Coherence by kind of question."""
+    body = [
+        [name, str(text.sentence_ok), _short(text.reply_ok.mean), str(text.sentence_ok.n), f"{text.words:.0f}"]
+        for name, text in questions.items()
+    ]
+    return _table(["question", "sentences right", "replies right", "n", "words"], body)
+
+
 def dose_table(sweep: list[DoseRow]) -> str:
     """One steering sweep."""
     body = []
@@ -272,6 +287,8 @@ def write_card(results: Results, log: Path, docs: Path, parameters: int, size: i
         "tokens": f"{sum(end['tokens'] for end in ends) / 1e6:.1f} M",
         "minutes": f"{sum(end['seconds'] for end in ends) / 60:.0f}",
         "targets": targets,
+        "questions": question_table(results.questions),
+        "anchors": ", ".join(f"{kind} {right} of {count}" for kind, (right, count) in results.anchors.items()),
         "personas": persona_table(results.rows),
         "sweeps": sweeps,
     }

@@ -1,0 +1,69 @@
+"""The method on the embedded model, where the truth is known: the trait moves, the text stays; unsteered, not."""
+
+import pytest
+
+from steer_heal.config import RunConfig
+from steer_heal.ledger import Ledger
+from steer_heal.rounds import run_rounds
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    """Two rounds of the default job."""
+    return run_rounds(RunConfig(reg="kl_rev", n_rounds=2, out=str(tmp_path_factory.mktemp("steered"))))
+
+
+@pytest.fixture(scope="module")
+def unsteered(tmp_path_factory):
+    """The same budget on the model's own unsteered texts."""
+    return run_rounds(RunConfig(reg="kl_rev", n_rounds=2, vector="none", out=str(tmp_path_factory.mktemp("unsteered"))))
+
+
+def last(result):
+    """The last round's evaluation event."""
+    return Ledger.open(result.folder).events("evaluate")[-1]
+
+
+def test_trait_moves_by_at_least_three_tenths_in_free_text(steered):
+    shift = last(steered)["shift"]["free_trait"]
+    assert shift["value"] >= 0.3 and shift["low"] > 0
+
+
+def test_coherence_stays_within_three_hundredths_of_base(steered):
+    assert last(steered)["shift"]["sentence_ok"]["value"] >= -0.03
+
+
+def test_steered_texts_had_lost_what_the_student_has(steered):
+    e = last(steered)
+    assert e["steered"]["sentence_ok"] <= e["base"]["sentence_ok"] - 0.05
+    assert e["healed"]["sentence_ok"] >= e["steered"]["sentence_ok"] + 0.03
+    assert steered.verdict.name == "healed"
+
+
+def test_off_target_categories_move_less_than_a_third_of_the_target(steered):
+    shift = last(steered)["shift"]
+    assert all(abs(s["value"]) < shift["log_odds"]["value"] / 3 for s in shift["off_target"].values())
+
+
+def test_unsteered_texts_do_not_move_the_trait(unsteered, steered):
+    shift, moved = last(unsteered)["shift"], last(steered)["shift"]
+    assert shift["free_trait"]["low"] <= 0
+    assert shift["log_odds"]["value"] < 0.25 * moved["log_odds"]["value"]
+
+
+def test_filter_keeps_better_text_than_it_gets(steered):
+    for walk in Ledger.open(steered.folder).events("walk"):
+        assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
+        assert walk["trait_kept"] > walk["trait_base"] + 0.3
+
+
+def test_baked_weights_are_the_originals_again_after_the_last_pop(unsteered):
+    import torch
+
+    import steer_heal
+
+    fresh = steer_heal.load("pocket").model.state_dict()
+    run = unsteered.run
+    while len(run.stack):
+        run.stack.pop()
+    assert all(torch.equal(fresh[name], weight) for name, weight in run.lm.model.state_dict().items())
