@@ -130,8 +130,14 @@ class HealOptions(HealConfig):
 
     reg: str = "kl_rev"
     """Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student), or module:function."""
+    reference: str = "base"
+    """Divergence from: prev (the student before this round), base (the original model), or both."""
+    tau: float | None = None
+    """Budget of the aggregated divergence of a completion, in nats; below it the barrier is silent. Follows the model."""
     lr: float | None = None
     """Peak learning rate of AdamW. Follows the model."""
+    epochs: int | None = None
+    """Passes over the training rows. Follows the model."""
     seed: tyro.conf.Suppress[int] = 0
     """Set by the run's own seed."""
 
@@ -140,10 +146,17 @@ class HealOptions(HealConfig):
 
 
 FOLLOWS_MODEL: dict[str, dict[str, object]] = {
-    "pocket": {"lr": 2e-3, "doses": (0.75, 1.25), "max_new_tokens": 72, "n_min": 96, "walk_batch": 96},
-    "tiny-random": {"lr": 1e-3, "doses": (0.5, 1.0), "max_new_tokens": 24, "n_min": 16, "walk_batch": 24},
-    "others": {"lr": 1e-4, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48, "walk_batch": 48},
-}
+    "pocket": {
+        "lr": 1e-3, "epochs": 3, "tau": 0.2, "doses": (0.5, 1.0), "max_new_tokens": 72, "n_min": 128, "walk_batch": 96,
+    },
+    "tiny-random": {
+        "lr": 1e-3, "epochs": 2, "tau": 0.2, "doses": (0.5, 1.0), "max_new_tokens": 24, "n_min": 16, "walk_batch": 24,
+    },
+    "others": {
+        "lr": 1e-4, "epochs": 6, "tau": 0.5, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48,
+        "walk_batch": 48,
+    },
+}  # fmt: skip
 """Defaults that no single number serves: steps and lengths of a 1 M-parameter model are not those of a 4 B one."""
 
 GROUPS: dict[str, type] = {

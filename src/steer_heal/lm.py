@@ -33,7 +33,9 @@ class Head:
     cap: float | None = None
 
     def __call__(self, hidden: Float[Tensor, "*position width"]) -> Float[Tensor, "*position vocab"]:
-        logits = self.linear(hidden.to(self.linear.weight.dtype)).float() * self.scale
+        logits = self.linear(hidden.to(self.linear.weight.dtype)).float()
+        if self.scale != 1:
+            logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 

@@ -295,8 +295,9 @@ def judge(
     kept = walk.banked
     figures = run.ledger.events("walk")[-1]
     evidence = gather(
-        run.base, steered, student, training_trait=figures["trait_kept"], kept=len(kept), needed=needed(run.config)
-    )
+        run.base, steered, student, prompted=run.prompted, training_trait=figures["trait_kept"], kept=len(kept),
+        needed=needed(run.config),
+    )  # fmt: skip
     verdict = judge_round(evidence, Rules(floors=Floors(coherence=run.config.coherence_floor)))
     retain = evidence.retained
     done = Round(number, vector, healed.adapter, tuple(kept), steered, student, dict(healed.lam), verdict)

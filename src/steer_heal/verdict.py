@@ -74,7 +74,8 @@ class Evidence:
         retain: student / steered with its interval; None is computed from the two values.
         target, off_target: forced-choice shifts in nats: the trait's items, and each off-target category.
         coherence_shift: of the student, student - base, with interval; only told.
-        shape: ratio student / base of words, distinct4 and token_entropy, by name. answer_mass: the same ratio.
+        shape: ratio student / base (or prompted, if lower) of words, distinct4 and token_entropy, by name.
+        answer_mass: ratio student / base.
         kept, needed: texts that survived the filter, and the least number to train on.
     """
 
@@ -138,7 +139,9 @@ def under_floors(evidence: Evidence, floors: Floors) -> list[str]:
         found.append(f"coherence {_number(ok)} against {base:.2f} of base (floor {floors.coherence * base:.2f})")
     for name in ("words", "distinct4", "token_entropy"):
         if name in evidence.shape and not evidence.shape[name] >= getattr(floors, name):
-            found.append(f"{name} at {evidence.shape[name]:.2f} of base (floor {getattr(floors, name):.2f})")
+            found.append(
+                f"{name} at {evidence.shape[name]:.2f} of base or prompted (floor {getattr(floors, name):.2f})"
+            )
     if not evidence.answer_mass >= floors.answer_mass:
         found.append(f"answer mass {evidence.answer_mass:.2f} (floor {floors.answer_mass:.2f})")
     return found
@@ -217,6 +220,7 @@ def gather(
     steered: Metrics,
     student: Metrics | None,
     *,
+    prompted: Metrics | None = None,
     training_trait: float | None = None,
     kept: int | None = None,
     needed: int | None = None,
@@ -224,7 +228,8 @@ def gather(
     """Evidence of a round from metrics over the same items.
 
     `base` is the original model, `steered` the model under the vector (unfiltered texts), `student` the healed model,
-    None when the round starved. `training_trait` is the mean trait of the training texts by the checker, 0..1.
+    None when the round starved. `prompted` is the original under the persona, for the floors of length and diversity
+    (see `shape`). `training_trait` is the mean trait of the training texts by the checker, 0..1.
     Raises InputError when the metrics cover different items or hold no replies.
     """
     if not base.replies:
@@ -243,7 +248,7 @@ def gather(
         coherence_shift=None if healed is None else healed.coherence,
         target=None if healed is None else healed.log_odds,
         off_target={} if healed is None else healed.off_target,
-        shape={} if student is None else shape(base, student),
+        shape={} if student is None else shape(base, student, prompted),
         answer_mass=1.0 if student is None else student.answer_mass / max(base.answer_mass, 1e-9),
         kept=kept,
         needed=needed,
@@ -252,10 +257,18 @@ def gather(
     )
 
 
-def shape(base: Metrics, student: Metrics) -> dict[str, float]:
-    """Length and diversity of the student's replies as ratios to base's (0 where the student has none)."""
-    names = ("words", "distinct4", "token_entropy")
-    return {name: (getattr(student, name) or 0.0) / getattr(base, name) for name in names if getattr(base, name)}
+def shape(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
+    """Length and diversity of the student's replies as ratios to the lower of base's and the prompted model's.
+
+    A model that takes one side says fewer different things than a base that takes both; what merely asking for the
+    trait costs is no collapse. 0 where the student has no replies.
+    """
+    out = {}
+    for name in ("words", "distinct4", "token_entropy"):
+        least = min((getattr(m, name) for m in (base, prompted) if m is not None and getattr(m, name)), default=None)
+        if least:
+            out[name] = (getattr(student, name) or 0.0) / least
+    return out
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from steer_heal.pocket import checker
-from steer_heal.pocket.corpus import AXES, Axis, persona_texts
+from steer_heal.pocket.corpus import AXES, Axis, Split, make_scene, persona_texts, question
 from steer_heal.pocket.measure import (
     Checker,
     Choice,
     Estimate,
     FreeText,
     Pocket,
+    Reply,
     Vector,
     anchors_right,
     forced_choice,
@@ -74,16 +75,25 @@ def persona_row(pocket: Pocket, name: str, system: str | None, count: int, seed:
 
 
 def by_question(pocket: Pocket, count: int) -> dict[str, FreeText]:
-    """Neutral replies to different kinds of question: training or held-out dilemmas, the asker or someone else decides."""
+    """Neutral replies to ALL dilemmas of each split, then by who decides and who is in need; and to everyday questions.
+
+    Unlike `dilemma_prompts` this leaves nothing out: it is the corpus's own distribution.
+    """
     found = {}
-    for split in ("train", "held_out"):
-        prompts = dilemma_prompts(2 * count, split, seed=700)
-        for decider, group in (
-            ("the asker", [prompt for prompt in prompts if read_question(prompt).meant["hero"] == "you"]),
-            ("someone else", [prompt for prompt in prompts if read_question(prompt).meant["hero"] != "you"]),
-        ):
-            told = replies(pocket, group, NEUTRAL, seed=8)
-            found[f"{split.replace('_', '-')} dilemmas, {decider} decides"] = free_text(group, told, checker.check_care)
+    splits: tuple[Split, ...] = ("train", "held_out")
+    for split in splits:
+        rng = random.Random(700)
+        prompts = [question(rng, make_scene(rng, split)) for _ in range(2 * count)]
+        pairs = list(zip(prompts, replies(pocket, prompts, NEUTRAL, seed=8), strict=True))
+        cells: dict[str, list[tuple[str, Reply]]] = {"all": pairs}
+        for prompt, reply in pairs:
+            meant = read_question(prompt).meant
+            decider = "the asker decides" if meant["hero"] == "you" else "a third person decides"
+            needy = "a group in need" if meant["they"] == "they" else "a named person in need"
+            cells.setdefault(f"{decider}, {needy}", []).append((prompt, reply))
+        for cell, members in sorted(cells.items()):
+            asked, told = zip(*members, strict=True)
+            found[f"{split.replace('_', '-')} dilemmas, {cell}"] = free_text(asked, told, checker.check_care)
     asked = replay_prompts(count, seed=4)
     found["everyday questions"] = free_text(asked, replies(pocket, asked, NEUTRAL, seed=9), checker.check_care)
     return found

@@ -48,15 +48,22 @@ def run_checks(pocket: Pocket, count: int = 192) -> Results:
     poles = {axis: pooled_persona_rows(pocket, axis, count) for axis in AXES}
     items = anchor_items(192, seed=5)
     right = anchors_right(pocket, items, NEUTRAL)
+    lookups = anchor_items(96, seed=6, kinds=("who", "where"))
     kinds: dict[str, list[bool]] = {}
-    for item, good in zip(items, right, strict=True):
+    for item, good in zip(items + lookups, right + anchors_right(pocket, lookups, NEUTRAL), strict=True):
         kinds.setdefault(item["id"].split("-")[0], []).append(good)
     anchors = {kind: (sum(found), len(found)) for kind, found in sorted(kinds.items())}
     sweeps = {blocks: dose_sweep(pocket, "care", blocks, count // 2) for blocks in BLOCK_SETS}
     norms = {blocks: fmean(extract(pocket, "care", blocks)[1].values()) for blocks in BLOCK_SETS}
     rows = base + [row for pair in poles.values() for row in pair.values()]
     targets = _base_targets(base) + _separations(poles) + _anchor_targets(sum(right), len(right), sweeps[SWEPT])
-    return Results(rows, by_question(pocket, count), anchors, sweeps, norms, targets + _dose_targets(sweeps[SWEPT]))
+    questions = by_question(pocket, count)
+    whole = questions["held-out dilemmas, all"].sentence_ok
+    targets.insert(
+        0,
+        Target("sentences right, ALL held-out dilemmas", f"{whole} (n {whole.n})", "at least .95", whole.mean >= 0.95),
+    )
+    return Results(rows, questions, anchors, sweeps, norms, targets + _dose_targets(sweeps[SWEPT]))
 
 
 def _base_targets(base: list[Row]) -> list[Target]:

@@ -7,6 +7,7 @@ Knows nothing of the loader that reads them. Evaluation prompts and items are he
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,20 @@ def _distinct(rng: random.Random, count: int, draw: Any) -> list[Any]:
 
 
 def dilemma_prompts(count: int, split: Split, seed: int) -> list[str]:
-    """Different dilemma questions of one split, asked by the one who must decide.
+    """Different dilemma questions of one split, asked by the one who must decide, about people that have names.
 
-    With a third person who decides the model mixes up the two names (see docs/pocket.md); users ask for themselves.
+    With a third person who decides the model mixes up the two names, and the ten groups are too few to have taught it
+    to copy one it has not seen; both are measured in docs/pocket.md and kept out of what the method is judged by.
     """
-    return _distinct(random.Random(seed), count, lambda rng: question(rng, make_scene(rng, split, first_person=True)))
+    groups = [group for of_split in table("entities")["groups"].values() for group in of_split]
+
+    def draw(rng: random.Random) -> str:
+        while True:
+            prompt = question(rng, make_scene(rng, split, first_person=True))
+            if not any(group in prompt for group in groups):
+                return prompt
+
+    return _distinct(random.Random(seed), count, draw)
 
 
 def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
@@ -59,11 +69,18 @@ def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
     return items
 
 
-def anchor_items(count: int, seed: int) -> list[dict[str, str]]:
-    """Questions with exact answers, half of them copying and look-ups in instances that training never saw."""
+ANCHOR_KINDS = ("copy", "story", "copy", "story", *TABLES)
+
+
+def anchor_items(count: int, seed: int, kinds: Sequence[str] = ANCHOR_KINDS) -> list[dict[str, str]]:
+    """Questions with exact answers; copying and look-ups in instances that training never saw.
+
+    Anchors are what the model gets right: the look-ups "who has ..." and "where is ..." are not among them, since it
+    never learned them well (docs/pocket.md gives their figures).
+    """
 
     def draw(rng: random.Random) -> tuple[str, str, str]:
-        kind = rng.choice(COPYING if rng.random() < 0.6 else TABLES)
+        kind = rng.choice(kinds)
         while True:
             _, user, (answer,) = exact_turn(rng, kind)
             if kind not in COPYING or reserved(user):

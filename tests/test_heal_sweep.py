@@ -1,0 +1,128 @@
+"""The sweep of one round: same student, same items, same initial adapter; what stands in its table and files."""
+
+import csv
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from steer_heal.adapter import Adapter
+from steer_heal.config import RunConfig
+from steer_heal.errors import InputError
+from steer_heal.healing import HealConfig
+from steer_heal.rounds import run_rounds
+from steer_heal.statistics import Estimate
+
+
+def script(name):
+    """A module of scripts/, which is no package."""
+    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and tyro look their module up by name.
+    importlib.import_module("sys").modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+hs = script("heal_sweep")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Two fast rounds."""
+    return run_rounds(RunConfig(fast_dev_run=True, out=str(tmp_path_factory.mktemp("run")))).folder
+
+
+@pytest.fixture(scope="module")
+def setting(run_dir):
+    return hs.load_setting(run_dir, 1)
+
+
+def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(run_dir, setting):
+    own = setting.config.heal_config(hs.heal_seed(setting.config.seed, 1))
+    healed, metrics = hs.heal_once(setting, own)
+    stored = Adapter.load(run_dir / "rounds" / "01" / "adapter")
+    for name in stored.modules:
+        torch.testing.assert_close(healed.adapter.b[name], stored.b[name], atol=1e-6, rtol=1e-4)
+    then = hs.read_metrics(run_dir / "rounds" / "01", "healed")
+    assert metrics.items_key == then.items_key
+    assert metrics.log_odds == pytest.approx(then.log_odds, abs=1e-4)
+    assert len(setting.stack) == 1  # the round before it, and nothing of the sweep
+
+
+def test_a_budget_relative_to_the_steering_is_measured_with_the_rounds_vector(setting):
+    config = replace(setting.config.heal_config(0), tau_rel=0.5, epochs=1)
+    healed, _ = hs.heal_once(setting, config)
+    assert 0 < healed.tau["prev"] != config.tau
+
+
+def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_path, capsys):
+    grid = ("nll", "kl_rev,lam=3")
+    rows = hs.sweep(hs.Arguments(run_dir, 1, grid, (0, 1), tmp_path))
+    assert [row.name for row in rows[:3]] == ["base", "steered", "previous student"]
+    assert {row.name for row in rows[3:]} == set(grid)
+    base = rows[0]
+    assert base.trait.value == 0 and base.per_nat is None
+    for row in rows[3:]:
+        assert row.seed == "all" and row.spread[0] <= row.trait.value <= row.spread[1]
+        assert row.trait.n == 8  # items, not items x seeds: two seeds are no more items than one
+    text = (tmp_path / "sweep.md").read_text()
+    assert all(name.replace(",", " ") in text for name in grid) and "| steered |" in text
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 3 + 2 + 4 and {line["seed"] for line in lines} == {"", "all", "0", "1"}
+    pooled = next(line for line in lines if line["row"] == "nll" and line["seed"] == "all")
+    seeds = [float(line["trait_nats"]) for line in lines if line["row"] == "nll" and line["seed"] in "01"]
+    assert float(pooled["trait_nats"]) == pytest.approx(sum(seeds) / 2)
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def row(name, trait, noise=0.1, coherence=-0.02, under=()):
+    still = Estimate(coherence, coherence - 0.01, coherence + 0.01, 9)
+    return hs.Row(name, "all", Estimate(trait, trait - noise, trait + noise, 9), None, still, 0.9, under)
+
+
+def test_rows_are_ranked_by_trait_above_the_floors_and_never_by_the_ratio():
+    rows = [row("a", 0.5, coherence=-0.001), row("b", 1.5), row("broken", 9.0, under=("words at .3",)), row("c", 1.0)]
+    assert [r.name for r in hs.ranked(rows)] == ["b", "c", "a", "broken"]
+
+
+def test_coherence_per_nat_is_blank_where_the_trait_moved_less_than_its_noise():
+    assert row("a", 0.05).per_nat is None and hs._cells(row("a", 0.05))[7] == ""
+    assert row("a", 0.5).per_nat == pytest.approx(-0.04)
+    assert row("a", -0.5).per_nat == pytest.approx(-0.04)  # the sign is that of coherence
+
+
+def test_grid_entries_change_what_they_name_and_nothing_else():
+    config = HealConfig(lr=2e-3, rank=8)
+    assert hs.parse("kl_fwd,lam=0.3,rank=4", config) == replace(config, reg="kl_fwd", lam=0.3, rank=4)
+    assert hs.parse("kl_rev,lam_mode=budget", config).lam_mode == "budget"
+    configs = [hs.parse(entry, config) for entry in hs.DEFAULT_GRID]
+    assert len({str(c) for c in configs}) == len(configs)
+    for wrong in ("kl", "nll,lam", "nll,seed=3", "nll,lamm=3", "nll,lam=-1"):
+        with pytest.raises(InputError):
+            hs.parse(wrong, config)
+
+
+def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
+    changed = tmp_path / "changed"
+    shutil.copytree(run_dir, changed)
+    base = json.loads((changed / "base.json").read_text())
+    for item in base["items"]:
+        item["log_odds"] += 1
+    (changed / "base.json").write_text(json.dumps(base))
+    cases = [
+        ([str(tmp_path)], "no run folder"),
+        ([str(run_dir), "--round", "7"], "no healed round 7"),
+        ([str(run_dir), "--grid", "kl"], "unknown"),
+        ([str(changed)], "have changed"),
+    ]
+    for arguments, words in cases:
+        assert hs.main(arguments) == 2
+        shown = capsys.readouterr().err
+        assert words in shown and shown.count("\n") == 1
