@@ -133,7 +133,7 @@ class HealOptions(HealConfig):
     reference: str = "base"
     """Divergence from: prev (the student before this round), base (the original model), or both."""
     tau: float | None = None
-    """Budget of the aggregated divergence of a completion, in nats; below it the barrier is silent. Follows the model."""
+    """Budget of a completion's aggregated divergence, in nats; the barrier is silent below it. Follows the model."""
     lr: float | None = None
     """Peak learning rate of AdamW. Follows the model."""
     epochs: int | None = None

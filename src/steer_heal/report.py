@@ -61,8 +61,8 @@ def plot_trajectory(ledger: Ledger, path: Path) -> None:
     panels = [
         ("log_odds", "trait: forced choice, log-odds (nats)", None),
         ("free_trait", "trait: free text (share of replies)", (0, 1)),
-        ("sentence_ok", "coherence: sound sentences (share)", None),
-        ("distinct4", "diversity: distinct 4-grams (share)", None),
+        ("sentence_ok", "coherence: sound sentences (share)", (0, 1)),
+        ("distinct4", "diversity: distinct 4-grams (share)", (0, 1)),
     ]
     panels = [panel for panel in panels if base[panel[0]] is not None]
     figure = Figure(figsize=(4.2 * len(panels), 4.3), layout="constrained")
@@ -75,6 +75,8 @@ def plot_trajectory(ledger: Ledger, path: Path) -> None:
         if shift and rounds and rounds[0]["shift"][shift]:
             bands = [e["shift"][shift] for e in rounds]
             low, high = ([base[key] + b[end] for b in bands] for end in ("low", "high"))
+            if limits:
+                low, high = ([min(max(v, limits[0]), limits[1]) for v in side] for side in (low, high))
             axis.fill_between(x, low, high, color="#00798c", alpha=0.15, linewidth=0, label="95 % of healed - base")
         axis.axhline(base[key], color="#555555", linewidth=1, label="base")
         axis.axhline(prompted[key], color="#edae49", linewidth=1.5, linestyle=":", label="persona as system prompt")
@@ -82,7 +84,7 @@ def plot_trajectory(ledger: Ledger, path: Path) -> None:
         axis.set_ylabel(label)
         axis.set_xticks([-1, *x])
         if limits:
-            axis.set_ylim(*limits)
+            axis.set_ylim(limits[0], limits[1] + 0.03)
         axis.grid(alpha=0.25)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False, fontsize=9)
