@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from families import make
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -12,7 +13,6 @@ from steer_heal.adapter import Adapter
 from steer_heal.bake import AdapterStack, preserved, stack_of, weights_in_use
 from steer_heal.errors import InputError
 from steer_heal.lm import load
-from tests.families import make
 
 ATTENTION, MLP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.down_proj"
 MODULES = (ATTENTION.format(1), MLP.format(2))

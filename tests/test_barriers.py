@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from families import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
@@ -25,7 +26,6 @@ from steer_heal.barriers import (
 )
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, Head
-from tests.families import make
 
 N, WIDTH, VOCAB = 23, 12, 61
 LENGTHS = [9, 3, 11]

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import make
+from healing_data import QUICK, bits, completion, equal, gradients, task_of, with_b
 
 from steer_heal.bake import AdapterStack
 from steer_heal.barriers import kl_rev
@@ -20,8 +22,6 @@ from steer_heal.healing.loss import backward_step, completion_losses
 from steer_heal.healing.plan import split_rows
 from steer_heal.healing.references import completion_hidden
 from steer_heal.lm import completion_logprobs, load
-from tests.families import make
-from tests.healing_data import QUICK, bits, completion, equal, gradients, task_of, with_b
 
 
 @pytest.fixture

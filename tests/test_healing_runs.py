@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from healing_data import QUICK, bits, completion, equal
 
 from steer_heal.bake import AdapterStack
 from steer_heal.barriers import kl_rev
@@ -22,7 +23,6 @@ from steer_heal.healing import (
 from steer_heal.healing.lora import injected, seeded
 from steer_heal.healing.plan import lr_factor, row_shares, split_rows, step_rows
 from steer_heal.lm import load
-from tests.healing_data import QUICK, bits, completion, equal
 
 
 @pytest.fixture

@@ -39,6 +39,22 @@ class Reporter:
         show(self.console, event)
         self._remaining(event)
 
+    def epoch(self, row: dict) -> None:
+        """One line of the live table of a heal: an epoch's training and held-out nll, the barrier's mean and firing."""
+        if self.quiet:
+            return
+        self._end_bar()
+        if row["epoch"] == 0:
+            self.console.print(
+                "epoch  nll train  held-out  D aggregated  fired  lam  gradient norm  (means over the epoch)"
+            )
+        d, fired, lam = (number(row.get(key), digits) for key, digits in (("agg", 3), ("fired", 2), ("lam", 2)))
+        self.console.print(
+            f"{row['epoch']:5d}  {number(row['train_nll']):>9}  {number(row.get('heldout_nll')):>8}  {d:>12}  "
+            f"{fired:>5}  {lam:>3}  {number(row['grad_norm']):>13}",
+            markup=False,
+        )
+
     def _remaining(self, event: dict) -> None:
         """After each round, about how long the others will take if they take as long."""
         if event["stage"] == "start":
@@ -191,6 +207,11 @@ def _walk(console: Console, e: dict) -> None:
         f"kappa multiplies every dose. Dropped by gate: {dropped}. SHOULD: trait of kept well above base "
         f"({number(e['trait_base'], 2)}); equal means that steering did not bite and there is nothing to learn."
     )
+    console.print("A few of them in full; read them:")
+    for x in e["examples"]:
+        console.print(
+            f"  [{x['why']}, dose {x['dose']:.2f}] {x['prompt']}\n    -> {x['text'] or '(empty)'}", markup=False
+        )
 
 
 def _heal(console: Console, e: dict) -> None:

@@ -184,8 +184,19 @@ def _walk_figures(run: Run, walk: Walk) -> dict:
         "dropped": dict(Counter(c.dropped_by for c in completions if c.dropped_by)),
         "trait_base": run.base.free_trait, "trait_sampled": mean(judged, "trait"),
         "trait_kept": mean(everything_kept, "trait"), "sentence_ok_sampled": mean(judged, "sentence_ok"),
-        "sentence_ok_kept": mean(everything_kept, "sentence_ok"),
+        "sentence_ok_kept": mean(everything_kept, "sentence_ok"), "examples": examples(run.filter, completions),
     }  # fmt: skip
+
+
+def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list[dict]:
+    """A few full completions: one kept, one dropped, and those just inside and just outside the perplexity limit."""
+    picked = [("kept", c) for c in completions if c.kept][:1]
+    picked += [(f"dropped: {fitted.reason(c)}", c) for c in completions if not c.kept][:1]
+    for border in fitted.report(completions).borderline:
+        if border.rule.key == "nll.high":
+            sides = (("just inside the perplexity limit", border.inside), ("just outside it", border.outside))
+            picked += [(why, c) for why, c in sides if c is not None]
+    return [{"why": why, "dose": c.dose, "prompt": c.prompt, "text": c.text} for why, c in picked]
 
 
 def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
@@ -238,9 +249,18 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, rows: list[Completi
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
+    barrier = config.barrier_names()[0] if config.barrier_names() else None
+    of_epoch: list[dict] = []
+
     def on_step(row: dict) -> None:
         if row["kind"] == "step":
+            of_epoch.append(row)
             run.reporter.progress("heal", min(row["step"] + 1, total), total, f"nll {row['nll']:.3f}")
+            return
+        keys = {"grad_norm": "grad_norm"} | {k: f"{barrier}_{k}" for k in ("agg", "fired", "lam") if barrier}
+        means = {name: sum(step[key] for step in of_epoch) / len(of_epoch) for name, key in keys.items()}
+        run.reporter.epoch({**row, **means})
+        of_epoch.clear()
 
     healed = heal(
         run.lm, rows, config, {"prev": prev, "base": base}, round=number, steering_divergence=caused, on_step=on_step,
