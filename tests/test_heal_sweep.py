@@ -58,7 +58,7 @@ def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(r
 def test_a_budget_relative_to_the_steering_is_measured_with_the_rounds_vector(setting):
     config = replace(setting.config.heal_config(0), tau_rel=0.5, epochs=1)
     healed, _ = hs.heal_once(setting, config)
-    assert 0 < healed.tau["prev"] != config.tau
+    assert 0 < healed.tau[config.reference] != config.tau
 
 
 def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_path, capsys):
@@ -68,6 +68,8 @@ def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_
     assert {row.name for row in rows[3:]} == set(grid)
     base = rows[0]
     assert base.trait.value == 0 and base.per_nat is None
+    fired = {row.name: row.fired for row in rows[3:]}
+    assert fired["nll"] is None and 0 <= fired["kl_rev,lam=3"] <= 1  # whichever reference the run used
     for row in rows[3:]:
         assert row.seed == "all" and row.spread[0] <= row.trait.value <= row.spread[1]
         assert row.trait.n == 8  # items, not items x seeds: two seeds are no more items than one

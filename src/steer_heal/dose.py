@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from steer_heal.errors import InputError
 
 MODES = ("ladder", "bisect")
 
 
+@runtime_checkable
 class Judged(Protocol):
     """What the walk needs of a judged completion."""
 

@@ -165,7 +165,7 @@ class LM:
         positions = position_ids(batch["attention_mask"])
         return self.backbone(**batch, position_ids=positions, use_cache=False).last_hidden_state
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | Int[Tensor, " position"]) -> str:
         """Text of token ids without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
@@ -209,7 +209,7 @@ def find_blocks(model: nn.Module) -> str:
     return found[0]
 
 
-def pick_layers(layers: Sequence[int] | tuple[float, float], n_layers: int) -> tuple[int, ...]:
+def pick_layers(layers: Sequence[float], n_layers: int) -> tuple[int, ...]:
     """Block indices of a band.
 
     Integers are indices (negative from the end). Two floats in 0..1 are a band of relative depth, block i of n

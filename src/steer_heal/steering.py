@@ -289,7 +289,7 @@ def extract(
     pos: str,
     neg: str,
     contexts: Sequence[str],
-    layers: Sequence[int] | tuple[float, float] = (0.45, 0.55),
+    layers: Sequence[float] = (0.45, 0.55),
     position: str = "last",
     replies: Sequence[str] | None = None,
     batch_tokens: int = 8192,
