@@ -63,7 +63,7 @@ def one_round(run: Run, number: int) -> Verdict | None:
     walk = steps.walk_dose(run, number, vector)  # steered completions, filtered; the dose adapts to what survives
     if starved := steps.starve(run, number, vector, walk):
         return starved
-    steered = steps.measure_steered(run, number, vector, walk)  # unfiltered, on held-out items
+    steered = steps.measure_steered(run, vector, walk)  # unfiltered, on held-out items
     rows = steps.training_rows(run, number, walk)
     healed = steps.heal_rows(run, number, vector, rows)  # LoRA on the sampled tokens, under the barrier
     steps.bake(run, number, healed)  # into the weights

@@ -188,6 +188,13 @@ def _walk_figures(run: Run, walk: Walk) -> dict:
     }  # fmt: skip
 
 
+def free_trait(trait: Trait, completions: Sequence[Completion]) -> float | None:
+    """Mean trait of completions by the checker, 0..1; None without a checker or a stance."""
+    found = [trait.judge(c.prompt, c.text, c.finished) for c in completions]
+    stances = [j.trait for j in found if j is not None and j.trait is not None]
+    return sum(stances) / len(stances) if stances else None
+
+
 def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list[dict]:
     """A few full completions: one kept, one dropped, and those just inside and just outside the perplexity limit."""
     picked = [("kept", c) for c in completions if c.kept][:1]
@@ -285,7 +292,7 @@ def bake(run: Run, number: int, healed: Healed) -> None:
     )  # fmt: skip
 
 
-def measure_steered(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Metrics:
+def measure_steered(run: Run, vector: SteeringVector, walk: Walk) -> Metrics:
     """The student before its heal, steered at the highest dose its training texts were kept from, unfiltered."""
     dose = max(c.dose for c in walk.completions if c.kept)
     condition = {"vector": vector, "dose": dose} if dose else {}
@@ -313,9 +320,8 @@ def judge(
 ) -> Verdict:
     """The round's verdict; writes the round's folder and adds the round to the run."""
     kept = walk.banked
-    figures = run.ledger.events("walk")[-1]
     evidence = gather(
-        run.base, steered, student, prompted=run.prompted, training_trait=figures["trait_kept"], kept=len(kept),
+        run.base, steered, student, prompted=run.prompted, training_trait=free_trait(run.trait, kept), kept=len(kept),
         needed=needed(run.config),
     )  # fmt: skip
     verdict = judge_round(evidence, Rules(floors=Floors(coherence=run.config.coherence_floor)))
