@@ -229,7 +229,7 @@ def row_of(setting: Setting, name: str, seeds: Sequence[int], found: Sequence[tu
     floors = Floors(coherence=setting.config.coherence_floor)
     under = [f for m in students for f in under_floors(gather(base, setting.steered, m), floors)]
     figures = [healed.figures for healed, _ in found if healed is not None]
-    fired = [f["prev_fired"] for f in figures if "prev_fired" in f]
+    fired = [value for f in figures for key, value in f.items() if key.endswith("_fired")]
     moved = [m.log_odds - base.log_odds for m in students]
     seed = "" if not seeds else str(seeds[0]) if len(seeds) == 1 else "all"
     return Row(
@@ -300,25 +300,26 @@ def plot(path: Path, pooled: Sequence[Row], single: Sequence[Row], references: S
     """Which regulariser moves the trait furthest at what change of coherence? A marker each, faint ones are seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axis = figure.subplots()
-    for i, row in enumerate(pooled):
-        style = {"color": f"C{i % 10}", "marker": "os^Dv<>phX"[i % 10]}
-        for point in (p for p in single if p.name == row.name):
-            axis.plot(point.trait.value, point.coherence.value, alpha=0.3, markersize=5, linestyle="", **style)
-        error = [[row.trait.value - row.trait.low], [row.trait.high - row.trait.value]]
-        label = row.name.replace(",", " ") + (" (under a floor)" if row.under else "")
-        axis.errorbar(
-            row.trait.value, row.coherence.value, xerr=error, markersize=9, linestyle="", label=label, **style
-        )
-    for row, marker in zip(references, "*Px", strict=False):
-        axis.plot(row.trait.value, row.coherence.value, f"k{marker}", markersize=12, linestyle="", label=row.name)
-    axis.axhline(0, color="#555555", linewidth=0.8)
-    axis.axvline(0, color="#555555", linewidth=0.8)
-    axis.set_xlabel("trait moved against base: forced choice, log-odds (nats; bars 95 % over items)")
-    axis.set_ylabel("coherence change against base (share)")
-    axis.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, shown in ((left, references), (right, [])):  # the steered model is far away: the right panel zooms in
+        for i, row in enumerate(pooled):
+            style = {"color": f"C{i % 10}", "marker": "os^Dv<>phX"[i % 10]}
+            for point in (p for p in single if p.name == row.name):
+                axis.plot(point.trait.value, point.coherence.value, alpha=0.3, markersize=5, linestyle="", **style)
+            error = [[row.trait.value - row.trait.low], [row.trait.high - row.trait.value]]
+            label = row.name.replace(",", " ") + (" (under a floor)" if row.under else "")
+            axis.errorbar(
+                row.trait.value, row.coherence.value, xerr=error, markersize=9, linestyle="", label=label, **style
+            )
+        for row, marker in zip(shown, "*Px", strict=False):
+            axis.plot(row.trait.value, row.coherence.value, f"k{marker}", markersize=12, linestyle="", label=row.name)
+        axis.axhline(0, color="#555555", linewidth=0.8)
+        axis.set_xlabel("trait moved against base: forced choice, log-odds (nats; bars 95 % over items)")
+        axis.set_ylabel("coherence change against base (share)")
+        axis.grid(alpha=0.25)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     figure.supxlabel(caption, fontsize=9)
     figure.savefig(path, dpi=110)
 
