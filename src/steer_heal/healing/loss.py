@@ -120,16 +120,28 @@ def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], l
 
 @torch.no_grad()
 def measure(
-    lm: LM, completions: Sequence[Completion], references: Mapping[str, ReferenceStates]
+    lm: LM,
+    completions: Sequence[Completion],
+    references: Mapping[str, ReferenceStates],
+    student: ReferenceStates | None = None,
 ) -> dict[str, list[float]]:
-    """Per completion: token-mean `nll`, and by reference name the token-mean KL(student||reference), in nats."""
+    """Per completion: token-mean `nll`, and by reference name the token-mean KL(student||reference), in nats.
+
+    `student` are the model's own states where they are known already, which saves its forward pass; the divergence
+    from itself is 0 and computed for no one.
+    """
+    others = {name: states for name, states in references.items() if student is None or states.rows is not student.rows}
     out = {name: [0.0] * len(completions) for name in ("nll", *references)}
     for batch in batches(completions) if completions else ():
         rows = [completions[i] for i in batch]
-        hidden, targets, lengths = completion_hidden(lm, rows)
-        states = [torch.cat([reference.of(c) for c in rows]) for reference in references.values()]
+        if student is None:
+            hidden, targets, lengths = completion_hidden(lm, rows)
+        else:
+            hidden, lengths = torch.cat([student.of(c) for c in rows]), [len(c.token_ids) for c in rows]
+            targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
+        states = [torch.cat([reference.of(c) for c in rows]) for reference in others.values()]
         losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"])
-        for name, values in zip(out, (losses.nll, *losses.divergence), strict=True):
+        for name, values in zip(("nll", *others), (losses.nll, *losses.divergence), strict=True):
             for i, value in zip(batch, aggregate_rows(values, lengths, "mean").tolist(), strict=True):
                 out[name][i] = value
     return out

@@ -74,7 +74,7 @@ def heal(
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
-        before = measure(lm, completions, references)
+        before = measure(lm, completions, references, references.get("prev"))  # B = 0: the student is prev
         steps, epochs = [], []
         for row in _train(task, lora, train, heldout, lam, round, before):
             (steps if row["kind"] == "step" else epochs).append(row)
