@@ -122,7 +122,7 @@ def test_reference_states_run_each_batch_inside_its_own_context(lm, data):
 # ---------------------------------------------------------------- the gradient
 
 
-@pytest.mark.parametrize("row_weights", ["none", "inv_sqrt"])
+@pytest.mark.parametrize("row_weights", ["none", "inv_sqrt", "tokens"])
 @pytest.mark.parametrize("reg", ["kl_rev", "nll"])
 def test_loss_and_gradient_do_not_depend_on_packing(lm, data, prev, row_weights, reg):
     base = replace(QUICK, reg=reg, row_weights=row_weights)

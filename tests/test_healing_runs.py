@@ -21,7 +21,7 @@ from steer_heal.healing import (
     reference_states,
 )
 from steer_heal.healing.lora import injected, seeded
-from steer_heal.healing.plan import lr_factor, row_shares, split_rows, step_rows
+from steer_heal.healing.plan import lr_factor, row_factors, split_rows, step_rows
 from steer_heal.lm import load
 
 
@@ -195,12 +195,13 @@ def test_learning_rate_rises_linearly_then_falls_as_a_cosine():
     assert lr_factor(0, 1, 0.1) == 1 and lr_factor(0, 1, 0.0) == 1
 
 
-def test_row_shares_weight_token_sums_by_inverse_roots_and_sum_to_one():
-    assert row_shares([4, 16, 100], "none") == [1 / 3] * 3
-    shares = row_shares([4, 16, 100], "inv_sqrt")
-    # Weight of one token: share / n, in the ratio 1/2 : 1/4 : 1/10.
-    per_token = [s / n for s, n in zip(shares, (4, 16, 100), strict=True)]
-    assert sum(shares) == pytest.approx(1) and per_token[0] / per_token[2] == pytest.approx(5)
+def test_row_factors_weight_token_sums_and_average_to_one_over_all_rows():
+    assert row_factors([4, 16, 100], "none") == [1.0] * 3
+    assert row_factors([4, 16, 100], "tokens") == [4 / 40, 16 / 40, 100 / 40]
+    factors = row_factors([4, 16, 100], "inv_sqrt")
+    # Weight of one token: factor / n, in the ratio 1/2 : 1/4 : 1/10.
+    per_token = [f / n for f, n in zip(factors, (4, 16, 100), strict=True)]
+    assert sum(factors) == pytest.approx(3) and per_token[0] / per_token[2] == pytest.approx(5)
 
 
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):

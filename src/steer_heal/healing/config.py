@@ -15,7 +15,7 @@ from steer_heal.lm import pick_layers
 CHOICES = {
     "reference": ("prev", "base", "both"),
     "lam_mode": ("constant", "budget"),
-    "row_weights": ("none", "inv_sqrt"),
+    "row_weights": ("none", "inv_sqrt", "tokens"),
     "barrier_rows": ("all", "replay"),
 }
 
@@ -77,9 +77,12 @@ class HealConfig:
     heldout: float = 0.125
     """Share of rows kept out of training, to see overfitting; 0: none."""
     row_weights: str = "none"
-    """none: every completion's token-mean nll counts the same; inv_sqrt: token sums over sqrt(tokens), normalised."""
+    """none: every completion's token-mean nll counts the same, so a short one's tokens, its end too, weigh more;
+    inv_sqrt: token sums over sqrt(tokens); tokens: every token of the data counts the same (maximum likelihood)."""
     barrier_rows: str = "all"
     """Rows the barrier acts on: all, or replay (the original model's own completions among the data)."""
+    replay_weight: float = 1.0
+    """Factor on the barrier of the original model's own completions; 4 guards them harder than the new texts."""
     gradient_checkpointing: bool = False
     """Recompute the blocks in the backward pass: less memory, about a third more time."""
     seed: int = 0
@@ -89,7 +92,7 @@ class HealConfig:
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)
-        for name in ("lam", "tau", "weight_decay", "spectral", "clip", "kl_top_k", "lam_rate"):
+        for name in ("lam", "tau", "weight_decay", "spectral", "clip", "kl_top_k", "lam_rate", "replay_weight"):
             self._require(name, "a number of at least 0", lambda x: x >= 0)
         for name in ("tau_base", "lam_base", "tau_rel"):
             if getattr(self, name) is not None:

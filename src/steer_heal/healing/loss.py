@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from steer_heal.barriers import DIVERGENCES, PositionLosses, aggregate_rows, pen
 from steer_heal.completion import Completion
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora
-from steer_heal.healing.plan import row_shares
+from steer_heal.healing.plan import row_factors
 from steer_heal.healing.references import ReferenceStates, batches, completion_hidden
 from steer_heal.lm import LM
 
@@ -40,10 +41,15 @@ class Task:
     terms: tuple[Term, ...]
     barrier_weights: tuple[float, ...]
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Completion tokens by row."""
         return [len(c.token_ids) for c in self.completions]
+
+    @cached_property
+    def row_factors(self) -> list[float]:
+        """Factor of each row's nll, by `row_weights`."""
+        return row_factors(self.lengths, self.config.row_weights)
 
 
 def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, Tensor]:
@@ -53,14 +59,13 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
     `squares` [1 + term], the divergence `mean` and `max` per term; all detached, on the model's device.
     """
     config = task.config
-    shares = row_shares([task.lengths[i] for i in rows], config.row_weights)
     parts: list[dict[str, Tensor]] = []
     # Rows of similar length share a forward pass; which ones do does not change the sum.
     for start in range(0, len(rows), config.batch_size):
         micro = rows[start : start + config.batch_size]
         losses, lengths = completion_losses(task, micro)
         nll = aggregate_rows(losses.nll, lengths, "mean")
-        loss = nll * nll.new_tensor(shares[start : start + config.batch_size])
+        loss = nll * nll.new_tensor([task.row_factors[i] / len(rows) for i in micro])
         weight = nll.new_tensor([task.barrier_weights[i] / len(rows) for i in micro])
         d = [aggregate_rows(values, lengths, config.kl_agg) for values in losses.divergence]
         for term, value in zip(task.terms, d, strict=True):

@@ -58,13 +58,15 @@ def step_rows(
         yield groups[i]
 
 
-def row_shares(lengths: Sequence[int], row_weights: str) -> list[float]:
-    """Factor of each row's token-mean nll within one optimiser step; they sum to 1.
+def row_factors(lengths: Sequence[int], row_weights: str) -> list[float]:
+    """Factor of each row's token-mean nll; their mean over all rows is 1, whatever a step is made of.
 
-    `inv_sqrt` weights token SUMS by 1/sqrt(n), that is token means by sqrt(n), and divides by the step's total.
+    A token mean gives every row the same weight, so that a token of a short reply, its end too, weighs more.
+    `inv_sqrt` weights token SUMS by 1/sqrt(n), that is token means by sqrt(n); `tokens` weights token sums alike.
     """
-    weights = [math.sqrt(n) if row_weights == "inv_sqrt" else 1.0 for n in lengths]
-    return [w / sum(weights) for w in weights]
+    power = {"none": 0.0, "inv_sqrt": 0.5, "tokens": 1.0}[row_weights]
+    weights = [n**power for n in lengths]
+    return [w * len(weights) / sum(weights) for w in weights]
 
 
 def lr_factor(step: int, total: int, warmup: float) -> float:

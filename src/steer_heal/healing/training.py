@@ -53,7 +53,8 @@ def heal(
         round: index of the round, for the schedule of lam and the seeds.
         lam0: multipliers by reference name to start from in budget mode, `Healed.lam` of the round before.
         steering_divergence: what the steering itself caused, in nats (`mean_divergence`); the unit of `tau_rel`.
-        barrier_weights: a factor per completion on its barrier (hold-outs 4x, say).
+        barrier_weights: a factor per completion on its barrier (hold-outs 4x, say), times `replay_weight` where it is
+            the original model's own.
         on_step: called with each row of the history, of steps (`kind` "step") and of epochs (`kind` "epoch").
         seed: instead of `config.seed`.
 
@@ -207,6 +208,7 @@ def _barrier_weights(
     weights = [1.0] * len(completions) if given is None else list(given)
     if len(weights) != len(completions) or not all(math.isfinite(w) and w >= 0 for w in weights):
         raise InputError("barrier_weights: give one finite number of at least 0 per completion")
+    weights = [w * config.replay_weight if c.origin == "base" else w for w, c in zip(weights, completions, strict=True)]
     if config.barrier_rows == "replay" and config.reg != "nll":
         if all(c.origin != "base" for c in completions):
             raise InputError(
