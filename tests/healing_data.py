@@ -30,7 +30,7 @@ def equal(one, other):
 
 def task_of(lm, data, config, references, weights=None):
     terms = tuple(Term(name, states, config.tau) for name, states in references.items())
-    return Task(lm, data, config, terms, tuple(weights or [1.0] * len(data)))
+    return Task(lm, data, config, terms, tuple(weights or [1.0] * len(data)), (1.0,) * len(data))
 
 
 def with_b(lora, size=0.05):

@@ -200,6 +200,34 @@ def test_barrier_weights_and_replay_rows_choose_where_the_barrier_acts(lm, data,
         heal(lm, data, replace(QUICK, barrier_rows="replay"), prev)
 
 
+def test_weights_scale_each_rows_nll_and_nothing_else(lm, data, prev):
+    weights = [1.0 + i % 3 for i in range(12)]
+    config = replace(QUICK, batch_size=12, grad_accum=1, lam=0.0)
+    with injected(lm, config, 0) as lora:
+        with_b(lora)
+        parts = []
+        for chosen in (None, weights):
+            for p in lora.parameters:
+                p.grad = None
+            task = replace(task_of(lm, data, config, prev), nll_weights=tuple(chosen or [1.0] * 12))
+            stats = backward_step(task, lora, range(12), {"prev": 0.0})
+            parts.append(stats)
+    plain, weighted = parts
+    torch.testing.assert_close(weighted["nll"], plain["nll"])
+    want = plain["nll"] * torch.tensor(weights) / (sum(weights) / 12)
+    torch.testing.assert_close(weighted["loss"], want)
+    for bad in ([1.0], [-1.0] * 12, [0.0] * 12, [float("nan")] * 12):
+        with pytest.raises(InputError, match="weights"):
+            heal(lm, data, QUICK, prev, weights=bad)
+
+
+def test_replay_weight_multiplies_the_barrier_of_the_original_models_rows(lm, data, prev):
+    mixed = [replace(c, origin="base") if i % 3 == 0 else c for i, c in enumerate(data)]
+    got = heal(lm, mixed, replace(QUICK, replay_weight=4.0), prev).adapter
+    want = heal(lm, mixed, QUICK, prev, barrier_weights=[4.0 if c.origin == "base" else 1.0 for c in mixed]).adapter
+    assert got == want and got != heal(lm, mixed, QUICK, prev).adapter
+
+
 def test_gradient_checkpointing_changes_no_gradient_and_really_recomputes(lm, data, prev):
     _, want = gradients(lm, data, QUICK, prev)
     calls = []

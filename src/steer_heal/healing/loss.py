@@ -40,6 +40,7 @@ class Task:
     config: HealConfig
     terms: tuple[Term, ...]
     barrier_weights: tuple[float, ...]
+    nll_weights: tuple[float, ...]
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -48,8 +49,8 @@ class Task:
 
     @cached_property
     def row_factors(self) -> list[float]:
-        """Factor of each row's nll, by `row_weights`."""
-        return row_factors(self.lengths, self.config.row_weights)
+        """Factor of each row's token-mean nll: its weight, and what `row_weights` makes of its length."""
+        return row_factors(self.lengths, self.config.row_weights, self.nll_weights)
 
 
 def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, Tensor]:

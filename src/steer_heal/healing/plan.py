@@ -58,14 +58,15 @@ def step_rows(
         yield groups[i]
 
 
-def row_factors(lengths: Sequence[int], row_weights: str) -> list[float]:
+def row_factors(lengths: Sequence[int], row_weights: str, weights: Sequence[float] | None = None) -> list[float]:
     """Factor of each row's token-mean nll; their mean over all rows is 1, whatever a step is made of.
 
     A token mean gives every row the same weight, so that a token of a short reply, its end too, weighs more.
     `inv_sqrt` weights token SUMS by 1/sqrt(n), that is token means by sqrt(n); `tokens` weights token sums alike.
+    `weights` multiply on top.
     """
     power = {"none": 0.0, "inv_sqrt": 0.5, "tokens": 1.0}[row_weights]
-    weights = [n**power for n in lengths]
+    weights = [w * n**power for n, w in zip(lengths, weights or [1.0] * len(lengths), strict=True)]
     return [w * len(weights) / sum(weights) for w in weights]
 
 

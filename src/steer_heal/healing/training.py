@@ -34,6 +34,7 @@ def heal(
     round: int = 0,
     lam0: Mapping[str, float] | None = None,
     steering_divergence: float | None = None,
+    weights: Sequence[float] | None = None,
     barrier_weights: Sequence[float] | None = None,
     on_step: Callable[[dict], None] | None = None,
     seed: int | None = None,
@@ -53,6 +54,7 @@ def heal(
         round: index of the round, for the schedule of lam and the seeds.
         lam0: multipliers by reference name to start from in budget mode, `Healed.lam` of the round before.
         steering_divergence: what the steering itself caused, in nats (`mean_divergence`); the unit of `tau_rel`.
+        weights: a factor per completion on its nll, beside `row_weights` (see `selection.length_weights`, say).
         barrier_weights: a factor per completion on its barrier (hold-outs 4x, say), times `replay_weight` where it is
             the original model's own.
         on_step: called with each row of the history, of steps (`kind` "step") and of epochs (`kind` "epoch").
@@ -70,8 +72,10 @@ def heal(
     references = dict(references or {})
     _check_references(lm, completions, config, references)
     check_head(lm)
-    weights = _barrier_weights(completions, config, barrier_weights)
-    task = Task(lm, completions, config, _terms(config, references, steering_divergence), weights)
+    task = Task(
+        lm, completions, config, _terms(config, references, steering_divergence),
+        _barrier_weights(completions, config, barrier_weights), _nll_weights(completions, weights),
+    )  # fmt: skip
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
@@ -200,6 +204,14 @@ def _terms(
         tau = config.tau_rel * steering_divergence
     budgets = {"prev": tau, "base": tau if config.tau_base is None else config.tau_base}
     return tuple(Term(name, references[name], budgets[name]) for name in config.barrier_names())
+
+
+def _nll_weights(completions: Sequence[Completion], given: Sequence[float] | None) -> tuple[float, ...]:
+    weights = [1.0] * len(completions) if given is None else list(given)
+    fine = len(weights) == len(completions) and all(math.isfinite(w) and w >= 0 for w in weights)
+    if not fine or not any(weights):
+        raise InputError("weights: give one finite number of at least 0 per completion, not all of them 0")
+    return tuple(weights)
 
 
 def _barrier_weights(
