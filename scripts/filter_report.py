@@ -1,31 +1,31 @@
-"""What the model-free gates do to the labelled texts: share dropped and kept per family, with intervals, every miss.
+"""What the filter does to labelled texts: share dropped and kept with intervals, misses in full.
 
-    python scripts/filter_report.py                  # both splits, all misses
-    python scripts/filter_report.py --split tune     # only the families that limits were chosen on
-
-Knows nothing of models: perplexity is not used here.
+uv run python scripts/filter_report.py                  # model-free gates, both splits, all misses
+uv run python scripts/filter_report.py --split tune     # only the families that limits were chosen on
+uv run python scripts/filter_report.py --pocket         # what perplexity adds, on `pocket` texts and its checker
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from steer_heal.coherence import CoherenceFilter
+from steer_heal.coherence.proof import ALL, TIGHT, Proof, filters, label_of, prove
+from steer_heal.completion import Completion
+from steer_heal.generation import derive_seed, generate
+from steer_heal.lm import load
+from steer_heal.statistics import wilson
+from steer_heal.steering import extract
+from steer_heal.trait import Trait
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "coherence_labelled.jsonl"
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, w = hits / n, z * z / n
-    centre, half = p + w / 2, z * math.sqrt(p * (1 - p) / n + w / n / 4)
-    return max(0.0, (centre - half) / (1 + w)), min(1.0, (centre + half) / (1 + w))
+DOSES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 def read(path: Path = DATA) -> list[dict[str, str]]:
@@ -34,40 +34,93 @@ def read(path: Path = DATA) -> list[dict[str, str]]:
         return [json.loads(line) for line in file]
 
 
-def main() -> None:
+# ---------------------------------------------------------------- model-free gates, labelled families
+
+
+def families(split: str, quiet: bool) -> None:
+    """Print the table of one split and its misses."""
+    filt = CoherenceFilter()
+    groups: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    misses = []
+    for row in read():
+        if row["split"] != split:
+            continue
+        broken = filt.judge_text(row["text"])
+        right = bool(broken) == (row["label"] == "broken")
+        groups[row["label"], row["family"]].append(right)
+        if not right:
+            misses.append((row["label"], row["family"], [rule.key for rule in broken], row["text"]))
+    print(f"\n== {split} families: share judged right (good kept, broken dropped), 95 % Wilson interval")
+    for label in ("good", "broken"):
+        for (found, family), rights in groups.items():
+            if found == label:
+                _print(f"{label:6s} {family}", rights)
+        _print(
+            f"{label:6s} ALL", [right for (found, _), rights in groups.items() if found == label for right in rights]
+        )
+    for label, family, rules, text in () if quiet else misses:
+        print(f"\nMISS {label} / {family} {', '.join(rules)}\n  {' '.join(text.split())}")
+
+
+def _print(name: str, right: list[bool]) -> None:
+    share = wilson(sum(right), len(right))
+    print(f"{name:30s} {sum(right):4d} / {len(right):4d}  {share.value:6.1%}  [{share.low:.1%}, {share.high:.1%}]")
+
+
+# ---------------------------------------------------------------- perplexity gates, pocket and its checker
+
+
+def pocket_proof(n_own: int = 192, n_each: int = 96, seed: int = 0, false_drop: float = 0.05) -> Proof:
+    """Fit on unsteered replies to training prompts; judge replies to held-out prompts at every dose."""
+    lm, trait = load("pocket"), Trait.load("pocket-care")
+    vector = extract(lm, trait.pos, trait.neg, trait.contexts)
+    own = _sample(lm, trait, trait.prompts, n_own, None, (0.0,), derive_seed(seed, "own"))
+    rows = _sample(lm, trait, trait.eval_prompts, n_each, vector, DOSES, derive_seed(seed, "judged"))
+    found = [trait.judge(c.prompt, c.text, c.finished) for c in rows]
+    return prove(filters(own, false_drop), rows, [label_of(j.sentence_ok, j.reply_ok) for j in found])
+
+
+def _sample(lm, trait: Trait, prompts: Sequence[str], n: int, vector, doses, seed: int) -> list[Completion]:
+    """Scored replies: n per dose, prompts in turn."""
+    picked = [prompts[i % len(prompts)] for i in range(n)]
+    replies = generate(lm, picked, vector, doses, system=trait.neutral, max_new_tokens=72, seed=seed)
+    return CoherenceFilter().score(lm, replies)
+
+
+def show(proof: Proof, each: int) -> None:
+    """Print the tables, then a few false drops, misses, and broken texts that only perplexity caught, in full."""
+    print("pocket, pocket-care; limits fitted to 192 unsteered replies, joint false-drop budget 5 %; labels by the")
+    print("checker: good = sound as a whole, broken = at most half of the sentences sound, flawed = in between")
+    print(proof.table())
+    pairs = zip(proof.judged[ALL], proof.judged[TIGHT], proof.labels, strict=True)
+    caught = [c for c, other, label in pairs if label == "broken" and other.kept and not c.kept]
+    groups = {
+        "GOOD BUT DROPPED by all gates": proof.texts(ALL, "good", kept=False),
+        "BROKEN BUT KEPT by all gates": proof.texts(ALL, "broken", kept=True),
+        "BROKEN, caught by perplexity alone (the tightened model-free gates kept it)": caught,
+        "FLAWED BUT KEPT by all gates": proof.texts(ALL, "flawed", kept=True),
+    }
+    for title, texts in groups.items():
+        step = max(1, len(texts) // max(1, each))
+        print(f"\n== {title}: {len(texts)} texts, {min(each, len(texts))} shown")
+        for c in texts[::step][:each]:
+            surprise = " ".join(f"{k} {v:.2f}" for k, v in c.scores.items() if k.startswith("nll"))
+            print(f"\n[dose {c.dose:g}, {c.dropped_by or 'kept'}, {surprise}] {c.prompt}\n  {c.text}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables and the misses."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--split", choices=("tune", "held_out", "both"), default="both")
     parser.add_argument("--quiet", action="store_true", help="tables only, no misses")
-    args = parser.parse_args()
-    filt = CoherenceFilter()
+    parser.add_argument("--pocket", action="store_true", help="measure the perplexity gates on pocket texts instead")
+    parser.add_argument("--each", type=int, default=96, help="with --pocket: completions per dose")
+    args = parser.parse_args(argv)
+    if args.pocket:
+        torch.set_num_threads(1)
+        return show(pocket_proof(n_each=args.each), 0 if args.quiet else 5)
     for split in ("tune", "held_out") if args.split == "both" else (args.split,):
-        groups: dict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
-        misses = []
-        for row in read():
-            if row["split"] != split:
-                continue
-            broken = filt.judge_text(row["text"])
-            right = bool(broken) == (row["label"] == "broken")
-            groups[row["label"], row["family"]].append((right, row["text"]))
-            if not right:
-                misses.append((row["label"], row["family"], [rule.key for rule in broken], row["text"]))
-        print(f"\n== {split} families: share judged right (good kept, broken dropped), 95 % Wilson interval")
-        for label in ("good", "broken"):
-            everything = [right for (lab, _), rows in groups.items() if lab == label for right, _ in rows]
-            for (lab, family), rows in groups.items():
-                if lab == label:
-                    _print(f"{label:6s} {family}", [right for right, _ in rows])
-            _print(f"{label:6s} ALL", everything)
-        if not args.quiet:
-            for label, family, rules, text in misses:
-                shown = " ".join(text.split())
-                print(f"\nMISS {label} / {family} {', '.join(rules)}\n  {shown}")
-
-
-def _print(name: str, right: list[bool]) -> None:
-    low, high = wilson(sum(right), len(right))
-    print(f"{name:30s} {sum(right):4d} / {len(right):4d}  {sum(right) / len(right):6.1%}  [{low:.1%}, {high:.1%}]")
+        families(split, args.quiet)
 
 
 if __name__ == "__main__":

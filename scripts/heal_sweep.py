@@ -151,7 +151,7 @@ def load_setting(run_dir: Path, number: int) -> Setting:
         torch.set_num_threads(config.threads or 1)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     trait = Trait.load(config.trait or default_trait(config.model_name))
     stack = AdapterStack(lm.model)

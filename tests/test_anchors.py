@@ -85,6 +85,40 @@ def test_items_that_fell_are_listed_by_id_even_when_the_change_is_kept():
     assert found.outcome == "keep" and found.regressed == {"coherence": ("17",)}
 
 
+@pytest.mark.parametrize(
+    ("lost", "previous_lost", "outcome", "within"),
+    [
+        (0, 0, "keep", True),
+        (4, 0, "inconclusive", True),  # .10 lost of .10 allowed, the interval goes beyond
+        (5, 0, "inconclusive", False),
+        (40, 0, "revert", False),
+        (7, 4, "inconclusive", False),  # .075 against the previous round, .175 of .15 against the original
+    ],
+)
+def test_the_best_guess_is_whether_the_drops_found_are_allowed(lost, previous_lost, outcome, within):
+    def student(n):
+        return {str(i): float(i >= n) for i in range(40)}
+
+    found = gate(student(lost), student(previous_lost), student(0), max_drop=0.1, total_drop=0.15)
+    assert (found.outcome, found.within) == (outcome, within)
+
+
+def test_a_drop_of_what_is_not_a_number_is_never_within():
+    assert not gate(flat(math.nan), flat(1.0), flat(1.0), max_drop=1.0).within
+
+
+def test_a_student_that_says_nothing_has_no_diversity_rather_than_an_unknown_one():
+    def metrics(text, entropy):
+        reply = ReplyRow("p", text, len(text.split()), True, False, 1.0, 1.0)
+        return Metrics("t", "", 0.0, "key", (), (), (reply,), (), entropy)
+
+    original, silent = metrics("a b c d e", 1.0), metrics("", None)
+    found = figures(silent, original)
+    assert found["distinct4"] == {"all": 0.0} and found["token_entropy"] == {"all": 0.0}
+    before = Before(figures(original, original), figures(original, original))
+    assert decide(before, found, [Check("distinct4", share=0.8)]).outcome == "revert"
+
+
 def test_different_items_missing_figures_and_no_checks_are_refused():
     with pytest.raises(InputError, match="different items"):
         gate(flat(1.0, 20), flat(1.0, 21), flat(1.0, 20), max_drop=0.1)

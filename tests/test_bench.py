@@ -1,4 +1,4 @@
-"""The benches: the naive loop computes what `heal` computes, copies are counted, misses are called misses."""
+"""The benches: baselines compute what the package computes, copies and tokens are counted, misses are called misses."""
 
 import importlib.util
 import sys
@@ -9,26 +9,37 @@ import pytest
 import torch
 
 from steer_heal.bake import AdapterStack
+from steer_heal.benchmarks import bake as bake_bench
+from steer_heal.benchmarks import heal as heal_bench
+from steer_heal.benchmarks.extract import ExtractBench, bench_extract
+from steer_heal.benchmarks.filter import FilterBench, bench_filter, filter_arms
+from steer_heal.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
+from steer_heal.benchmarks.loss import loss_arms
+from steer_heal.benchmarks.measuring import against, peak_fresh, ratio, take_turns
+from steer_heal.benchmarks.models import PRESETS, Sizes, config_of, make
+from steer_heal.benchmarks.naive import history_of, naive_heal
+from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 
 spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "scripts" / "bench.py")
 bench = importlib.util.module_from_spec(spec)
-sys.modules["bench"] = bench  # dataclasses look their module up by name
+sys.modules["bench"] = bench  # tyro looks its dataclasses' module up by name
 spec.loader.exec_module(bench)
 
-SMALL = bench.Sizes(
+SMALL = Sizes(
     layers=3, width=32, vocab=600, rows=6, prompt=5, reply=12, rounds=2, epochs=2, repeats=2, threads=1
 )  # fmt: skip
+TINY = {"preset": "tiny", "threads": 1, "repeats": 2}
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
 def test_naive_loop_trains_the_same_adapter_as_heal_on_baked_rounds(family):
     sizes = replace(SMALL, family=family)
-    config = replace(bench.config_of(sizes), lr=1e-3)
-    lm, rows, adapters = bench.make(sizes)
-    history = bench.history_of(lm, adapters)
+    config = replace(config_of(sizes), lr=1e-3)
+    lm, rows, adapters = make(sizes)
+    history = history_of(lm, adapters)
     before = {name: p.detach().clone() for name, p in lm.base.named_parameters()}
-    naive = bench.naive_heal(lm, rows, config, history)
+    naive = naive_heal(lm, rows, config, history)
     assert all(torch.equal(before[name], p) for name, p in lm.base.named_parameters())
     stack = AdapterStack(lm.model)
     for adapter in adapters:
@@ -43,16 +54,16 @@ def test_naive_loop_trains_the_same_adapter_as_heal_on_baked_rounds(family):
 
 
 def test_a_heal_copies_no_weight_and_the_naive_loop_all_adapted_ones():
-    copies = bench.copies_per_step(SMALL)
+    copies = heal_bench.copies_per_step(SMALL)
     # Four completions in the first step and two in the second, each with two passes that copy aside, in and back.
-    modules = len(bench.make(SMALL)[2][0].modules)
+    modules = len(make(SMALL)[2][0].modules)
     assert copies == {"kl_rev": 0, "naive": modules * 3 * 2 * 5 / 2}
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])
 def test_every_loss_of_the_memory_bench_has_the_same_gradient(cap):
     names = ["chunked", "naive", "naive, all positions"]
-    arms = bench.loss_arms(20, 300, 16, cap, names)
+    arms = loss_arms(20, 300, 16, cap, names)
     chunked, naive, everywhere = (arms[name]() for name in names)
     torch.testing.assert_close(chunked, naive, atol=1e-7, rtol=1e-4)
     torch.testing.assert_close(everywhere[:20], naive, atol=1e-7, rtol=1e-4)
@@ -61,31 +72,96 @@ def test_every_loss_of_the_memory_bench_has_the_same_gradient(cap):
 
 def test_arms_take_turns_and_ratios_are_those_of_neighbours():
     seen = []
-    for seconds in bench.take_turns({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3):
+    for seconds in take_turns({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3):
         assert [len(s) for s in seconds.values()] == [3, 3]
     assert seen == list("ababab")
-    assert bench.ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 4.0]}, "a", "b") == [2, 3, 1]
+    assert ratio({"a": [2.0, 9.0, 4.0], "b": [1.0, 3.0, 4.0]}, "a", "b") == [2, 3, 1]
 
 
 def test_a_missed_target_is_said_to_be_missed():
-    assert bench.against("x", [1.3, 1.2, 1.9], 1.4, True).endswith("1.30 (1.20 to 1.90); target at most 1.4: reached")
-    assert bench.against("x", [1.5, 1.5, 1.2], 1.4, True).endswith("MISSED")
-    assert bench.against("x", [1.5, 1.4, 1.4], 1.5, False).endswith("MISSED")
+    assert against("x", [1.3, 1.2, 1.9], 1.4, True).endswith("1.30 (1.20 to 1.90); target at most 1.4: reached")
+    assert against("x", [1.5, 1.5, 1.2], 1.4, True).endswith("MISSED")
+    assert against("x", [1.5, 1.4, 1.4], 1.5, False).endswith("MISSED")
 
 
 def test_peak_memory_sees_what_a_fresh_process_holds_at_once():
     options = {"positions": 64, "vocab": 40_000, "width": 8, "cap": None, "threads": 1}
     unit = 64 * 40_000 * 4 / 2**20
-    chunked, naive = (bench.peak_fresh("loss", name, options)["mib"] for name in ("chunked", "naive"))
+    chunked, naive = (peak_fresh("loss", name, options)["mib"] for name in ("chunked", "naive"))
     assert naive > 4 * unit and chunked > 0.2 * unit
 
 
 def test_heal_and_bake_print_ratios_targets_and_memory(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "peak_fresh", lambda kind, name, options: {"mib": 1.0, "seconds": 1.0})
+    for module in (heal_bench, bake_bench):
+        monkeypatch.setattr(module, "peak_fresh", lambda kind, name, options: {"mib": 1.0, "seconds": 1.0})
     flags = [f"--{key}={value}" for key, value in asdict(SMALL).items()]
-    bench.main(["heal", *flags])
+    assert bench.main(["heal", *flags]) == 0
     shown = capsys.readouterr().out
     assert shown.count("target") == 3 and "nll 1 MiB" in shown and "load average" in shown
     bench.main(["bake", *flags])
     shown = capsys.readouterr().out
     assert "baked / plain" in shown and "bit for bit: yes" in shown
+
+
+# ---------------------------------------------------------------- generate, extract, filter
+
+
+def test_every_arm_of_generate_samples_exactly_the_tokens_asked_for():
+    sizes = GenerateBench(**TINY, rows=5, tokens=7, single_rows=2, static=True)
+    counts = {name: arm() for name, arm in generate_arms(sizes.load(endless=True), sizes).items()}
+    assert counts == {"steered": 35, "plain": 35, "one at a time": 14, "steered, static cache": 35}
+
+
+def test_generate_refuses_to_compare_replies_that_end_by_themselves(monkeypatch):
+    sizes = GenerateBench(**TINY, rows=8, tokens=200)
+    ending = sizes.load(endless=False)
+    with torch.no_grad():  # the end token is the likeliest everywhere
+        ending.base.get_output_embeddings().weight.zero_()
+    monkeypatch.setattr(GenerateBench, "load", lambda self, endless=False: ending)
+    with pytest.raises(RuntimeError, match="cannot be compared"):
+        bench_generate(sizes)
+
+
+def test_generate_states_both_targets_and_refuses_a_missing_gpu(capsys):
+    flags = ["--preset=tiny", "--threads=1", "--rows=4", "--tokens=4", "--repeats=1"]
+    assert bench.main(["generate", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("target at least") == 2 and "steered / plain batched" in shown
+    if not torch.cuda.is_available():
+        assert bench.main(["generate", *flags, "--device=cuda"]) == 2
+        assert "not available" in capsys.readouterr().err
+    with pytest.raises(InputError, match="single_rows"):
+        bench_generate(GenerateBench(**TINY, rows=4, single_rows=9))
+
+
+def test_bandwidth_limit_counts_weights_and_cache_once_per_step():
+    sizes = GenerateBench(**TINY, rows=4, tokens=10)
+    lm = sizes.load(endless=True)
+    weights = sum(p.numel() for p in lm.base.parameters()) - 600 * 32  # the input embedding is not read as a whole
+    fast, slow = bandwidth_limit(lm, sizes, 2e9), bandwidth_limit(lm, sizes, 1e9)
+    assert fast == pytest.approx(2 * slow)
+    assert fast < 4 * 2e9 / (4 * weights)
+    assert fast > 4 * 2e9 / (4 * (weights + 2 * 3 * 8 * 4 * 4 * 200))
+
+
+def test_the_large_preset_has_four_billion_parameters():
+    shape = PRESETS["4b"]
+    attention = shape.width * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    total = shape.layers * (attention + 3 * shape.width * shape.inner) + shape.vocab * shape.width
+    assert shape.tied and 3.9e9 < total < 4.2e9
+
+
+def test_extract_prints_its_share_of_full_forward_passes():
+    shown = bench_extract(ExtractBench(**TINY, contexts=6, layers=(0.0, 0.4)))
+    assert "blocks run: 2 of 3" in shown and "target at most 0.28" in shown
+
+
+def test_scoring_one_by_one_gives_the_figures_of_scoring_in_batches():
+    sizes = FilterBench(**TINY, rows=6, reply=30)
+    arms = filter_arms(sizes.load(), sizes)
+    batched, naive, alone = (arms[name]() for name in ("batched", "one by one", "batched, alone"))
+    for a, b, c in zip(batched, naive, alone, strict=True):
+        assert b == pytest.approx({key: a[key] for key in b}, abs=1e-4)
+        assert c == pytest.approx(a, abs=1e-4)
+    assert len({row["nll"] for row in batched}) == 6
+    assert "target at most 0.8" in bench_filter(sizes)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from steer_heal.coherence import GATES, RULES, CoherenceFilter, text_figures
 from steer_heal.coherence.calibration import fit_limits, joint_limits
-from steer_heal.coherence.perplexity import nll_figures
+from steer_heal.coherence.perplexity import nll_figures, perplexity_figures
 from steer_heal.coherence.repetition import loops
 from steer_heal.coherence.rules import default_limits
 from steer_heal.completion import Completion
@@ -181,6 +181,22 @@ def test_collapsed_tail_shows_in_tail_and_window_but_hides_in_the_mean():
     assert figures["nll_window"] > 5.0
 
 
+def test_a_loop_in_the_middle_hides_in_mean_and_tail_but_shows_in_the_calmest_window():
+    figures = nll_figures(torch.cat([torch.full((40,), -2.0), torch.full((20,), -0.01), torch.full((40,), -2.0)]))
+    assert figures["nll"] > 1.5 and figures["nll_tail"] == figures["nll_window"] == 2.0
+    assert figures["nll_calm"] < 0.02
+
+
+def test_perplexity_does_not_depend_on_batches_and_reads_no_position_past_the_last_scored_one(lm, own):
+    together, singly = perplexity_figures(lm, own[:12]), perplexity_figures(lm, own[:12], batch_tokens=1)
+    assert all(a == pytest.approx(b, abs=1e-5) for a, b in zip(together, singly, strict=True))
+    seen = []
+    handle = lm.base.get_output_embeddings().register_forward_pre_hook(lambda m, args: seen.append(args[0].shape[0]))
+    perplexity_figures(lm, own[:12])
+    handle.remove()
+    assert sum(seen) == sum(len(c.token_ids) for c in own[:12])
+
+
 def test_perplexity_equals_a_plain_forward_pass(lm, own):
     reply = own[0]
     logits = lm.model(torch.tensor([[*reply.prompt_ids, *reply.token_ids]])).logits[0].log_softmax(-1)
@@ -229,6 +245,7 @@ def rows_of(n: int, seed: int, spread: float = 1.0) -> list[dict[str, float]]:
                 "tokens": float(rng.randint(20, 60)),
                 "rep_word2": rng.uniform(0, 0.2),
                 "unfinished": 0.0,
+                "nll_calm": common - abs(rng.gauss(0, 0.3)),
             }
         )
     return rows
@@ -258,11 +275,12 @@ def test_budget_holds_on_new_completions_on_average():
 
 def test_calibrated_limits_are_two_sided():
     limits, _ = fit_limits(rows_of(128, 0), default_limits(), 0.05)
-    usual = rows_of(1, 5)[0] | {"nll": 2.0, "nll_tail": 2.0, "nll_window": 2.2, "tokens": 40.0}
+    usual = rows_of(1, 5)[0] | {"nll": 2.0, "nll_tail": 2.0, "nll_window": 2.2, "nll_calm": 1.8, "tokens": 40.0}
     assert broken_share([usual], limits) == 0
     assert broken_share([usual | {"nll": 0.3, "nll_tail": 0.3}], limits) == 1
     assert broken_share([usual | {"nll": 5.0}], limits) == 1
     assert broken_share([usual | {"nll_window": 9.0}], limits) == 1
+    assert broken_share([usual | {"nll_calm": 0.1}], limits) == 1
 
 
 def test_fixed_limits_widen_only_where_the_models_own_text_breaks_them():
@@ -387,9 +405,13 @@ def test_report_counts_gates_and_doses_and_shows_both_sides_of_a_limit():
     assert report.kept == 2 and report.n == 4
     assert sum(report.by_gate.values()) == 2
     assert report.by_dose == {0.5: (2, 2), 1.0: (0, 2)}
+    finite = {rule.key for rule in RULES if math.isfinite(FILTER.limits[rule.key]) and rule.figure != "order"}
+    assert {entry.rule.key for entry in report.borderline} == finite
     for entry in report.borderline:
-        assert entry.outside is not None and not entry.outside.kept
-        assert entry.inside is None or entry.inside.kept
+        assert entry.outside is None or not entry.outside.kept
+        assert entry.inside is not None and entry.inside.kept
+    run = next(entry for entry in report.borderline if entry.rule.key == "rep_top.high")
+    assert run.outside.text == texts[1]
     assert texts[1] in str(report) and texts[0] in str(report)
     json.dumps(report.to_dict(), allow_nan=False)
 

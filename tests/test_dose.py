@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal.dose import Bisection, DoseConfig, Ladder, Walk, walk_c
+from steer_heal.dose import MODES, Bisection, DoseConfig, Grid, Ladder, Walk, walk_c
 from steer_heal.errors import InputError
 
 
@@ -121,26 +122,98 @@ def test_bisection_goes_straight_to_the_start_if_that_survives():
 def test_lucky_probe_costs_one_batch_and_then_the_ladder_goes_on():
     state = Bisection(DoseConfig(mode="bisect"))
     state.observe(1.0, 8, 8)
-    assert state.next() == (1.0, 48)
+    assert state.plan() == [(1.0, 48)]
     assert state.observe(1.0, 48, 0).decision == "shrink"
-    assert state.next() == (0.7, 48)
+    assert state.plan() == [(0.7, 48)]
 
 
-@given(st.sampled_from(sorted(CURVES)), st.integers(0, 10_000), st.sampled_from(["ladder", "bisect"]))
-def test_every_walk_ends_within_its_budget_and_agrees_with_its_curve(name: str, seed: int, mode: str):
-    config = DoseConfig(mode=mode)
-    noisy = CURVES[name]
-    walk = simulate(noisy, config, seed)
-    assert sum(not step.probe for step in walk.steps) <= config.max_batches
-    assert sum(step.probe for step in walk.steps) <= config.max_probes
+def test_grid_probes_several_kappas_in_one_batch_and_goes_on_at_the_largest_that_survives():
+    walk = simulate(cliff, DoseConfig(mode="grid", n_min=60))
+    grid = [step for step in walk.steps if step.probe]
+    assert [step.n for step in grid] == [8] * 6 and (grid[0].kappa, grid[-1].kappa) == (1.0, 0.2)
+    ratios = {round(b.kappa / a.kappa, 6) for a, b in pairwise(grid)}
+    assert len(ratios) == 1  # even in log kappa
+    assert [step.decision for step in grid] == ["missed"] * 3 + ["reached"] * 3
+    best = max(step.kappa for step in grid if step.kappa <= 0.5)
+    assert [(step.kappa, step.decision) for step in walk.steps if not step.probe] == [(best, "enough")]
+    assert walk.kappa == best and walk.steps[-1].banked == 3 * 8 + 48
+
+
+def test_a_grid_that_banks_enough_ends_there_at_its_best_kappa():
+    walk = simulate(lambda kappa: 0.9, DoseConfig(mode="grid"))
+    assert len(walk.completions) == 48 and walk.steps[-1].decision == "enough" and walk.kappa == 1.0
+
+
+def test_a_lucky_share_of_the_grid_falls_back_to_the_ladder_below_it():
+    state = Grid(DoseConfig(mode="grid"))
+    for kappa, n in state.plan():
+        state.observe(kappa, n, 2 if kappa == 1.0 else 0)
+    assert state.plan() == [(1.0, 48)]
+    assert state.observe(1.0, 48, 0).decision == "shrink" and state.plan() == [(0.7, 48)]
+
+
+def test_a_hopeless_grid_goes_on_at_the_floor_and_starves():
+    walk = simulate(hopeless, DoseConfig(mode="grid"))
+    assert walk.starved and {step.kappa for step in walk.steps if not step.probe} == {0.2}
+    one = simulate(hopeless, DoseConfig(mode="grid", max_batches=1))
+    assert one.steps[-1].decision == "starved" and len(one.completions) == 48
+
+
+def test_all_kappas_of_a_grid_are_sampled_and_judged_in_one_call():
+    calls, judged = [], []
+
+    def together(plan):
+        calls.append(plan)
+        return [[Fake(kappa, 0.0)] * n for kappa, n in plan]
+
+    def survive(drawn):
+        judged.append(len(drawn))
+        return [replace(c, kept=c.kappa < 0.3) for c in drawn]
+
+    walk = walk_c(None, survive, DoseConfig(mode="grid", n_min=60), together)
+    assert len(calls[0]) == 6 and calls[1:] == [[(calls[0][4][0], 48)]] and judged == [48, 48]
+    assert len(walk.banked) == 16 + 48 and {c.kappa for c in walk.banked} == {calls[0][4][0], 0.2}
+    with pytest.raises(ValueError, match="came back"):
+        walk_c(None, survive, DoseConfig(mode="grid"), lambda plan: together(plan)[1:])
+
+
+@given(
+    curve=st.sampled_from(sorted(CURVES)),
+    seed=st.integers(0, 10_000),
+    mode=st.sampled_from(MODES),
+    noisy=st.booleans(),
+    sizes=st.tuples(st.integers(1, 60), st.integers(1, 80), st.integers(1, 7)),
+    start=st.floats(0.2, 2.0),
+    grid=st.integers(2, 9),
+)
+def test_every_walk_ends_within_its_budget_and_banks_every_survivor(curve, seed, mode, noisy, sizes, start, grid):
+    batch, n_min, max_batches = sizes
+    config = DoseConfig(mode=mode, batch=batch, n_min=n_min, max_batches=max_batches, kappa_start=start, grid=grid)
+    walk = simulate(CURVES[curve], config, seed if noisy else None)
+    assert walk == simulate(CURVES[curve], config, seed if noisy else None)
+    probes = sum(step.n for step in walk.steps if step.probe)
+    full = sum(step.n for step in walk.steps if not step.probe)
+    if mode == "grid":  # its probes share the first batch
+        assert probes == batch and probes + full <= max_batches * batch
+    else:
+        assert full <= max_batches * batch and probes <= config.probe * config.max_probes * (mode == "bisect")
     assert all(config.kappa_floor <= step.kappa <= config.kappa_start for step in walk.steps)
+    assert config.kappa_floor <= walk.kappa <= config.kappa_start
     assert walk.steps[-1].banked == len(walk.banked) == sum(step.survived for step in walk.steps)
     assert len(walk.completions) == sum(step.n for step in walk.steps)
     assert walk.starved == (len(walk.banked) < config.n_min)
+    assert all(step.banked < config.n_min for step in walk.steps if not step.probe and step.decision != "enough")
 
 
-def test_noisy_slope_rarely_starves():
-    starved = sum(simulate(slope, DoseConfig(), seed).starved for seed in range(200))
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cliff_within_reach_is_never_starved_in_any_mode(mode):
+    walk = simulate(cliff, DoseConfig(mode=mode))
+    assert not walk.starved and all(c.kappa <= 0.5 for c in walk.banked)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_noisy_slope_rarely_starves(mode):
+    starved = sum(simulate(slope, DoseConfig(mode=mode), seed).starved for seed in range(200))
     assert starved <= 2
 
 
@@ -184,6 +257,7 @@ def test_curve_rows_hold_the_decisions_in_order():
         {"max_batches": 0},
         {"mode": "random"},
         {"resolution": 1.0},
+        {"grid": 1},
     ],
 )
 def test_impossible_settings_are_one_line_input_errors(setting: dict):

@@ -1,5 +1,6 @@
 """Evaluation against known answers: a hand-made model whose replies have probabilities set exactly."""
 
+import copy
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,10 +11,15 @@ from torch import nn
 
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.evaluation import Metrics, compare, evaluate, judge, retain
+from steer_heal.evaluation import Metrics, ReplyRow, compare, evaluate, judge, retain
+from steer_heal.evaluation.broken import ending_broken_replies
 from steer_heal.evaluation.choices import AnswerSlot, orders, score_items
+from steer_heal.evaluation.thinking import around
+from steer_heal.generation import generate
 from steer_heal.lm import LM
+from steer_heal.statistics import bootstrap_mean
 from steer_heal.trait import Anchor, Item, Judgement, Trait
+from steer_heal.verdict import gather, judge_round
 
 TAG = "<|im_start|>assistant\n"
 
@@ -50,6 +56,20 @@ class Oracle(nn.Module):
                 if TAG in text:
                     out[i, last] = self.next_token(text)
         return SimpleNamespace(last_hidden_state=out)
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, stopping_criteria=None, do_sample=False, **_):
+        """Greedy replies token by token, as transformers pads them."""
+        done = torch.zeros(len(input_ids), dtype=torch.bool)
+        for _ in range(max_new_tokens):
+            logits = self.head(self.backbone(input_ids, attention_mask, None, False).last_hidden_state[:, -1:])[:, 0]
+            token = logits.argmax(-1).masked_fill(done, self.tokenizer.pad_token_id)
+            input_ids = torch.cat([input_ids, token[:, None]], 1)
+            done |= token == self.tokenizer.eos_token_id
+            if stopping_criteria is not None:
+                done |= stopping_criteria(input_ids, None)
+            if done.all():
+                break
+        return input_ids
 
     def next_token(self, text):
         prompt, _, said = text.rpartition(TAG)
@@ -243,9 +263,10 @@ def test_a_known_shift_is_found_per_category_and_off_target_stays_at_zero(tiny):
     after = choose(tiny, lambda prompt: sigmoid(number(prompt) % 7 - 3 + (0 if "off" in prompt else 1.5)))
     shift = compare(before, after)
     for found in (shift.log_odds, *shift.categories.values()):
-        assert all(abs(x - 1.5) < 1e-4 for x in (found.value, found.low, found.high))
-    assert all((abs(found.value) < 1e-4 and not found.excludes_zero) or abs(found.low) < 1e-4
-               for found in shift.off_target.values())  # fmt: skip
+        assert abs(found.value - 1.5) < 1e-4 and found.excludes_zero
+        # All 24 items moved alike, and the interval still allows for an item that was not asked.
+        assert 0.5 < found.low < 1.45 and 1.55 < found.high < 2.5
+    assert all(abs(found.value) < 1e-4 and not found.excludes_zero for found in shift.off_target.values())
     assert shift.headline is shift.log_odds and "nats" in shift.unit
     assert abs(retain(before, after, after).value - 1) < 1e-6
 
@@ -359,3 +380,179 @@ def test_replies_without_a_checker_lose_coherence_by_looping_or_by_nll(tiny):
     assert compare(base, base).coherence.value == 0
     assert compare(base, high).coherence.value == -0.25
     assert compare(base, loop).coherence.value == -0.5
+
+
+def thinker(tiny, thoughts, answers):
+    """An oracle that says `thoughts(prompt)` with certainty, and after "</think>" in its reply one of `answers`."""
+
+    class Thinker(Oracle):
+        def next_token(self, text):
+            prompt, _, said = text.rpartition(TAG)
+            seen = said.partition("</think>")
+            if not seen[1]:
+                return self.spell(thoughts(prompt), said)
+            logits = torch.zeros(len(self.tokenizer))
+            for word, p in answers(prompt, seen[0]).items():
+                ids = self.tokenizer.encode(word, add_special_tokens=False)
+                done = self.tokenizer.encode(seen[2].lstrip(), add_special_tokens=False)
+                if ids[: len(done)] == done and len(ids) > len(done):
+                    logits[ids[len(done)]] += p
+            return logits.log().clamp_min(-1e4)
+
+        def spell(self, whole, said):
+            """All probability on the next token of `whole`, the end of the reply after it."""
+            ids = self.tokenizer.encode(whole + "<|im_end|>", add_special_tokens=False)
+            done = self.tokenizer.encode(said, add_special_tokens=False)
+            logits = torch.full((len(self.tokenizer),), -1e4)
+            logits[ids[len(done)] if len(done) < len(ids) else self.tokenizer.eos_token_id] = 0.0
+            return logits
+
+    return LM(Thinker(tiny.tokenizer, None), tiny.tokenizer, "thinker")
+
+
+def after_thinking(prompt, thought):
+    yes, no = (0.6, 0.2) if "hot" in thought else (0.2, 0.6)
+    return {"help": yes, "obey": no, "wait": 0.2}
+
+
+def test_thinking_comes_before_the_answer_and_the_share_that_closed_it_is_reported(tiny):
+    some = [item("a", prompt="short"), item("b", prompt="a rather longer long")]
+    lm = thinker(tiny, lambda prompt: "so hot</think>" if "long" in prompt else "no", after_thinking)
+    found = evaluate(lm, make_trait(some), n_free=0, think_tokens=40)
+    assert [row.closed for row in found.items] == [0.0, 1.0] and found.think_closed == 0.5
+    assert found.summary()["think_closed"] == 0.5
+    # The one that ended without closing is asked all the same, the other after its own thought.
+    assert math.isclose(found.items[0].log_odds, -math.log(3), abs_tol=1e-4)
+    assert math.isclose(found.items[1].log_odds, math.log(3), abs_tol=1e-4)
+    assert all(math.isclose(row.mass, 0.8, abs_tol=1e-5) for row in found.items)
+    assert evaluate(lm, make_trait(some), n_free=0, think_tokens=40) == found
+
+
+def test_thinking_that_is_too_long_is_closed_for_the_model_at_the_limit(tiny):
+    lm = thinker(tiny, lambda prompt: "so hot" * 20 + "</think>", after_thinking)
+    found = evaluate(lm, make_trait([item()]), n_free=0, think_tokens=12)
+    assert found.think_closed == 0.0 and math.isclose(found.items[0].log_odds, math.log(3), abs_tol=1e-4)
+    none = evaluate(oracle(tiny, lambda prompt: {"help": 0.5}), make_trait([item()]), n_free=0)
+    assert none.think_closed is None
+    with pytest.raises(InputError, match="different items"):
+        compare(found, none)
+    with pytest.raises(InputError, match="lower --eval-think-tokens"):
+        evaluate(lm, make_trait([item()]), n_free=0, think_tokens=500)
+
+
+def test_another_closing_marker_can_be_named(tiny):
+    lm = thinker(tiny, lambda prompt: "well<end>", None)
+    lm.model.next_token = lambda text: lm.model.spell("well<end>\n\nhelp", text.rpartition(TAG)[2])
+    (row,) = evaluate(lm, make_trait([item()]), n_free=0, think_tokens=40, think_closing="<end>").items
+    assert row.closed == 1.0 and row.log_odds > 50
+
+
+@pytest.mark.parametrize(
+    ("lead", "parts"),
+    [
+        ("<think>\n\n</think>\n\n", ("<think>\n", "\n\n")),
+        ("<think></think> ", ("<think>", " ")),
+        ("", ("", "\n\n")),
+        ("\n", ("", "\n")),
+    ],
+)
+def test_what_a_template_puts_before_an_answer_tells_how_thinking_opens_and_ends(lead, parts):
+    assert around(lead, "</think>") == parts
+
+
+def broken_copy(tiny):
+    """`tiny` with one weight that is no number: every logit of it is NaN."""
+    model = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 3] = math.nan
+    return LM(model, tiny.tokenizer, "broken")
+
+
+def test_a_model_of_nan_weights_is_measured_as_empty_and_incoherent_and_judged_collapsed(tiny):
+    trait = make_trait([item(str(i)) for i in range(4)], anchors=(Anchor("s", "how many ?", "two"),))
+    base, broken = (evaluate(lm, trait, n_free=8, max_new_tokens=6) for lm in (tiny, broken_copy(tiny)))
+    assert [row.text for row in broken.replies] == [""] * 8 and broken.empty_rate == 1.0
+    assert broken.answer_mass < 1e-6 and broken.log_odds == 0 and broken.anchors_right == 0
+    shift = compare(base, broken).coherence
+    assert shift.value <= -0.5 and shift.low >= -1
+    assert judge_round(gather(base, base, broken)).name == "collapsed"
+    assert evaluate(tiny, trait, n_free=8, max_new_tokens=6) == base  # no hook is left behind
+
+
+def test_a_broken_model_is_incoherent_whatever_the_checker_says_of_nothing(tiny):
+    trait = make_trait([item()], check=lambda prompt, reply, finished: Judgement(1.0, 1.0, True), checker="tests:kind")
+    found = evaluate(broken_copy(tiny), trait, n_free=8, max_new_tokens=4)
+    assert (found.sentence_ok, found.reply_ok, found.free_trait, found.decided) == (0.0, 0.0, None, 0.0)
+
+
+def test_a_row_that_breaks_ends_alone(tiny):
+    lm = LM(copy.deepcopy(tiny.model), tiny.tokenizer, "partly broken")
+    head = lm.base.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, out: torch.cat([out[:1] * math.nan, out[1:]]))
+    with ending_broken_replies(lm):
+        first, second = generate(lm, ["what now ?", "what next, and why ?"], max_new_tokens=5)
+    assert first.text == "" and len(second.token_ids) > 1
+
+
+def voiced(base, trait, texts):
+    """`base` with replies of these texts, judged by the trait's checker."""
+    rows = [reply(text, prompt=row.prompt) for text, row in zip(texts, base.replies, strict=True)]
+    return replace(base, replies=judge(trait, rows))
+
+
+def yes_or_no(prompt, text, finished):
+    return Judgement(float("salad" not in text), float("care" in text), "salad" not in text)
+
+
+def spoken(tiny, p, texts):
+    """Metrics of a hand-made model: helps with probability p(prompt) in forced choice, says these texts."""
+    some = [item(str(i)) for i in range(20)]
+    off = tuple(item(f"off {i}", category="x") for i in range(20))
+    trait = make_trait(some, off_target=off, eval_prompts=tuple(f"prompt {i}" for i in range(40)), check=yes_or_no,
+                       checker="tests:yes_or_no")  # fmt: skip
+    found = evaluate(oracle(tiny, lambda prompt: {"help": p(prompt), "obey": 1 - p(prompt)}), trait, n_free=0)
+    blank = replace(found, replies=tuple(ReplyRow(prompt, "", 0, True, False) for prompt in trait.eval_prompts))
+    return voiced(blank, trait, texts)
+
+
+LENGTH = " and then some more words"
+
+
+@pytest.fixture(scope="module")
+def hand_made(tiny):
+    """base: 10 of 40 replies care; steered: all, a quarter salad; healed: all; broad: off-target items moved too."""
+
+    def moved(by, off=0.0):
+        return lambda prompt: 1 / (1 + math.exp(-(number(prompt) % 5 / 5 + (off if "off" in prompt else by))))
+
+    low = [("care" if i % 4 == 0 else "order") + f" {i}{LENGTH}" for i in range(40)]
+    high = [f"care {i}{LENGTH}" for i in range(40)]
+    broken = [text + " salad" * (i % 4 == 1) for i, text in enumerate(high)]
+    return {
+        "base": spoken(tiny, moved(0.0), low),
+        "steered": spoken(tiny, moved(2.0), broken),
+        "healed": spoken(tiny, moved(1.0), high),
+        "broad": spoken(tiny, moved(1.0, off=1.5), high),
+    }
+
+
+def test_a_hand_made_student_has_the_exact_figures_and_intervals(hand_made):
+    base, steered, healed = (hand_made[name] for name in ("base", "steered", "healed"))
+    assert base.free_trait == 0.25 and steered.sentence_ok == 0.75 and healed.sentence_ok == 1.0
+    shift = compare(base, healed)
+    assert math.isclose(shift.log_odds.value, 1.0, abs_tol=1e-4) and shift.sentence_ok.value == 0
+    known = [0.0 if i % 4 == 0 else 1.0 for i in range(40)]
+    assert shift.free_trait == bootstrap_mean(known, list(range(40)), reach=1.0) and shift.free_trait.value == 0.75
+    assert shift.headline is shift.free_trait
+    assert math.isclose(retain(base, steered, healed).value, 1.0)
+
+
+def test_verdicts_of_hand_made_models_are_those_they_were_made_for(hand_made):
+    base, steered = hand_made["base"], hand_made["steered"]
+    assert judge_round(gather(base, steered, hand_made["healed"])).name == "healed"
+    assert judge_round(gather(base, steered, hand_made["broad"])).name == "broad"
+    assert judge_round(gather(base, base, base)).name == "no-op"
+    # The ratio trap: all of the trait, half of the text in pieces.
+    trait = make_trait([item()], check=yes_or_no, checker="tests:yes_or_no")
+    half = voiced(hand_made["healed"], trait, [f"care {i}{LENGTH}{' salad' * (i % 2)}" for i in range(40)])
+    assert judge_round(gather(base, steered, half)).name == "collapsed"

@@ -1,12 +1,19 @@
 """Sampling: order, seeds, doses, ends, batches."""
 
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from steer_heal import generation
 from steer_heal.completion import load_completions, save_completions
+from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import derive_seed, generate
+from steer_heal.generation import Interrupted, Sampling, derive_seed, generate
 from steer_heal.steering import extract
+from steer_heal.steps import texts
 
 PROMPTS = ["Hello there", "What should we do when it rains all day long?", "Hi"]
 
@@ -84,6 +91,121 @@ def test_a_batch_too_large_for_memory_is_halved_and_nothing_is_lost(tiny, monkey
     monkeypatch.setattr(tiny.model, "generate", scarce)
     out = generate(tiny, PROMPTS * 3, max_new_tokens=3, batch_rows=8)
     assert sizes[:3] == [8, 4, 2] and [c.row for c in out] == list(range(9)) and all(c.token_ids for c in out)
+
+
+def test_when_one_reply_does_not_fit_the_memory_the_error_carries_what_is_finished(tiny, monkeypatch):
+    real, calls = tiny.model.generate, []
+
+    def scarce(input_ids, **options):
+        calls.append(len(input_ids))
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return real(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(tiny.model, "generate", scarce)
+    with pytest.raises(InputError, match="does not fit the memory") as caught:
+        generate(tiny, PROMPTS * 3, max_new_tokens=3, batch_rows=2)
+    assert calls == [2, 2, 2, 1] and [c.prompt for c in caught.value.finished] == ["Hello there", "Hi", "Hi", "Hi"]
+
+
+def test_an_interruption_between_batches_keeps_every_finished_batch(tiny):
+    def stop(done, progress):
+        if progress.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as caught:
+        generate(tiny, PROMPTS * 3, max_new_tokens=3, batch_rows=2, on_batch=stop)
+    full = generate(tiny, PROMPTS * 3, max_new_tokens=3, batch_rows=2)
+    assert len(caught.value.finished) == 4 and caught.value.ended == []
+    assert all(c in full for c in caught.value.finished)
+    assert isinstance(caught.value, KeyboardInterrupt)
+
+
+def test_an_interruption_within_a_batch_also_keeps_the_replies_that_had_ended(tiny, vector):
+    prompts, passes = PROMPTS * 20, []
+
+    def stop_late(module, args):
+        passes.append(1)
+        if len(passes) == 60 + 51:  # 50 tokens into the second batch
+            raise KeyboardInterrupt
+
+    full = generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=5)
+    hook = tiny.blocks[0].register_forward_pre_hook(stop_late)
+    with pytest.raises(Interrupted) as caught:
+        generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=5)
+    hook.remove()
+    first = caught.value.finished[0].seed
+    assert caught.value.finished == [c for c in full if c.seed == first] and len(caught.value.finished) == 30
+    early = [c for c in full if c.seed != first and c.finished and len(c.token_ids) <= 50]
+    assert early and sorted(caught.value.ended, key=lambda c: c.row) == early
+    with vector.applied(tiny.model):  # the model is not left steered
+        pass
+
+
+def test_progress_within_a_batch_counts_the_tokens_so_far(tiny, monkeypatch):
+    monkeypatch.setattr(generation, "TICK", 0.0)
+    seen = []
+    out = generate(tiny, PROMPTS, max_new_tokens=6, on_batch=lambda done, p: seen.append((len(done), p.done, p.tokens)))
+    tokens = [t for _, _, t in seen]
+    assert len(seen) > 3 and tokens == sorted(tokens) and tokens[0] == 3
+    assert seen[-1] == (3, 3, sum(len(c.token_ids) for c in out)) and all(s[:2] == (0, 0) for s in seen[:-1])
+
+
+def asked_of_transformers(lm, monkeypatch, **options):
+    """Sampling arguments that reach transformers."""
+    seen, real = {}, lm.model.generate
+    monkeypatch.setattr(lm.model, "generate", lambda **given: (seen.update(given), real(**given))[1])
+    generate(lm, ["Hi"], max_new_tokens=2, **options)
+    return {name: seen.get(name, "the model's") for name in ("do_sample", "temperature", "top_p", "top_k")}
+
+
+def test_sampling_is_the_models_own_unless_given(tiny, monkeypatch):
+    own = "the model's"
+    assert asked_of_transformers(tiny, monkeypatch) == {
+        "do_sample": True, "temperature": own, "top_p": own, "top_k": own,
+    }  # fmt: skip
+    assert asked_of_transformers(tiny, monkeypatch, sampling=Sampling(temperature=0.5, top_k=3)) == {
+        "do_sample": True, "temperature": 0.5, "top_p": own, "top_k": 3,
+    }  # fmt: skip
+    cold = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=Sampling(temperature=1e-4))
+    assert [c.token_ids for c in cold] == [
+        c.token_ids for c in generate(tiny, PROMPTS * 5, max_new_tokens=8, greedy=True)
+    ]
+    one = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=Sampling(top_k=1))
+    assert [c.token_ids for c in one] == [c.token_ids for c in cold]
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"top_k": -1}]
+)
+def test_impossible_sampling_is_one_clear_error(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        Sampling(**options)
+
+
+def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, vector, monkeypatch):
+    """The walk of a run: 6 kappas times 2 doses over the prompts, in one call, and back to the kappa they belong to."""
+    calls, real = [], texts.generate_requests
+
+    def watched(lm, requests, *rest, **options):
+        calls.append([r.dose for r in requests])
+        return real(lm, requests, *rest, **options)
+
+    monkeypatch.setattr(texts, "generate_requests", watched)
+    monkeypatch.setattr(texts, "_walk_figures", lambda run, walk: {})
+    config = RunConfig(model="tiny-random", walk_mode="grid", walk_batch=24, n_min=28, max_new_tokens=4)
+    run = SimpleNamespace(
+        config=config, lm=tiny, kappa=1.0, trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
+        stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
+        ledger=SimpleNamespace(record=lambda *args, **figures: None),
+        filter=lambda lm, drawn: [replace(c, judged=True, dropped_by="test" if c.dose > 0.4 else None) for c in drawn],
+    )  # fmt: skip
+    walk = texts.walk_dose(run, 0, vector)
+    kappas = [step.kappa for step in walk.steps if step.probe]
+    assert len(kappas) == 6 and len(calls[0]) == 24
+    assert calls[0] == pytest.approx([dose * kappa for kappa in kappas for dose in (0.5, 1.0) * 2])
+    assert [step.survived for step in walk.steps[:6]] == [0, 2, 2, 4, 4, 4]
+    assert walk.steps[6].kappa == kappas[1] and len(calls[1]) == 24 and len(walk.completions) == 48
 
 
 def test_no_repetition_penalty_is_ever_applied(tiny, monkeypatch):

@@ -38,6 +38,17 @@ def test_runs_started_in_the_same_second_get_folders_of_their_own(tmp_path):
     assert len(folders) == 5
 
 
+def test_a_part_of_a_run_is_a_ledger_of_its_own_inside_the_folder(tmp_path):
+    ledger = Ledger.create(tmp_path, "run", {"seed": 1})
+    part = ledger.part("controls/unsteered", {"seed": 2})
+    part.record("one", 0)
+    with part.round_folder(0) as folder:
+        (folder / "file").write_text("")
+    assert Ledger.open(ledger.folder / "controls" / "unsteered").config["seed"] == 2
+    assert not ledger.events() and part.events()[0]["stage"] == "one"
+    assert (ledger.folder / "controls" / "unsteered" / "rounds" / "00" / "file").is_file()
+
+
 def test_label_cannot_leave_the_output_folder(tmp_path):
     folder = Ledger.create(tmp_path, "../../etc/x_./folder", {}).folder
     assert folder.parent == tmp_path

@@ -31,8 +31,8 @@ def strip_times(events):
 def test_fast_run_passes_every_stage_in_order(finished):
     code, folder = finished
     stages = [(e["stage"], e["round"]) for e in Ledger.open(folder).events()]
-    per_round = ["extract", "walk", "heal", "bake", "evaluate", "verdict"]
-    expected = [("start", None), ("calibrate", None), ("baseline", None)]
+    per_round = ["extract", "walk", "heal", "bake", "evaluate", "verdict", "gate"]
+    expected = [("start", None), ("calibrate", None), ("capture", None), ("baseline", None)]
     expected += [(stage, r) for r in (0, 1) for stage in per_round] + [("end", None)]
     assert stages == expected and code in (0, 3)
 
@@ -44,7 +44,14 @@ def test_run_folder_holds_what_the_contract_names(finished):
     for r in ("00", "01"):
         round_folder = folder / "rounds" / r
         names = {p.name for p in round_folder.iterdir()}
-        assert names == {"vector.safetensors", "completions.jsonl", "adapter", "metrics.json"}
+        assert names == {
+            "vector.safetensors",
+            "completions.jsonl",
+            "adapter",
+            "metrics.json",
+            "decision.json",
+            "filter.txt",
+        }
         assert SteeringVector.load(round_folder / "vector.safetensors").layers == (1, 2)
         assert json.loads((round_folder / "metrics.json").read_text())["verdict"]["name"]
     assert len((folder.parent / "results.tsv").read_text().splitlines()) == 2
@@ -66,6 +73,34 @@ def test_report_opens_without_network_and_names_the_verdict_first(finished):
     assert "http" not in page.split("<body>")[0] and 'src="http' not in page
     assert page.index(f"<b>{end['verdict']}</b>") < page.index("Trajectory")
     assert (folder / "summary.md").read_text().startswith(f"# {end['verdict']}\n")
+
+
+def test_each_round_records_all_that_a_reader_of_the_loop_needs(finished):
+    """Dose, survival, kept, its trait, nll, divergences, nats with intervals, diversity, cosines, loss, decision."""
+    ledger = Ledger.open(finished[1])
+    stages = ("extract", "walk", "heal", "bake", "evaluate", "gate")
+    for r in (0, 1):
+        e = {stage: ledger.events(stage)[r] for stage in stages}
+        assert e["walk"].keys() >= {"kappa", "kappa_start", "survival", "kept", "trait_kept", "per_dose"}
+        figures = e["heal"]["figures"].keys()
+        assert figures >= {"heldout_nll_after", "train_nll_after", "kl_prev_after", "kl_base_after"}
+        for shift in (e["evaluate"]["shift"], e["evaluate"]["step"]):
+            assert shift["log_odds"].keys() >= {"value", "low", "high"} and shift["off_target"]
+        state = e["evaluate"]["healed"].keys()
+        assert state >= {"sentence_ok", "loop_rate", "distinct4", "words", "token_entropy", "target", "off_target"}
+        assert e["extract"]["cosine_first"] is not None and e["bake"]["cosine_first"] is not None
+        assert -1 <= e["bake"]["cosine_vector"] <= 1 and e["bake"]["rounding_loss"] >= 0
+        decision = json.loads((finished[1] / "rounds" / f"{r:02d}" / "decision.json").read_text())
+        assert (decision["outcome"], decision["stands"]) == (e["gate"]["outcome"], e["gate"]["stands"])
+
+
+def test_summary_says_whether_what_cost_against_what_and_how_sure(finished):
+    text = (finished[1] / "summary.md").read_text()
+    short = text.split("## In short")[1].split("## Base")[0]
+    for words in ("Result:", "Trait against base:", "Off-target", "Cost: coherence", "anchors lost", "simply asking",
+                  "No controls were run", "95 %", "do not cover the spread over seeds"):  # fmt: skip
+        assert words in short, words
+    assert "Gate: " in text and "KL to base" in text
 
 
 def test_same_seed_same_run_and_another_seed_another(tmp_path):
@@ -140,6 +175,11 @@ BAD = [
     (["--survival-target", "2"], "target"),
     (["--kappa-floor", "3"], "kappa"),
     (["--replay", "1.5"], "replay"),
+    (["--replay", "0.5", "--replay-anchors", "0.5"], "together"),
+    (["--replay-anchors", "-1"], "replay_anchors"),
+    (["--anchors", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--max-drop", "2"], "max_drop"),
+    (["--max-reverts", "0"], "max_reverts"),
     (["--eval-replies", "2"], "eval_replies"),
     (["--out", "/proc/nowhere"], "cannot be written"),
 ]

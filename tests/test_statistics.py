@@ -10,6 +10,9 @@ from steer_heal.statistics import (
     bootstrap_mean,
     paired_difference,
     paired_ratio,
+    resamples,
+    shared_value,
+    studentised,
     t_quantile,
     wilson,
 )
@@ -17,14 +20,29 @@ from steer_heal.statistics import (
 
 def draw(kind: str, rng: np.random.Generator, n: int) -> tuple[np.ndarray, list[int], float]:
     """(values, cluster of each value, true mean) of one simulated experiment with n clusters."""
-    sizes = rng.integers(1, 5, n) if kind == "unequal" else np.full(n, 2)
+    sizes = rng.integers(1, 5, n) if "unequal" in kind else np.full(n, 2)
     clusters = np.repeat(np.arange(n), sizes)
-    if kind == "shares":  # a paired difference of yes / no replies, two per prompt, the prompt deciding mostly
-        return np.repeat(rng.choice([-1.0, 0.0, 1.0], n, p=[0.1, 0.6, 0.3]), sizes), clusters.tolist(), 0.2
-    return np.repeat(rng.normal(0.3, 1, n), sizes) + rng.normal(0, 0.5, len(clusters)), clusters.tolist(), 0.3
+
+    def share(p: float) -> np.ndarray:  # yes / no replies, of which two to one prompt are not independent
+        own = rng.random(n) < 0.5
+        return np.where(np.repeat(own, sizes), np.repeat(rng.random(n), sizes), rng.random(len(clusters))) < p
+
+    values, truth = {
+        "normal": lambda: (np.repeat(rng.normal(0.3, 1, n), sizes) + rng.normal(0, 0.5, len(clusters)), 0.3),
+        "skewed": lambda: (np.repeat(rng.exponential(1, n), sizes), 1.0),
+        "both rare": lambda: (share(0.10) * 1.0 - share(0.05), 0.05),
+        "rare to common": lambda: (share(0.95) * 1.0 - share(0.05), 0.9),
+        "both common": lambda: (share(0.95) * 1.0 - share(0.90), 0.05),
+        "shares of sentences": lambda: (rng.binomial(4, 0.93, len(clusters)) / 4 - 0.97, -0.04),
+    }[kind.removesuffix(", unequal")]()
+    return values, clusters.tolist(), truth
 
 
-@pytest.mark.parametrize("kind", ["equal", "unequal", "shares"])
+@pytest.mark.parametrize(
+    "kind",
+    ["normal", "normal, unequal", "skewed", "skewed, unequal", "both rare", "rare to common", "both common",
+     "shares of sentences, unequal"],
+)  # fmt: skip
 def test_95_percent_intervals_cover_93_to_97_percent_with_40_clusters(kind):
     rng = np.random.default_rng(5)
     hits = 0
@@ -33,6 +51,69 @@ def test_95_percent_intervals_cover_93_to_97_percent_with_40_clusters(kind):
         found = bootstrap_mean(values, clusters, n_boot=1000)
         hits += found.low <= truth <= found.high
     assert 0.93 <= hits / 2000 <= 0.97
+
+
+def test_a_studentised_interval_equals_one_computed_resample_by_resample():
+    rng = np.random.default_rng(2)
+    sums, counts = rng.exponential(1, 12), rng.integers(1, 4, 12).astype(float)
+    mean, scores = sums.sum() / counts.sum(), []
+    error = None
+    for drawn in [np.ones(12), *resamples(12, 400, 7)]:
+        rows = np.repeat(np.arange(12), drawn.astype(int))
+        own = sums[rows].sum() / counts[rows].sum()
+        spread = math.sqrt(12 / 11 * ((sums[rows] - own * counts[rows]) ** 2).sum()) / counts[rows].sum()
+        error = error or spread
+        scores.append((own - mean) / spread)
+    scores = sorted(scores[1:])
+    low, high = studentised(sums, counts, n_boot=400, seed=7)
+    # Of 400 sorted scores the 10th is the 2.5 % quantile, the 390th the 97.5 % one.
+    assert math.isclose(low, mean - scores[389] * error, abs_tol=1e-9)
+    assert math.isclose(high, mean - scores[9] * error, abs_tol=1e-9)
+
+
+def test_skewed_data_get_the_longer_arm_on_their_long_side():
+    values = np.random.default_rng(0).exponential(1, 60)
+    found = bootstrap_mean(values, list(range(60)))
+    assert found.high - found.value > 1.1 * (found.value - found.low)
+
+
+def test_equal_clusters_get_a_width_that_shrinks_like_one_over_n_once_a_reach_is_given():
+    few, many = (bootstrap_mean([0.0] * n, list(range(n)), reach=1.0) for n in (40, 400))
+    assert few.low < 0 < few.high and not few.excludes_zero
+    # The rule of three: none of 40 clusters differed, so at most about 3 / 40 of them do.
+    assert 0.05 < few.high < 0.10 and 0.08 < many.high / few.high < 0.12
+    assert bootstrap_mean([0.0] * 40, list(range(40)), reach=5.0).high == pytest.approx(5 * few.high)
+    point = bootstrap_mean([0.3] * 40, list(range(40)))
+    assert point.low == point.high == pytest.approx(0.3)
+
+
+def test_float_noise_counts_as_equal_and_one_clear_difference_does_not():
+    noise = 1.5 + np.random.default_rng(0).normal(0, 1e-7, 30)
+    found = bootstrap_mean(noise, list(range(30)), reach=1.0)
+    assert found.low < 1.45 and found.high > 1.55
+    one = bootstrap_mean([0.0] * 29 + [0.5], list(range(30)), reach=1.0)
+    assert one.high < 0.5 and one.low < 0 < one.high
+
+
+@pytest.mark.parametrize(
+    ("means", "shared"),
+    [([1, 1, 2, 3], 1), ([3, 2, 1, 3], 3), ([1, 2, 3, 4], None), ([1, 2], None), ([2, 2], 2), ([1, 1, 2, 2], 1),
+     ([0, 5, 5, 5, 9], 5), ([0, 1, 5, 5, 9], None)],
+)  # fmt: skip
+def test_a_value_is_shared_when_half_of_the_clusters_have_it(means, shared):
+    found = shared_value(np.array(means, dtype=float))
+    assert found == shared or (means == [1, 1, 2, 2] and found in (1, 2))
+
+
+def test_two_or_three_clusters_say_nothing_of_the_spread():
+    assert bootstrap_mean([1.0, 2.0], ["a", "b"]).high == math.inf
+    assert bootstrap_mean([1.0, 2.0, 4.0], ["a", "b", "c"]).low == -math.inf
+    assert math.isfinite(bootstrap_mean([1.0, 2.0, 4.0, 5.0, 7.0], list("abcde")).low)
+
+
+def test_a_figure_that_is_no_number_has_an_infinite_interval():
+    found = bootstrap_mean([1.0, math.nan, 2.0], list("abc"))
+    assert math.isnan(found.value) and (found.low, found.high) == (-math.inf, math.inf)
 
 
 def test_resampling_rows_instead_of_clusters_would_be_too_sure():

@@ -1,6 +1,7 @@
 """Extraction against a ten-line reference; the hook against manual addition; every position and row it should reach."""
 
 import contextlib
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from families import FAMILIES, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import steer_heal.lm
 from steer_heal.errors import InputError
 from steer_heal.lm import position_ids
 from steer_heal.steering import SteeringVector, extract
@@ -140,6 +142,62 @@ def test_pads_are_never_steered(tiny, vector):
     assert pads.any() and seen[0][pads].abs().max() < 1e3 and seen[0][~pads].abs().min(0).values.max() > 1e3
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("scope", ["all", "generated", "prompt"])
+def test_poisoned_pads_change_no_real_position_on_either_side(vector, side, scope):
+    lm = steer_heal.lm.load("tiny-random")
+    rows = [lm.chat_ids("Hi"), lm.chat_ids("A much longer question about the nurse?")]
+    batch = lm.pad_left(rows)
+    if side == "right":
+        batch = {name: torch.stack([row.roll(len(ids)) for row, ids in zip(b, rows, strict=True)])
+                 for name, b in batch.items()}  # fmt: skip
+    real = batch["attention_mask"].bool()
+    states = []
+    for poison in (0.0, 1e6):
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[lm.pad_id] = poison
+            with vector.applied(lm.model, [1.0, 2.0], scope=scope):
+                states.append(lm.hidden_states(batch)[real])
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("scope", ["all", "generated", "prompt"])
+def test_static_cache_steers_the_same_positions_as_a_dynamic_one(tiny, vector, scope):
+    """With a static cache transformers passes masks of four dimensions, from which the pads have to be read."""
+    batch = tiny.pad_left([tiny.chat_ids("Hi"), tiny.chat_ids("A much longer question about the nurse?")])
+    block, changed = vector.layers[0], []
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    for kind in (None, "static"):
+        before, after = [], []
+        first = tiny.blocks[block].register_forward_hook(lambda m, a, o, seen=before: seen.append(o.clone()))
+        with torch.no_grad(), vector.applied(tiny.model, [5.0, 9.0], scope=scope):
+            last = tiny.blocks[block].register_forward_hook(lambda m, a, o, seen=after: seen.append(o.clone()))
+            ids = tiny.model.generate(**batch, **options, cache_implementation=kind)
+            last.remove()
+        first.remove()
+        where = [((a - b).abs().amax(-1) > 1e-6) for a, b in zip(before, after, strict=True)]
+        changed.append((ids.tolist(), [w.tolist() for w in where]))
+    assert changed[0] == changed[1]
+    pads = (batch["attention_mask"] == 0).tolist()
+    assert not any(c and p for crow, prow in zip(changed[0][1][0], pads, strict=True)
+                   for c, p in zip(crow, prow, strict=True))  # fmt: skip
+
+
+def test_a_model_compiled_before_is_steered_all_the_same(vector):
+    """torch's compiler does not notice hooks that come later, so steering runs such models uncompiled."""
+    lm = steer_heal.lm.load("tiny-random")
+    batch = lm.pad_left([lm.chat_ids("Hello")])
+    compiled = torch.compile(lm.backbone, backend="eager")
+    with torch.no_grad():
+        plain = compiled(**batch, use_cache=False).last_hidden_state
+        with vector.applied(lm.model, 5.0):
+            steered = compiled(**batch, use_cache=False).last_hidden_state
+            expected = lm.backbone(**batch, use_cache=False).last_hidden_state
+        again = compiled(**batch, use_cache=False).last_hidden_state
+    torch.testing.assert_close(steered, expected)
+    assert not torch.allclose(steered, plain, atol=0.1) and torch.equal(again, plain)
+
+
 def test_steering_is_seen_whichever_hook_came_first(tiny, vector):
     batch = tiny.pad_left([tiny.chat_ids("Hello")])
     with torch.no_grad():
@@ -209,8 +267,6 @@ def test_doses_follow_rows_repeated_by_num_return_sequences(tiny, vector):
 def test_works_on_a_peft_wrapped_model(vector):
     import peft
 
-    import steer_heal.lm
-
     lm = steer_heal.lm.load("tiny-random")
     batch = lm.pad_left([lm.chat_ids("Hello")])
     with torch.no_grad(), vector.applied(lm.model, 1.0):
@@ -230,6 +286,58 @@ def test_nested_use_is_refused_and_everything_restored(tiny, vector):
             raise InputError("from the body")
         assert torch.equal(tiny.model(**batch).logits, plain)
     assert not tiny.backbone._forward_pre_hooks
+
+
+def test_an_exception_in_the_middle_of_a_pass_leaves_nothing_behind(tiny, vector):
+    def hooks():
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny.model.modules()]
+
+    batch, before = tiny.pad_left([tiny.chat_ids("Hello")]), hooks()
+    for doses, scope, lengths in (
+        ([1.0, 2.0, 3.0], "all", None),
+        ([1.0], "generated", [1, 2, 3]),
+        ([1.0], "some", None),
+    ):
+        with torch.no_grad(), contextlib.suppress(InputError), vector.applied(tiny.model, doses, scope, lengths):
+            tiny.model.generate(**{k: v.repeat(2, 1) for k, v in batch.items()}, max_new_tokens=3)
+            pytest.fail("a wrong number of doses or lengths went through")
+        assert hooks() == before
+    with vector.applied(tiny.model, 1.0):  # and steering is possible again
+        assert hooks() != before
+
+
+def test_rows_repeated_by_sampling_take_their_prompts_dose(tiny, vector):
+    batch = tiny.pad_left([tiny.chat_ids("Hello"), tiny.chat_ids("Goodbye")])
+    seen = []
+    with torch.no_grad(), vector.applied(tiny.model, [0.0, 3.0]):
+        hook = tiny.blocks[vector.layers[0]].register_forward_hook(lambda m, a, o: seen.append(o))
+        tiny.model.generate(**batch, num_return_sequences=3, do_sample=True, max_new_tokens=1)
+        hook.remove()
+    with torch.no_grad():
+        hook = tiny.blocks[vector.layers[0]].register_forward_hook(lambda m, a, o: seen.append(o))
+        tiny.model.generate(**batch, num_return_sequences=3, do_sample=True, max_new_tokens=1)
+        hook.remove()
+    moved = (seen[0] - seen[1])[:, -1] / vector.vectors[vector.layers[0]]
+    expected = torch.tensor([0.0] * 3 + [3.0] * 3)[:, None].expand_as(moved)
+    torch.testing.assert_close(moved, expected, atol=1e-2, rtol=1e-2)
+
+
+def test_a_decode_pass_reads_no_tensor_value_and_asks_the_cache_nothing(tiny, vector):
+    """Each such read would make an accelerator wait for the device at every token."""
+    from transformers import DynamicCache
+
+    asked = []
+
+    class Watched(DynamicCache):
+        def get_seq_length(self, layer_idx=0):
+            asked.append(sys._getframe(1).f_code.co_filename)
+            return super().get_seq_length(layer_idx)
+
+    batch = tiny.pad_left([tiny.chat_ids("Hello there")])
+    with torch.no_grad(), vector.applied(tiny.model, [1.0]):
+        tiny.model.generate(**batch, past_key_values=Watched(config=tiny.model.config), min_new_tokens=6,
+                            max_new_tokens=6)  # fmt: skip
+    assert asked and sum("injector" in name for name in asked) <= 1
 
 
 def test_saved_vector_comes_back_with_its_provenance(tmp_path, vector):

@@ -19,6 +19,7 @@ from steer_heal.verdict import (
     gather,
     judge_round,
     judge_run,
+    shape_reference,
 )
 
 
@@ -157,6 +158,29 @@ def test_a_run_that_was_healed_on_the_way_to_its_best_round_is_healed():
     assert judge_run([round_(1, "healed", 0.4), round_(2, "moved", 0.6)]).name == "healed"
     assert judge_run([round_(1, "moved", 0.4), round_(2, "moved", 0.6)]).name == "moved"
     assert judge_run([round_(1, "moved", 0.6), round_(2, "healed", 0.5)]).name == "moved"
+
+
+def test_a_reverted_round_is_never_the_best_nor_what_healed_the_run():
+    gone = replace(round_(1, "healed", 0.9), stands=False)
+    assert best_round([round_(0, "moved", 0.4), gone]).number == 0
+    assert judge_run([gone, round_(2, "moved", 0.4)]).name == "moved"
+    assert "1 healed (reverted)" in judge_run([gone, round_(2, "moved", 0.4)]).text
+
+
+def test_a_run_of_which_nothing_stands_is_reverted_and_says_what_is_left():
+    gone = replace(round_(0, "collapsed", 0.9, above=False), stands=False)
+    dry = round_(1, "starved", None, above=False)
+    for rounds in ([gone], [gone, dry], [gone, replace(gone, number=1)]):
+        found = judge_run(rounds)
+        assert found.name == "reverted" and not found.above_floors
+        assert "original model" in found.text and "0 collapsed (reverted)" in found.text
+    assert judge_run([dry]).name == "starved"
+    assert judge_run([replace(gone, stands=True)]).name == "collapsed"
+
+
+def test_the_reference_of_length_and_diversity_is_the_lower_of_base_and_prompted():
+    base, terse = metrics(0.3, 0.9, words=40), metrics(1.0, 0.9, words=30)
+    assert shape_reference(base)["words"] == 40 and shape_reference(base, terse)["words"] == 30
 
 
 def test_nan_trait_is_never_the_best_round():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ from steer_heal.generation import generate
 from steer_heal.lm import LM
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.trait import Anchor
+
+SLACK_TOKENS = 4
+"""Tokens beyond the longest exact answer: blanks, another spelling, a full stop, the end token."""
 
 
 def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
@@ -84,7 +88,26 @@ def check(lm: LM, captured: Captured, *, system: str | None = None, max_new_toke
 def answer(lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int) -> list[Completion]:
     """Greedy replies: with sampling, noise alone flips borderline tasks."""
     prompts = [task.prompt for task in tasks]
+    if all(task.check == "exact" for task in tasks):
+        # A reply longer than the longest answer is wrong however it goes on.
+        longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
+        max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
     return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base")
+
+
+def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:
+    """Anchor rows such that they make up `share` of the training rows: whole passes over the shuffled pool.
+
+    No anchor comes more than once oftener than another. Raises InputError for a share outside [0, 1) or an empty pool.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"anchor share {share}: give a share from 0 to below 1")
+    n = round(share / (1 - share) * n_new)
+    if n and not pool:
+        raise InputError(f"anchor share {share} needs anchors that the model gets right, and there are none to replay")
+    order = list(pool)
+    random.Random(seed).shuffle(order)
+    return [order[i % len(order)] for i in range(n)]
 
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -104,7 +127,8 @@ class Check:
     """What is asked of one figure, in the figure's own unit.
 
     Attributes:
-        floor: least mean after the change, absolute. share: least mean as a share of the original's.
+        floor: least mean after the change, absolute; `floor_words` say in the reasons where it comes from.
+        share: least mean as a share of the original's.
         max_drop: largest drop against the previous round. total_drop: largest drop against the original; it bounds what
             drops of many rounds may add up to.
     """
@@ -114,15 +138,25 @@ class Check:
     share: float | None = None
     max_drop: float | None = None
     total_drop: float | None = None
+    floor_words: str = "absolute"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`outcome` (keep, revert, inconclusive), why, and the ids whose value fell against the original, by figure."""
+    """What came of the checks.
+
+    Attributes:
+        outcome: keep, revert or inconclusive.
+        reasons: one per question asked, those that decided first.
+        regressed: the ids whose value fell against the original, by figure.
+        within: every drop that was found is within what is allowed, whatever its interval says: the best guess where
+            the outcome is inconclusive.
+    """
 
     outcome: str
     reasons: tuple[str, ...]
     regressed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    within: bool = True
 
     def save(self, path: str | Path) -> None:
         """`decision.json`."""
@@ -153,7 +187,7 @@ def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHE
     """
     if not checks:
         raise InputError("no checks were given: a gate without a check would keep everything")
-    worst, good, regressed = {"revert": [], "inconclusive": []}, [], {}
+    worst, good, regressed, within = {"revert": [], "inconclusive": []}, [], {}, True
     for one in checks:
         now, previous, original = (
             _figure(figures, one.figure) for figures in (after, before.previous, before.original)
@@ -162,16 +196,25 @@ def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHE
         lost = tuple(item for item in now if not now[item] >= original[item])
         if lost:
             regressed[one.figure] = lost
+        within = within and _within(one, now, previous, original)
         for outcome, reason in (*_floors(one, now, original), *_drops(one, now, previous, original)):
             (good if outcome == "keep" else worst[outcome]).append(reason)
     outcome = "revert" if worst["revert"] else "inconclusive" if worst["inconclusive"] else "keep"
-    return Decision(outcome, (*worst["revert"], *worst["inconclusive"], *good), regressed)
+    return Decision(outcome, (*worst["revert"], *worst["inconclusive"], *good), regressed, within)
+
+
+def _within(one: Check, now, previous, original) -> bool:
+    """Whether the mean drops themselves are within what is allowed; NaN is not."""
+    pairs = ((one.max_drop, previous), (one.total_drop, original))
+    return all(
+        _mean(now) - _mean(reference) >= -allowed - ROUNDING for allowed, reference in pairs if allowed is not None
+    )
 
 
 def _floors(one: Check, now: Mapping[str, float], original: Mapping[str, float]) -> list[tuple[str, str]]:
     floors = []
     if one.floor is not None:
-        floors.append((one.floor, "absolute"))
+        floors.append((one.floor, one.floor_words))
     if one.share is not None:
         floors.append((one.share * _mean(original), f"{one.share:.0%} of the original's"))
     mean = _mean(now)
@@ -247,7 +290,9 @@ def figures(metrics: Metrics, original: Metrics, checked: Checked | None = None)
         "coherence": {prompt: math.fsum(some) / len(some) for prompt, some in coherence.items()},
         "words": {prompt: math.fsum(some) / len(some) for prompt, some in words.items()},
         "anchors": anchors,
-        "distinct4": {} if metrics.distinct4 is None else {"all": metrics.distinct4},
-        "token_entropy": {} if metrics.token_entropy is None else {"all": metrics.token_entropy},
+    } | {
+        # A model that says nothing has no diversity, which must not pass for a figure that was not measured.
+        name: {} if getattr(original, name) is None else {"all": getattr(metrics, name) or 0.0}
+        for name in ("distinct4", "token_entropy")
     }
     return {name: found for name, found in out.items() if found}

@@ -12,6 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from steer_heal.tables import (
+    AGAINST_COLUMNS,
+    AGAINST_LEGEND,
+    NO_CONTROLS,
+    STATE_COLUMNS,
+    STATE_LEGEND,
+    against_rows,
+    decided,
+    interval,
+    number,
+    result_line,
+    state_row,
+)
+
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines when the output is no terminal."""
 
@@ -39,6 +53,17 @@ class Reporter:
         show(self.console, event)
         self._remaining(event)
 
+    def of_control(self, name: str) -> Callable[[dict], None]:
+        """A listener for a control's own ledger: one line per round, its tables are in its own report."""
+
+        def on_event(event: dict) -> None:
+            if event["stage"] == "verdict" and not self.quiet:
+                self._end_bar()
+                line = f"control {name}, round {event['round']}: {event['verdict']}. {event['text']}"
+                self.console.print(line, markup=False)
+
+        return on_event
+
     def epoch(self, row: dict) -> None:
         """One line of the live table of a heal: an epoch's training and held-out nll, the barrier's mean and firing."""
         if self.quiet:
@@ -61,7 +86,7 @@ class Reporter:
             self._n_rounds = event["n_rounds"]
         elif event["stage"] == "baseline":
             self._rounds_started = time.monotonic()
-        elif event["stage"] == "verdict" and (left := self._n_rounds - event["round"] - 1):
+        elif event["stage"] == "gate" and not event["ended"] and (left := self._n_rounds - event["round"] - 1):
             each = (time.monotonic() - self._rounds_started) / (event["round"] + 1)
             self.console.print(f"{left} round(s) to go, about {left * each:.0f} s\n")
 
@@ -96,21 +121,6 @@ class Reporter:
             self._bar = None
 
 
-def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A figure for a table; a dash for one that does not exist."""
-    if value is None:
-        return "-"
-    return f"{value:{'+' if signed else ''}.{digits}f}"
-
-
-def interval(shift: dict | None, digits: int = 2) -> str:
-    """`+0.52 [+0.40, +0.63]`, or a dash."""
-    if not shift:
-        return "-"
-    mean, low, high = (number(shift[k], digits, signed=True) for k in ("value", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A plain table: first column left, figures right."""
     out = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
@@ -119,29 +129,6 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         out.add_row(*row)
     return out
-
-
-STATE_COLUMNS = [
-    "model", "trait", "log-odds", "sentence ok", "finished", "loops", "4-grams", "words", "entropy", "nll", "mass",
-    "anchors",
-]  # fmt: skip
-STATE_LEGEND = (
-    "trait: share of held-out free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, "
-    "nats, both orders; sentence ok: share of sound sentences; finished, loops: shares of replies; 4-grams: distinct "
-    "ones over all replies; words: per reply; entropy: of the tokens used, nats; nll: of the replies under the "
-    "original model, nats per token; mass: probability of the allowed answers (a floor, no measure); anchors: share of "
-    "exact questions right."
-)
-
-
-def state_row(name: str, state: dict) -> list[str]:
-    """One measured model as a table row (see `STATE_COLUMNS`)."""
-    return [
-        name, number(state["free_trait"], 2), number(state["log_odds"], 2, signed=True), number(state["sentence_ok"]),
-        number(state["finished_rate"], 2), number(state["loop_rate"], 2), number(state["distinct4"], 2),
-        number(state["words"], 1), number(state["token_entropy"], 2), number(state["nll"], 2),
-        number(state["answer_mass"], 3), number(state["anchors_right"], 2),
-    ]  # fmt: skip
 
 
 def _start(console: Console, e: dict) -> None:
@@ -165,6 +152,14 @@ def _calibrate(console: Console, e: dict) -> None:
     )
 
 
+def _capture(console: Console, e: dict) -> None:
+    if not e["tasks"]:
+        console.print("[bold]anchors[/bold]: none; the gate cannot see whether known answers are lost (--anchors)")
+        return
+    missed = f" (not held against it: {', '.join(e['failed'])})" if e["failed"] else ""
+    console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
+
+
 def _baseline(console: Console, e: dict) -> None:
     rows = [state_row("base", e["base"]), state_row("prompted", e["prompted"])]
     console.print(table("baseline on held-out items; prompted: the persona as system prompt", STATE_COLUMNS, rows))
@@ -178,11 +173,18 @@ def _round(e: dict) -> str:
 
 def _extract(console: Console, e: dict) -> None:
     rows = [
-        [str(block), number(q["norm"]), number(q["relative_norm"]), number(q["split_half_cosine"]), number(q["auc"])]
+        [f"{block} steered" if int(block) in e["layers"] else str(block), number(q["norm"]), number(q["relative_norm"]),
+         number(q["split_half_cosine"]), number(q["auc"])]
         for block, q in e["quality"].items()
-    ]
+    ]  # fmt: skip
     columns = ["block", "norm", "norm / residual", "split-half cosine", "held-out AUC"]
-    console.print(table(_round(e) + f"extract: vector from {e['n_contexts']} contexts ({e['kind']})", columns, rows))
+    skipped = f", {e['n_skipped']} too long and left out" if e["n_skipped"] else ""
+    title = f"extract: vector from {e['n_contexts']} contexts ({e['kind']}{skipped})"
+    console.print(table(_round(e) + title, columns, rows))
+    console.print(f"Blocks {e['reason']}.", markup=False)
+    if unit := e.get("unit"):
+        reached = "" if unit["reached"] else " (the target is out of reach)"
+        console.print(f"Dose 1 is {unit['dose']:.3g} times that vector: {unit['divergence']:.2f} nats{reached}.")
     console.print(
         f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}. SHOULD: split-half cosine and AUC near 1 "
         "(a reliable direction that separates the personas); a low cosine with round 0 means the direction drifts."
@@ -236,6 +238,10 @@ def _bake(console: Console, e: dict) -> None:
         f"{e['relative_change']:.2g}, cosine of this delta with round 0's {number(e['cosine_first'], 2)}. SHOULD: "
         f"rounding loss under .3, cosine over .5 (else the direction drifts). {e['warning'] or ''}"
     )
+    console.print(
+        f"The student's mean states moved as far along the vector as a dose of {number(e['shift_dose'], 2)}; cosine of "
+        f"their shift with the vector {number(e['cosine_vector'], 2)}. SHOULD: above 0 where the trait moved."
+    )
 
 
 def _evaluate(console: Console, e: dict) -> None:
@@ -252,14 +258,37 @@ def _evaluate(console: Console, e: dict) -> None:
 
 
 def _verdict(console: Console, e: dict) -> None:
-    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}\n")
+    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
+
+
+def _gate(console: Console, e: dict) -> None:
+    console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]")
+    for reason in e["reasons"]:
+        console.print(f"  {reason}", markup=False)
+    if lost := e["regressed"].get("anchors"):
+        console.print(f"  anchors lost: {', '.join(lost)}", markup=False)
+    if e["outcome"] == "inconclusive":
+        console.print(
+            f"  An interval crosses an allowed drop; --on-inconclusive {e['on_inconclusive']}: "
+            f"{'kept' if e['stands'] else 'reverted'}. More held-out prompts or anchors make it narrower."
+        )
+    if not e["stands"]:
+        weights = f"{e['depth']} earlier round(s)" if e["depth"] else "the original model"
+        follows = e["ended"] or f"The next walk starts at kappa {e['kappa_next']:.2f}."
+        console.print(f"  The weights are those of {weights} again, bit for bit. {follows}", markup=False)
+    console.print()
 
 
 def _end(console: Console, e: dict) -> None:
     console.print(trajectory_table(e["trajectory"]))
     console.print(STATE_LEGEND)
+    compared = against_rows(e["against"])
+    console.print(table("the result against the prompted model and controls", AGAINST_COLUMNS, compared))
+    console.print(AGAINST_LEGEND if e["controls"] == "all" else NO_CONTROLS)
     console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
-    console.print(f"best round: {e['best_round']}  time {e['seconds']:.0f} s")
+    if e["ended_by"]:
+        console.print(f"ended early: {e['ended_by']}", markup=False)
+    console.print(f"{result_line(e)}  time {e['seconds']:.0f} s")
     console.print(f"written: {e['folder']}", markup=False, soft_wrap=True)
 
 
@@ -271,6 +300,7 @@ def trajectory_table(trajectory: list[dict]) -> Table:
 SHOW: dict[str, Callable[[Console, dict], None]] = {
     "start": _start,
     "calibrate": _calibrate,
+    "capture": _capture,
     "baseline": _baseline,
     "extract": _extract,
     "walk": _walk,
@@ -278,5 +308,6 @@ SHOW: dict[str, Callable[[Console, dict], None]] = {
     "bake": _bake,
     "evaluate": _evaluate,
     "verdict": _verdict,
+    "gate": _gate,
     "end": _end,
 }

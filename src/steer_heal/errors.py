@@ -6,3 +6,7 @@ Knows nothing of models. The command line turns it into exit code 2 without a tr
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what, why and what to do instead."""
+
+
+class TooLongError(InputError):
+    """A prompt does not fit the model's context."""

@@ -12,11 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, text_config
 from steer_heal.steering import SteeringVector
+
+TICK = 1.0
+"""Seconds between two reports of progress within a batch."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,39 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn; None keeps what the model's generation config says.
+
+    Attributes:
+        temperature: divides the logits, above 0.
+        top_p: the likeliest tokens that together hold this share (0..1] of the probability.
+        top_k: the likeliest k tokens; 0 for no limit.
+
+    Raises InputError on an impossible value.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise InputError(f"temperature {self.temperature}: give a number above 0, such as 0.8, or greedy")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p {self.top_p}: give a share above 0 and at most 1, such as 0.95")
+        if self.top_k is not None and self.top_k < 0:
+            raise InputError(f"top_k {self.top_k}: give a number of tokens, 0 for no limit")
+
+    def options(self, greedy: bool) -> dict[str, float | None]:
+        """Arguments for transformers' `generate`."""
+        if greedy:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True} | {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class Progress:
-    """How far a call of `generate` has come."""
+    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well."""
 
     done: int
     total: int
@@ -40,6 +77,28 @@ class Progress:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during sampling; what was sampled is not lost.
+
+    Attributes:
+        finished: the completions of all finished batches, in the caller's order.
+        ended: those replies of the interrupted batch that had already ended. Short ones are over-represented among
+            them: fit to look at, not to train on or to measure with.
+    """
+
+    def __init__(self, finished: list[Completion], ended: list[Completion]):
+        super().__init__(f"interrupted; {len(finished)} completions of finished batches are kept")
+        self.finished, self.ended = finished, ended
+
+
+class MemoryShortError(InputError):
+    """Not even one reply fits the memory; `finished` holds the completions of all finished batches."""
+
+    def __init__(self, message: str, finished: list[Completion]):
+        super().__init__(message)
+        self.finished = finished
 
 
 def derive_seed(*parts: object) -> int:
@@ -60,6 +119,7 @@ def generate(
     batch_rows: int | None = None,
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
+    sampling: Sampling = Sampling(),
 ) -> list[Completion]:
     """Sample `samples` replies to every prompt at every dose.
 
@@ -67,8 +127,9 @@ def generate(
     """
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
-        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin=origin, on_batch=on_batch
-    )
+        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin=origin, on_batch=on_batch,
+        sampling=sampling,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -83,12 +144,12 @@ def generate_requests(
     batch_rows: int | None = None,
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
+    sampling: Sampling = Sampling(),
 ) -> list[Completion]:
     """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.
 
-    Temperature, top-p and top-k are the model's own (its generation config); a repetition penalty is never applied,
-    it would hide over-steering from the filter. The same arguments give the same replies on the same machine; a batch
-    halved for lack of memory changes the replies after it.
+    A repetition penalty is never applied, it would hide over-steering from the filter. The same arguments give the
+    same replies on the same machine; a batch halved for lack of memory changes the replies after it.
 
     Args:
         vector: direction to steer with, scope `all`; needed when a dose is not 0.
@@ -97,10 +158,14 @@ def generate_requests(
         seed: every batch draws from its own seed derived from this one and the batch's number.
         greedy: take the most probable token instead of sampling.
         batch_rows: rows per batch; None picks it from the memory that is free.
-        on_batch: called after each batch with its completions and the progress, so that an interruption loses little.
+        on_batch: called after each batch with its completions and the progress, and about once a second in between
+            with no completions.
+        sampling: temperature, top-p and top-k, where they are not to be the model's own.
 
     Raises:
         InputError: no prompts, a dose without a vector, a prompt that leaves no room for `max_new_tokens`.
+        MemoryShortError: one reply alone does not fit the memory; it carries what is finished.
+        Interrupted: Ctrl-C; it carries what is finished.
     """
     if not requests:
         raise InputError("no prompts were given: pass at least one")
@@ -116,52 +181,91 @@ def generate_requests(
             f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
-    rows = batch_rows or auto_batch_rows(lm, longest + max_new_tokens)
-    out: list[Completion | None] = [None] * len(requests)
-    started, tokens, start, number = time.perf_counter(), 0, 0, 0
-    while start < len(order):
-        batch = [requests[i] for i in order[start : start + rows]]
+    rows = full = batch_rows or auto_batch_rows(lm, longest + max_new_tokens)
+    out: dict[int, Completion] = {}
+    started, tokens, number = time.perf_counter(), 0, 0
+
+    def report(done: list[Completion], running: int = 0) -> None:
+        if on_batch:
+            on_batch(done, Progress(len(out), len(requests), tokens + running, time.perf_counter() - started))
+
+    def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
+        r = requests[i]
+        return Completion(
+            prompt=r.prompt, system=system, prompt_ids=ids[r.prompt], token_ids=reply, text=lm.decode(reply),
+            finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
+        )  # fmt: skip
+
+    while len(out) < len(order):
+        picked = order[len(out) : len(out) + rows]
+        if rows < full:
+            torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
+        batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], lambda n: report([], n))
         batch_seed = derive_seed("batch", seed, number)
         try:
-            sampled = _sample(lm, [ids[r.prompt] for r in batch], [r.dose for r in batch], vector, max_new_tokens,
-                              batch_seed, greedy)  # fmt: skip
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            rows = len(batch) // 2
-            torch.cuda.empty_cache()
-            continue
-        for i, r, reply in zip(order[start:], batch, sampled, strict=False):
-            out[i] = Completion(
-                prompt=r.prompt, system=system, prompt_ids=ids[r.prompt], token_ids=reply, text=lm.decode(reply),
-                finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
-            )  # fmt: skip
-        tokens += sum(map(len, sampled))
-        start, number = start + len(batch), number + 1
-        if on_batch:
-            done = [out[i] for i in order[start - len(batch) : start]]
-            on_batch(done, Progress(start, len(requests), tokens, time.perf_counter() - started))
-    return out
+            sampled = batch.sample(
+                vector, [requests[i].dose for i in picked], max_new_tokens, batch_seed, sampling.options(greedy)
+            )
+            done = [completion(i, reply, batch_seed) for i, reply in zip(picked, sampled, strict=True)]
+            out |= zip(picked, done, strict=True)
+            tokens, number = tokens + sum(map(len, sampled)), number + 1
+            report(done)
+        except torch.OutOfMemoryError as problem:
+            if len(picked) == 1:
+                raise MemoryShortError(
+                    f"one reply of {max_new_tokens} tokens to a prompt of {len(batch.prompts[0])} does not fit the "
+                    "memory: lower max_new_tokens or use a smaller model or dtype",
+                    [out[i] for i in sorted(out)],
+                ) from problem
+            rows = len(picked) // 2
+        except KeyboardInterrupt as stop:
+            replies = zip(picked, batch.replies(), strict=False) if picked[0] not in out else ()
+            ended = [completion(i, reply, batch_seed) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
+            raise Interrupted([out[i] for i in sorted(out)], ended) from stop
+    return [out[i] for i in range(len(requests))]
 
 
-def _sample(lm, prompt_ids, doses, vector, max_new_tokens, seed, greedy) -> list[tuple[int, ...]]:
-    steered = vector is not None and any(doses)
-    steering = vector.applied(lm.model, doses) if steered else contextlib.nullcontext()
-    batch = lm.pad_left(prompt_ids)
-    devices = [lm.device] if lm.device.type == "cuda" else []
-    with steering, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        ids = lm.model.generate(
-            **batch,
-            do_sample=not greedy,
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=1.0,
-            pad_token_id=lm.pad_id,
-            eos_token_id=sorted(lm.eos_ids) or None,
-            **({"temperature": None, "top_p": None, "top_k": None} if greedy else {}),
-        )
-    new = ids[:, batch["input_ids"].shape[1] :].tolist()
-    return [_until_end(row, lm.eos_ids) for row in new]
+class _Batch(StoppingCriteria):
+    """One left-padded batch being sampled. As a stopping criterion that never stops it sees every token as it comes."""
+
+    def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int], None]):
+        self.lm, self.prompts, self.tick = lm, prompts, tick
+        self.inputs = lm.pad_left(prompts)
+        self.never = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
+        self.ids = self.inputs["input_ids"]
+        self.ticked = time.perf_counter()
+
+    def __call__(self, input_ids: Int[Tensor, "row position"], scores, **kwargs) -> Bool[Tensor, " row"]:
+        self.ids = input_ids
+        if time.perf_counter() - self.ticked > TICK:
+            self.tick(sum(map(len, self.replies())))
+            self.ticked = time.perf_counter()
+        return self.never
+
+    def sample(
+        self, vector: SteeringVector | None, doses: list[float], max_new_tokens: int, seed: int, options: dict
+    ) -> list[tuple[int, ...]]:
+        """The replies, each up to and including its end token, row by row."""
+        steered = vector is not None and any(doses)
+        steering = vector.applied(self.lm.model, doses) if steered else contextlib.nullcontext()
+        devices = [self.lm.device] if self.lm.device.type == "cuda" else []
+        with steering, torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            self.ids = self.lm.model.generate(
+                **self.inputs,
+                max_new_tokens=max_new_tokens,
+                repetition_penalty=1.0,
+                pad_token_id=self.lm.pad_id,
+                eos_token_id=sorted(self.lm.eos_ids) or None,
+                stopping_criteria=StoppingCriteriaList([self]),
+                **options,
+            )
+        return self.replies()
+
+    def replies(self) -> list[tuple[int, ...]]:
+        """What has been sampled so far."""
+        new = self.ids[:, self.inputs["input_ids"].shape[1] :].tolist()
+        return [_until_end(row, self.lm.eos_ids) for row in new]
 
 
 def _until_end(row: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:

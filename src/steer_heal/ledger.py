@@ -53,6 +53,15 @@ class Ledger:
         ledger.write_json("environment.json", environment())
         return ledger
 
+    def part(self, name: str, config: Mapping) -> Ledger:
+        """A ledger of its own for a part of this run, such as a control, in the folder `name` inside this one."""
+        folder = self.folder / name
+        (folder / "rounds").mkdir(parents=True)
+        ledger = Ledger(folder)
+        ledger.write_json("config.json", {"schema_version": SCHEMA_VERSION, **config})
+        ledger.write_json("environment.json", environment())
+        return ledger
+
     @classmethod
     def open(cls, folder: str | Path) -> Ledger:
         """An existing run. Raises InputError when the folder is none or was made by another version."""

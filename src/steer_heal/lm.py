@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, TooLongError
+from steer_heal.persona import fill_persona
 
 UNKNOWN_LIMIT = 0.5
 """Share of unknown tokens in a user turn from which on a prompt is refused."""
@@ -113,15 +114,17 @@ class LM:
         """Token ids of one rendered chat prompt, up to and including the assistant tag; exactly one BOS at most.
 
         Templates that refuse a system role get the system text in front of the user turn; a base model without
-        a chat template gets BOS and the plain text. Raises InputError for an empty prompt, one of which the
-        tokenizer knows almost nothing, and one longer than the model's context.
+        a chat template gets BOS and the plain text; a prompt with a `{persona}` slot gets it there. Raises
+        InputError for an empty prompt, one of which the tokenizer knows almost nothing, and one longer than the
+        model's context.
         """
         if not user.strip():
             raise InputError("a prompt is empty: give every prompt at least one word")
+        user, system = fill_persona(user, system)
         ids = _render(self.tokenizer, user, system)
         self._check_known(user)
         if len(ids) >= self.context_length:
-            raise InputError(
+            raise TooLongError(
                 f"prompt of {len(ids)} tokens does not fit the context of {self.name} ({self.context_length}): "
                 f"shorten it ({user[:60]!r}...)"
             )
@@ -216,6 +219,8 @@ def pick_layers(layers: Sequence[float], n_layers: int) -> tuple[int, ...]:
     lying at i / (n - 1); the band is rounded outwards, so it is never empty. Raises InputError for an index out
     of range, an empty selection or a band that is not 0 <= low <= high <= 1.
     """
+    if isinstance(layers, str):
+        raise InputError(f"layers {layers!r}: give block indices or a band of two fractions; `auto` is for extract")
     if len(layers) == 2 and any(isinstance(x, float) for x in layers):
         low, high = layers
         if not 0 <= low <= high <= 1:
@@ -299,6 +304,8 @@ def load(
     device: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    temperature: float | None = None,
+    top_p: float | None = None,
 ) -> LM:
     """Load a causal model by name.
 
@@ -308,17 +315,20 @@ def load(
         device: `cpu`, `cuda`, `mps`, or `auto`: the accelerator when there is one.
         attn_implementation: passed to transformers (`sdpa`, `eager`, `flash_attention_2`); None is its default.
         trust_remote_code: run Python code that comes with a hub model. Off unless asked for.
+        temperature, top_p: of sampling, instead of those of the model's own generation config.
 
     Raises:
-        InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer.
+        InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer,
+            an impossible temperature or top_p.
     """
-    from steer_heal.loading import load_pretrained, resolve_device, resolve_dtype
+    from steer_heal.loading import load_pretrained, resolve_device, resolve_dtype, set_sampling
 
     where = resolve_device(device)
     if name == "tiny-random":
         from steer_heal.tiny import tiny_random
 
         model, tokenizer = tiny_random()
+        set_sampling(model, temperature, top_p)
         return LM(model.to(where, resolve_dtype(dtype, where, embedded=True)).eval(), tokenizer, name)
     if name == "pocket":
         from steer_heal.pocket import WEIGHTS
@@ -329,6 +339,7 @@ def load(
     model, tokenizer = load_pretrained(
         source, name, resolve_dtype(dtype, where, embedded), where, attn_implementation, trust_remote_code
     )
+    set_sampling(model, temperature, top_p)
     lm = LM(model, tokenizer, name)
     _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
     return lm

@@ -5,6 +5,7 @@ Knows nothing of steering and training; `lm.load` is its only caller.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -65,6 +66,18 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             "the tokenizer belongs to another model"
         )
     return model.to(device).eval(), tokenizer
+
+
+def set_sampling(model, temperature: float | None, top_p: float | None) -> None:
+    """Put a temperature (above 0) and a top-p (0 to 1) into the model's generation config; None keeps its own."""
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(f"temperature {temperature}: give a number above 0, such as 0.8")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p}: give a number above 0 and at most 1, such as 0.95")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if value is not None:
+            model.generation_config.do_sample = True  # a temperature without it is refused by transformers
+            setattr(model.generation_config, name, value)
 
 
 def _is_hub_id(name: str) -> bool:

@@ -11,12 +11,27 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, select_autoescape
 
 from steer_heal.completion import Completion, load_completions
-from steer_heal.console import STATE_COLUMNS, STATE_LEGEND, interval, number, state_row
 from steer_heal.ledger import Ledger
+from steer_heal.tables import (
+    AGAINST_COLUMNS,
+    AGAINST_LEGEND,
+    NO_CONTROLS,
+    ROUND_COLUMNS,
+    ROUND_LEGEND,
+    STATE_COLUMNS,
+    STATE_LEGEND,
+    against_rows,
+    decided,
+    interval,
+    result_line,
+    round_rows,
+    state_row,
+)
+from steer_heal.verdict import SHAPE
 
 RESULT_COLUMNS = (
     "run", "model", "trait", "reg", "seed", "rounds", "verdict", "best_round", "trait_base", "trait_best",
-    "log_odds_base", "log_odds_best", "sentence_ok_base", "sentence_ok_best", "seconds",
+    "log_odds_base", "log_odds_best", "sentence_ok_base", "sentence_ok_best", "reverted", "controls", "seconds",
 )  # fmt: skip
 
 
@@ -47,7 +62,8 @@ def result_row(ledger: Ledger) -> dict[str, object]:
     values = (
         ledger.folder.name, start["model"], start["trait"], start["reg"], start["seed"], len(rounds), end["verdict"],
         end["best_round"], base["free_trait"], best.get("free_trait"), base["log_odds"], best.get("log_odds"),
-        base["sentence_ok"], best.get("sentence_ok"), end["seconds"],
+        base["sentence_ok"], best.get("sentence_ok"), sum(not e["stands"] for e in ledger.events("gate")),
+        end["controls"], end["seconds"],
     )  # fmt: skip
     return dict(zip(RESULT_COLUMNS, values, strict=True))
 
@@ -109,28 +125,75 @@ def trajectory_rows(ledger: Ledger) -> list[list[str]]:
 
 
 def shift_rows(ledger: Ledger) -> list[list[str]]:
-    """Per round: paired shifts of the healed student against base, and what the heal saw."""
-    heals = {e["round"]: e for e in ledger.events("heal")}
-    walks = {e["round"]: e for e in ledger.events("walk")}
+    """Per round: paired shifts of the healed student against base, its diversity, its anchors, verdict and gate."""
     verdicts = {e["round"]: e["verdict"] for e in ledger.events("verdict")}
+    gates = {e["round"]: e for e in ledger.events("gate")}
     rows = []
     for e in ledger.events("evaluate"):
         r, s = e["round"], e["shift"]
-        figures = heals[r]["figures"]
+        ratios = [e["healed"][name] / e["base"][name] for name in SHAPE if e["healed"][name] and e["base"][name]]
         rows.append([
-            str(r), f"{walks[r]['kappa']:.2f}", f"{walks[r]['kept']}/{walks[r]['sampled']}",
-            number(walks[r]["trait_kept"], 2), interval(s["free_trait"]), interval(s["log_odds"]),
-            interval(s["sentence_ok"], 3),
+            str(r), interval(s["free_trait"]), interval(s["log_odds"]), interval(s["coherence"], 3),
             " ".join(f"{name} {interval(found)}" for name, found in s["off_target"].items()) or "-",
-            number(figures.get("kl_base_after")), verdicts.get(r, "-"),
+            " ".join(f"{ratio:.2f}" for ratio in ratios) or "-", anchors_lost(gates[r]), verdicts[r],
+            decided(gates[r]),
         ])  # fmt: skip
     return rows
 
 
+def anchors_lost(gate: dict) -> str:
+    """`2 of 94`, or a dash where the model had none to lose."""
+    return f"{len(gate['regressed'].get('anchors', ()))} of {gate['anchors']}" if gate["anchors"] else "-"
+
+
 SHIFT_COLUMNS = [
-    "round", "kappa", "kept", "trait of kept", "free-text trait", "log-odds (nats)", "sentence ok", "off-target (nats)",
-    "KL to base (nats)", "verdict",
+    "round", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)", "words, 4-grams, entropy / base",
+    "anchors lost", "verdict", "gate",
 ]  # fmt: skip
+
+
+def headline(ledger: Ledger) -> list[str]:
+    """Did the trait move, by how much, at what cost, against which controls, how sure: one sentence each."""
+    end = event(ledger, "end")
+    best = next((e for e in ledger.events("evaluate") if e["round"] == end["best_round"]), None)
+    if best is None:
+        return [result_line(end), "Nothing is changed, so nothing moved and nothing was lost."]
+    s, base, healed = best["shift"], best["base"], best["healed"]
+    gate = next(e for e in ledger.events("gate") if e["round"] == end["best_round"])
+    free = f"{interval(s['free_trait'])} of free-text replies, " if s["free_trait"] else ""
+    off = ", ".join(f"{name} {interval(found)}" for name, found in s["off_target"].items()) or "not measured"
+    shape = ", ".join(
+        f"{label} {healed[name] / base[name]:.2f}"
+        for name, label in zip(SHAPE, ("words", "distinct 4-grams", "token entropy"), strict=True)
+        if healed[name] and base[name]
+    )
+    return [
+        result_line(end),
+        f"Trait against base: {free}{interval(s['log_odds'])} nats of log-odds in forced choice.",
+        f"Off-target categories against base, nats: {off}.",
+        f"Cost: coherence {interval(s['coherence'], 3)}; of base: {shape}; anchors lost: {anchors_lost(gate)}.",
+        *[_against_line(row) for row in end["against"] if row["difference"]],
+        *([] if end["controls"] == "all" else [NO_CONTROLS]),
+    ]
+
+
+def _against_line(row: dict) -> str:
+    """One comparison in words, with how sure it is."""
+    name = "simply asking (the persona as system prompt)" if row["name"] == "prompted" else f"control {row['name']!r}"
+    parts = []
+    for key, label, digits in (
+        ("free_trait", "trait of replies", 2), ("log_odds", "log-odds in nats", 2), ("coherence", "coherence", 3),
+    ):  # fmt: skip
+        if found := row["difference"][key]:
+            own = interval(row["shift"][key], digits)
+            parts.append(f"{label} {interval(found, digits)}, {_sure(found)} (its own shift: {own})")
+    return f"Healed - {name}: {'; '.join(parts)}."
+
+
+def _sure(difference: dict) -> str:
+    if (difference["low"] or 0) > 0:
+        return "surely more"
+    return "surely less" if (difference["high"] or 0) < 0 else "not surely different"
 
 
 def borderline(ledger: Ledger, each: int = 2) -> list[tuple[str, Completion]]:
@@ -160,21 +223,50 @@ def summary(ledger: Ledger) -> str:
         f"# {end['verdict']}",
         end["text"],
         f"Model {start['model']}, trait {start['trait']}, reg {start['reg']}, seed {start['seed']}, "
-        f"{end['seconds']:.0f} s. Best round: {end['best_round'] if end['best_round'] is not None else 'none'}.",
+        f"{end['seconds']:.0f} s.{f' Ended early: {ended}' if (ended := end['ended_by']) else ''}",
         start.get("note") or "",
+        "## In short",
+        "\n".join(f"- {line}" for line in headline(ledger)),
+        "All intervals are 95 %, over the items or prompts of this run; they do not cover the spread over seeds.",
         "## Base -> steered -> healed",
         markdown_table(STATE_COLUMNS, trajectory_rows(ledger)),
         STATE_LEGEND,
         "## Healed against base, paired, 95 % intervals",
         markdown_table(SHIFT_COLUMNS, shift_rows(ledger)),
-        "Intervals: bootstrap over items or prompts; they do not cover the spread over seeds.",
-        "## Per round",
-        *[f"- round {e['round']}: **{e['verdict']}**. {e['text']}" for e in ledger.events("verdict")],
+        "## What each round did",
+        markdown_table(ROUND_COLUMNS, round_rows(ledger.events())),
+        ROUND_LEGEND,
+        "## Against the prompted model and controls",
+        markdown_table(AGAINST_COLUMNS, against_rows(end["against"])),
+        AGAINST_LEGEND if end["controls"] == "all" else NO_CONTROLS,
+        "## Verdict and gate, round by round",
+        *round_stories(ledger),
         "![trajectory](trajectory.png)",
         "## Completions of the last round, in full",
         *texts,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def round_stories(ledger: Ledger) -> list[str]:
+    """Per round one line: the verdict in words, and what the gate decided and why."""
+    gates = gate_stories(ledger)
+    return [
+        f"- round {e['round']}: **{e['verdict']}**. {e['text']}"
+        + (f" Gate: {gates[e['round']]}." if e["round"] in gates else "")
+        for e in ledger.events("verdict")
+    ]
+
+
+def gate_stories(ledger: Ledger) -> dict[int, str]:
+    """By round: what the gate decided, and why."""
+    return {e["round"]: f"{decided(e)}: {'; '.join(gate_reasons(e))}" for e in ledger.events("gate")}
+
+
+def gate_reasons(gate: dict) -> list[str]:
+    """The reasons that decided: all of them for a keep, else those that spoke against it."""
+    against = [r for r in gate["reasons"] if not ("surely within" in r or "stands on" in r)]
+    return against or gate["reasons"]
 
 
 def html(ledger: Ledger) -> str:
@@ -184,6 +276,10 @@ def html(ledger: Ledger) -> str:
     return environment.get_template("report.html").render(
         start=event(ledger, "start"), end=event(ledger, "end"), picture=picture, state_columns=STATE_COLUMNS,
         state_rows=trajectory_rows(ledger), legend=STATE_LEGEND, shift_columns=SHIFT_COLUMNS,
-        shift_rows=shift_rows(ledger), verdicts=ledger.events("verdict"), texts=borderline(ledger, each=4),
-        config=ledger.config,
+        shift_rows=shift_rows(ledger), round_columns=ROUND_COLUMNS, round_rows=round_rows(ledger.events()),
+        round_legend=ROUND_LEGEND, against_columns=AGAINST_COLUMNS,
+        against_rows=against_rows(event(ledger, "end")["against"]),
+        against_legend=AGAINST_LEGEND if event(ledger, "end")["controls"] == "all" else NO_CONTROLS,
+        headline=headline(ledger), verdicts=ledger.events("verdict"), gates=gate_stories(ledger),
+        texts=borderline(ledger, each=4), config=ledger.config,
     )  # fmt: skip

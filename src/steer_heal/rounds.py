@@ -1,4 +1,4 @@
-"""The loop: extract, walk the dose, filter, heal, bake, evaluate, judge; again, on the student that came of it.
+"""The loop: extract, walk the dose, filter, heal, bake, evaluate, judge, gate; again, on the student that came of it.
 
 Knows nothing of the command line. Controls are settings of this loop (`vector`, `pairs`), not loops of their own.
 """
@@ -6,17 +6,20 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from steer_heal import gate, steps
 from steer_heal import lm as models
-from steer_heal import steps
 from steer_heal.bake import AdapterStack
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
+from steer_heal.controls import against, run_controls
 from steer_heal.evaluation import Metrics
+from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Trait, default_trait
@@ -30,10 +33,12 @@ class RunResult:
 
     Attributes:
         verdict: name and the sentence that says what was compared and how sure it is.
-        best_round: number of the best round above the coherence floors; None when there is none.
-        rounds: the rounds in order.
+        best_round: number of the best round that the gate let through; None when there is none.
+        rounds: the rounds in order, reverted ones included.
         folder: where everything is written.
-        run: model, stack and trait as they are now, the last round folded in.
+        run: model, stack and trait as they are now: exactly the standing rounds up to the best one are folded in, the
+            original weights without one.
+        controls: by name, what each control came to; empty unless they were asked for.
     """
 
     verdict: Verdict
@@ -41,20 +46,32 @@ class RunResult:
     rounds: tuple[Round, ...]
     folder: Path
     run: Run
+    controls: Mapping[str, RunResult] = field(default_factory=dict)
 
 
 def run_rounds(config: RunConfig | None = None, reporter: Reporter | None = None) -> RunResult:
-    """The whole job: `config.n_rounds` rounds, or fewer when one starves or coherence falls under its floor.
+    """The whole job: `config.n_rounds` rounds, or fewer when one starves or too many in a row are reverted.
 
-    Raises InputError for input that cannot be used; a round that runs dry or collapses is a verdict, not an error.
+    Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
-    run = prepare((config or RunConfig()).resolved(), reporter or Reporter(quiet=True))
+    return complete(prepare((config or RunConfig()).resolved(), reporter or Reporter(quiet=True)))
+
+
+def complete(run: Run) -> RunResult:
+    """All rounds of a prepared run, the fall back to its best, its controls if asked for, and its end."""
     started, ended = time.perf_counter(), None
     for number in range(run.config.n_rounds):
         ended = one_round(run, number)
         if ended is not None:
             break
-    return finish(run, ended, time.perf_counter() - started)
+    judged = [JudgedRound(r.number, r.verdict, trait_figure(r.healed), r.stands) for r in run.rounds]
+    if ended is not None and ended.name in ("starved", "diverged"):
+        judged.append(JudgedRound(len(judged), ended, None))
+    verdict, best = judge_run(judged), best_round(judged)
+    number = None if best is None else best.number
+    gate.fall_back(run, number)
+    controls = run_controls(run, complete) if run.config.controls == "all" else {}
+    return finish(run, verdict, number, ended, controls, time.perf_counter() - started)
 
 
 def one_round(run: Run, number: int) -> Verdict | None:
@@ -65,11 +82,20 @@ def one_round(run: Run, number: int) -> Verdict | None:
         return starved
     steered = steps.measure_steered(run, vector, walk)  # unfiltered, on held-out items
     rows = steps.training_rows(run, number, walk)
-    healed = steps.heal_rows(run, number, vector, rows)  # LoRA on the sampled tokens, under the barrier
-    steps.bake(run, number, healed)  # into the weights
+    try:
+        healed = steps.heal_rows(run, number, vector, walk, rows)  # LoRA on the sampled tokens, under the barrier
+    except DivergedError as problem:
+        return Verdict("diverged", f"{problem}.")
+    steps.bake(run, number, vector, healed)  # into the weights
     student = steps.measure_student(run, number, steered)  # the same items as base, prompted and steered
-    verdict = steps.judge(run, number, vector, walk, healed, steered, student)
-    return verdict if verdict.name == "collapsed" else None
+    verdict = steps.judge(run, number, walk, steered, student)  # what became of trait and text
+    figures, decision = gate.examine(run, number, verdict, student)  # against the previous round and the original
+    stands = gate.passes(decision, run.config)
+    done = Round(
+        number, vector, healed.adapter, tuple(walk.banked), steered, student, dict(healed.lam), verdict, figures,
+        decision, stands,
+    )  # fmt: skip
+    return gate.settle(run, done, walk)  # a round that does not stand is taken out of the weights again
 
 
 def prepare(config: RunConfig, reporter: Reporter) -> Run:
@@ -78,9 +104,10 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
         torch.set_num_threads(config.threads or 1)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     trait = Trait.load(config.trait or default_trait(config.model_name))
+    tasks = gate.anchors_of(config, trait)
     label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
     ledger = Ledger.create(config.out, label, config.to_dict())
     ledger.listeners.append(reporter.on_event)
@@ -91,38 +118,43 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     )  # fmt: skip
     stack = AdapterStack(lm.model)
     fitted = steps.calibrate_filter(lm, trait, config, ledger, reporter)
+    captured = gate.capture_anchors(lm, tasks, trait.neutral, config, ledger, reporter)
     base = steps.measure(lm, stack, trait, config, reporter, "base")
     prompted = steps.measure(lm, stack, trait, config, reporter, "prompted", system=trait.pos)
     base.save(ledger.folder / "base.json")
     prompted.save(ledger.folder / "prompted.json")
     ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
-    return Run(config, lm, trait, ledger, reporter, stack, fitted, base, prompted)
+    return Run(config, lm, trait, ledger, reporter, stack, fitted, base, prompted, captured, config.kappa_start)
 
 
-def finish(run: Run, ended: Verdict | None, seconds: float) -> RunResult:
-    """The run's verdict, its best round, and the files a reader opens first."""
+def finish(
+    run: Run, verdict: Verdict, best: int | None, ended: Verdict | None, controls: Mapping[str, RunResult],
+    seconds: float,
+) -> RunResult:  # fmt: skip
+    """The end event and the files a reader opens first."""
     from steer_heal.report import write_report
 
-    judged = [JudgedRound(r.number, r.verdict, trait_figure(r.healed)) for r in run.rounds]
-    if ended is not None and ended.name == "starved":
-        judged.append(JudgedRound(len(judged), ended, None))
-    verdict, best = judge_run(judged), best_round(judged)
-    best = None if best is None else best.number
+    student = next((r.healed for r in run.rounds if r.number == best), None)
+    compared = against(run, student, len(run.stack), controls)
     trajectory = [{"name": "base", "state": run.base.summary()}]
     for r in run.rounds:
         trajectory += [
             {"name": f"{r.number} steered", "state": r.steered.summary()},
-            {"name": f"{r.number} healed", "state": r.healed.summary()},
+            {"name": f"{r.number} healed{'' if r.stands else ' (reverted)'}", "state": r.healed.summary()},
         ]
     trajectory.append({"name": "prompted", "state": run.prompted.summary()})
+    for row in compared[1:]:
+        if row["state"]:
+            trajectory.append({"name": f"control: {row['name']}, {row['rounds']} rounds", "state": row["state"]})
     run.ledger.record(
-        "end", verdict=verdict.name, text=verdict.text, best_round=best, seconds=seconds, trajectory=trajectory,
-        folder=str(run.ledger.folder),
+        "end", verdict=verdict.name, text=verdict.text, best_round=best,
+        folded=[r.number for r in run.standing[: len(run.stack)]], ended_by=ended and ended.text, seconds=seconds,
+        trajectory=trajectory, against=compared, controls=run.config.controls, folder=str(run.ledger.folder),
     )  # fmt: skip
     write_report(run.ledger)
-    return RunResult(verdict, best, tuple(run.rounds), run.ledger.folder, run)
+    return RunResult(verdict, best, tuple(run.rounds), run.ledger.folder, run, controls)
 
 
 def trait_figure(metrics: Metrics) -> float:
-    """The trait as rounds are ranked by it: free-text rate where a checker measures it, else log-odds in nats."""
-    return metrics.log_odds if metrics.free_trait is None else metrics.free_trait
+    """The trait as rounds are ranked by it: log-odds in nats, which have no ceiling; free text soon is at its own."""
+    return metrics.log_odds

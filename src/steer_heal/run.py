@@ -14,6 +14,7 @@ import tyro
 
 from steer_heal.config import (
     EvaluationOptions,
+    GateOptions,
     HealOptions,
     LoopOptions,
     ModelOptions,
@@ -23,7 +24,7 @@ from steer_heal.config import (
 )
 from steer_heal.errors import InputError
 
-STOPPED_BY_METHOD = ("starved", "collapsed")
+STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "reverted")
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class CommandLine:
     walk: tyro.conf.OmitArgPrefixes[WalkOptions] = field(default_factory=WalkOptions)
     heal: tyro.conf.OmitArgPrefixes[HealOptions] = field(default_factory=HealOptions)
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
+    gate: tyro.conf.OmitArgPrefixes[GateOptions] = field(default_factory=GateOptions)
 
     def config(self) -> RunConfig:
         """All groups as one flat configuration."""
         flat: dict[str, object] = {}
-        for group in (self.heal, self.loop, self.model, self.steering, self.walk, self.evaluation):
+        for group in (self.heal, self.loop, self.model, self.steering, self.walk, self.evaluation, self.gate):
             flat |= {f.name: getattr(group, f.name) for f in fields(group)}
         return RunConfig(**flat)
 

@@ -46,20 +46,93 @@ def bootstrap_mean(
     confidence: float = CONFIDENCE,
     n_boot: int = N_BOOT,
     seed: int = 0,
+    reach: float | None = None,
 ) -> Estimate:
     """Mean over all observations with an interval that resamples whole clusters.
 
-    The interval is the expanded percentile interval (see `tail`). Raises ValueError when the lengths differ or
-    there is no observation.
+    The interval is `studentised`; where at least half of the clusters share one value it is `mostly_equal`. `reach` is
+    how far from equal clusters one that was not seen may lie, in the unit of the data; without it the interval of
+    clusters that are all equal is a point. Raises ValueError when the lengths differ or there is no observation.
     """
     sums, counts = cluster_sums(values, clusters)
     value = float(sums.sum() / counts.sum())
-    if len(sums) < 2:
+    if len(sums) < 2 or not math.isfinite(value):
         return Estimate(value, -math.inf, math.inf, len(sums))
-    weights = resamples(len(sums), n_boot, seed)
-    means = (weights @ sums) / (weights @ counts)
-    low, high = np.quantile(means, _levels(len(sums), confidence))
-    return Estimate(value, float(low), float(high), len(sums))
+    shared = shared_value(sums / counts)
+    if shared is None:
+        low, high = studentised(sums, counts, confidence, n_boot, seed)
+    else:
+        low, high = mostly_equal(sums, counts, shared, confidence, n_boot, seed, reach)
+    return Estimate(value, low, high, len(sums))
+
+
+Clusters = Float[np.ndarray, " cluster"]
+EQUAL = 1e-5
+"""Cluster means that differ by no more are equal: forward passes in float32 leave about 1e-6 nats of noise."""
+UNSEEN = 0.5
+"""Weight of the clusters that were not seen, in each direction (Jeffreys' prior for a share)."""
+
+
+def studentised(
+    sums: Clusters, counts: Clusters, confidence: float = CONFIDENCE, n_boot: int = N_BOOT, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap-t interval of sum(sums) / sum(counts), clusters resampled.
+
+    Quantiles of (resampled - found) / its standard error replace those of Student's t, so skewed data get an interval
+    that reaches further on their long side (Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter
+    12). The standard error is the linearised one of a ratio, sqrt(n / (n - 1) sum r^2) / sum(counts), r = sum - mean *
+    count. With two or three clusters too many resamples have no spread, and the interval is infinite.
+    """
+    n = len(sums)
+    rest = sums - sums.sum() / counts.sum() * counts
+    moments = resamples(n, n_boot, seed) @ np.stack([rest, counts, rest**2, rest * counts, counts**2], 1)
+    off = moments[:, 0] / moments[:, 1]
+    squares = moments[:, 2] - 2 * off * moments[:, 3] + off**2 * moments[:, 4]
+    known = squares > 1e-12 * (rest**2).sum()
+    # Without any spread the distance from the mean is infinitely many standard errors.
+    scores = np.where(off == 0, 0.0, np.copysign(math.inf, off))
+    scores[known] = off[known] * moments[known, 1] / np.sqrt(squares[known] * n / (n - 1))
+    error = math.sqrt((rest**2).sum() * n / (n - 1)) / float(counts.sum())
+    below, above = _quantiles(scores, 0.5 - confidence / 2)
+    mean = float(sums.sum() / counts.sum())
+    return mean - float(above) * error, mean - float(below) * error
+
+
+def mostly_equal(
+    sums: Clusters,
+    counts: Clusters,
+    shared: float,
+    confidence: float = CONFIDENCE,
+    n_boot: int = N_BOOT,
+    seed: int = 0,
+    reach: float | None = None,
+) -> tuple[float, float]:
+    """Interval of sum(sums) / sum(counts) when most clusters have the mean `shared`: Bayesian bootstrap (Rubin 1981).
+
+    Clusters get exponential weights. Two clusters that were not seen join them with weights from Gamma(1/2), as far
+    above and below `shared` as the farthest that was seen, or by `reach` when all are equal: of n equal clusters the
+    next one may still differ, and resamples of equal ones would claim certainty.
+    """
+    farthest, size = float(np.abs(sums / counts - shared).max()), counts.mean()
+    if farthest > EQUAL:
+        reach = farthest
+    elif reach is None:
+        return shared, shared
+    sums = np.append(sums, [(shared - reach) * size, (shared + reach) * size])
+    weights = unseen_weights(len(counts), n_boot, seed)
+    means = (weights @ sums) / (weights @ np.append(counts, [size, size]))
+    low, high = _quantiles(means, tail(len(counts), confidence))
+    return float(low), float(high)
+
+
+def shared_value(means: Clusters) -> float | None:
+    """The value that at least half of the clusters (and at least two) have in common, None without one."""
+    ordered = np.sort(means)
+    for middle in {(len(means) - 1) // 2, len(means) // 2}:  # half of sorted values include a median
+        same = int((np.abs(means - ordered[middle]) <= EQUAL).sum())
+        if same >= 2 and 2 * same >= len(means):
+            return float(ordered[middle])
+    return None
 
 
 def paired_difference(
@@ -69,11 +142,12 @@ def paired_difference(
     confidence: float = CONFIDENCE,
     n_boot: int = N_BOOT,
     seed: int = 0,
+    reach: float | None = None,
 ) -> Estimate:
     """Mean of after - before over paired observations, clusters resampled (see `bootstrap_mean`)."""
     if len(before) != len(after):
         raise ValueError(f"{len(before)} observations before and {len(after)} after are not pairs")
-    return bootstrap_mean(np.subtract(after, before), clusters, confidence, n_boot, seed)
+    return bootstrap_mean(np.subtract(after, before), clusters, confidence, n_boot, seed, reach)
 
 
 def paired_ratio(
@@ -86,8 +160,8 @@ def paired_ratio(
 ) -> Estimate | None:
     """sum(numerator) / sum(denominator) over paired observations, clusters resampled: retain with its interval.
 
-    None where the denominator is 0. The interval is infinite when resampled denominators take both signs: the ratio
-    then has no finite spread (Fieller's unbounded case).
+    None where the denominator is 0. The interval is the expanded percentile interval (see `tail`). It is infinite when
+    resampled denominators take both signs: the ratio then has no finite spread (Fieller's unbounded case).
     """
     top, counts = cluster_sums(numerator, clusters)
     bottom, _ = cluster_sums(denominator, clusters)
@@ -100,7 +174,7 @@ def paired_ratio(
     bottoms = weights @ bottom
     if len(counts) < 2 or (not (bottoms > 0).all() and not (bottoms < 0).all()):
         return Estimate(value, -math.inf, math.inf, len(counts))
-    low, high = np.quantile((weights @ top) / bottoms, _levels(len(counts), confidence))
+    low, high = _quantiles((weights @ top) / bottoms, tail(len(counts), confidence))
     return Estimate(value, float(low), float(high), len(counts))
 
 
@@ -141,6 +215,16 @@ def resamples(n: int, n_boot: int, seed: int) -> Float[np.ndarray, "resample clu
     return weights
 
 
+@cache
+def unseen_weights(n: int, n_boot: int, seed: int) -> Float[np.ndarray, "resample cluster_and_2"]:
+    """Weights of n clusters and of the two that were not seen (see `mostly_equal`); read-only, shared."""
+    rng = np.random.default_rng(seed)
+    seen, unseen = rng.standard_exponential((n_boot, n)), rng.standard_gamma(UNSEEN, (n_boot, 2))
+    weights = np.concatenate([seen, unseen], 1)
+    weights.setflags(write=False)
+    return weights
+
+
 def tail(n: int, confidence: float = CONFIDENCE) -> float:
     """Tail probability of the expanded percentile interval: Phi(-sqrt(n / (n - 1)) * t), t from Student's t(n - 1).
 
@@ -150,9 +234,11 @@ def tail(n: int, confidence: float = CONFIDENCE) -> float:
     return NormalDist().cdf(-math.sqrt(n / (n - 1)) * t_quantile(0.5 + confidence / 2, n - 1))
 
 
-def _levels(n: int, confidence: float) -> tuple[float, float]:
-    level = tail(n, confidence)
-    return level, 1 - level
+def _quantiles(values: Float[np.ndarray, " resample"], level: float) -> tuple[float, float]:
+    """Quantiles at level and 1 - level, without interpolation: values may be infinite."""
+    level = round(level, 12)  # .5 - .95 / 2 is not quite .025
+    low, high = np.quantile(values, [level, 1 - level], method="inverted_cdf")
+    return low, high
 
 
 @cache

@@ -20,6 +20,8 @@ FOLDER = Path(__file__).parent / "traits"
 REVERSED = "-reversed"
 FALLBACK = "care-over-authority"
 CHOICE_TEMPLATE = "{prompt} answer with one word: {choices}."
+CONTINUATION = "{prompt}"
+"""Choice template of items whose choices go on from the prompt and are not named in it: for base models."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,28 @@ class Anchor:
         return wanted in said if self.check == "contains" else wanted == said
 
 
+FOUNDATIONS = ("Care", "Fairness", "Loyalty", "Authority", "Sanctity", "Liberty", "Social Norms")
+"""Categories of vignettes: six moral foundations, and what is merely unusual (Clifford et al. 2015)."""
+
+
+@dataclass(frozen=True)
+class Vignette:
+    """A short scene in the second person; the model says which foundation it goes against.
+
+    Attributes:
+        id: intervals are clustered by it; it may come once per condition.
+        text: the scene. foundation: the category it was written for, one of `FOUNDATIONS`.
+        condition: a variant of the scene (such as seen in others, done oneself); empty for a single one.
+        human: share of raters who chose each of `FOUNDATIONS`, summing to 1; None where nobody was asked.
+    """
+
+    id: str
+    text: str
+    foundation: str
+    condition: str = ""
+    human: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Judgement:
     """What a checker says of one reply.
@@ -104,10 +128,15 @@ class Trait:
     Attributes:
         name, description: for people; `name` ends in `-reversed` when the poles are swapped.
         pos, neg: system prompts of the trait and of its opposite; neutral: the one used everywhere else ("": none).
+            Where the trait's texts have a `{persona}` slot, they are put there instead (see `persona`).
         contexts: user turns for extraction. prompts: user turns for training texts.
         eval_prompts: held-out user turns for free-text evaluation. replay_prompts: for the original model's own texts.
-        choice_template: how an item is put to the model; `{choices}` are joined by " or ".
+        choice_template: how an item is put to the model; `{choices}` are joined by " or "; "{prompt}" alone: each
+            choice is a continuation of the prompt.
         items, off_target: forced-choice items of the trait, and of other matters that should not move.
+        vignettes: scenes of which the model names the foundation they go against; vignette_up, vignette_down:
+            foundations that the trait names more or less often, the others are off-target.
+        vignette_agreement: yes / no question put after each vignette ("Is this wrong?"); empty: none.
         anchors: exact questions that should stay right.
         models: model names for which this trait is the default.
         checker: name `module:function` of the judge of free text, None without one.
@@ -124,6 +153,10 @@ class Trait:
     items: tuple[Item, ...]
     replay_prompts: tuple[str, ...] = ()
     off_target: tuple[Item, ...] = ()
+    vignettes: tuple[Vignette, ...] = ()
+    vignette_up: tuple[str, ...] = ()
+    vignette_down: tuple[str, ...] = ()
+    vignette_agreement: str = ""
     anchors: tuple[Anchor, ...] = ()
     models: tuple[str, ...] = ()
     choice_template: str = CHOICE_TEMPLATE
@@ -154,13 +187,16 @@ class Trait:
         )
 
     def reversed(self) -> Trait:
-        """The opposite trait: poles and trait choices swapped, the checker's trait read as 1 - trait.
+        """The opposite trait: poles, trait choices and foundations swapped, the checker's trait read as 1 - trait.
 
         Off-target items and anchors stay as they are: they belong to neither pole.
         """
         name = self.name.removesuffix(REVERSED) if self.is_reversed else self.name + REVERSED
         items = tuple(item.reversed() for item in self.items)
-        return replace(self, name=name, pos=self.neg, neg=self.pos, items=items, is_reversed=not self.is_reversed)
+        return replace(
+            self, name=name, pos=self.neg, neg=self.pos, items=items, vignette_up=self.vignette_down,
+            vignette_down=self.vignette_up, is_reversed=not self.is_reversed,
+        )  # fmt: skip
 
     def question(self, item: Item, choices: Sequence[str]) -> str:
         """The user turn that puts an item with its choices in the given order."""

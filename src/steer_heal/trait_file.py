@@ -5,26 +5,28 @@ Knows nothing of models. Every complaint is one InputError line with file, line 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import re
 import string
-import sys
 import tomllib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
-from steer_heal.trait import CHOICE_TEMPLATE, Anchor, Item, Trait, nearest
+from steer_heal.persona import PERSONA_SLOT
+from steer_heal.trait import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Trait, Vignette, nearest
+from steer_heal.user_function import import_function
+from steer_heal.vignette_rows import Placed, foundation, make_vignettes
 
 MIN_EVAL_PROMPTS = 8
 CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
 TEXTS = ("name", "pos", "neg")
 LISTS = ("contexts", "prompts", "eval_prompts")
 REQUIRED = ("name", "pos", "neg", "neutral", "contexts", "prompts", "eval_prompts", "items")
-OPTIONAL = ("description", "models", "replay_prompts", "off_target", "anchors", "choice_template", "checker")
+OPTIONAL = (
+    "description", "models", "replay_prompts", "off_target", "anchors", "choice_template", "checker", "vignettes",
+    "vignette_up", "vignette_down", "vignette_agreement",
+)  # fmt: skip
 
 
 class TraitFile:
@@ -56,7 +58,7 @@ class TraitFile:
         if seen := set(prompts) & set(held_out):
             raise self.wrong("eval_prompts", f"{min(seen)[:60]!r} also stands in 'prompts': hold it out of one")
         spec = self.string("checker") if "checker" in self.data else None
-        return Trait(
+        trait = Trait(
             **texts,
             description=self.string("description", empty=True) if "description" in self.data else "",
             neutral=self.string("neutral", empty=True),
@@ -67,6 +69,7 @@ class TraitFile:
             items=self.rows("items", Item),
             off_target=self.rows("off_target", Item) if "off_target" in self.data else (),
             anchors=self.rows("anchors", Anchor) if "anchors" in self.data else (),
+            **self.vignettes(),
             models=self.strings("models") if self.data.get("models") else (),
             choice_template=self.template() if "choice_template" in self.data else CHOICE_TEMPLATE,
             checker=spec,
@@ -74,6 +77,19 @@ class TraitFile:
             if spec
             else None,
         )
+        self.same_slots(trait)
+        return trait
+
+    def same_slots(self, trait: Trait) -> None:
+        """All texts of a trait take the persona in a slot, or none: else some would get it as a line in front."""
+        texts = {key: getattr(trait, key) for key in ("contexts", "prompts", "eval_prompts", "replay_prompts")}
+        texts |= {key: [row.prompt for row in getattr(trait, key)] for key in ("items", "off_target", "anchors")}
+        if not any(PERSONA_SLOT in text for found in texts.values() for text in found):
+            return
+        for key, found in texts.items():
+            if without := [text for text in found if PERSONA_SLOT not in text]:
+                what = f"{without[0][:60]!r} has no {PERSONA_SLOT}, other texts of this trait do: put it in all or none"
+                raise self.wrong(key, what)
 
     def wrong(self, key: str, what: str) -> InputError:
         return InputError(f"{self.place(key)}: {what}")
@@ -90,6 +106,8 @@ class TraitFile:
 
     def template(self) -> str:
         value = self.string("choice_template")
+        if value == CONTINUATION:
+            return value
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
         except ValueError as problem:
@@ -131,6 +149,25 @@ class TraitFile:
             raise self.wrong(key, f"{key!r} is empty: give at least one entry")
         return make_rows(kind, placed, self.path.resolve().parent, self.builtin)
 
+    def vignettes(self) -> dict[str, object]:
+        """The trait's fields that concern vignettes."""
+        if "vignettes" not in self.data:
+            if lone := next((key for key in OPTIONAL if key.startswith("vignette_") and key in self.data), None):
+                raise self.wrong(lone, f"{lone!r} stands without 'vignettes': add the vignettes or remove it")
+            return {}
+        name = self.string("vignettes")
+        placed = json_lines(self.data_file("vignettes", name, ".jsonl"), str(self.path.parent / name))
+        if not placed:
+            raise self.wrong("vignettes", f"{name} is empty: give at least one vignette")
+        chosen = {key: self.foundations(key) for key in ("vignette_up", "vignette_down") if key in self.data}
+        if both := set(chosen.get("vignette_up", ())) & set(chosen.get("vignette_down", ())):
+            raise self.wrong("vignette_down", f"{min(both)!r} also stands in 'vignette_up': a foundation has one side")
+        question = self.string("vignette_agreement") if "vignette_agreement" in self.data else ""
+        return {"vignettes": make_vignettes(placed), "vignette_agreement": question, **chosen}
+
+    def foundations(self, key: str) -> tuple[str, ...]:
+        return tuple(foundation(name, self.place(key)) for name in self.strings(key))
+
     def data_file(self, key: str, name: str, suffix: str) -> str:
         folder = self.path.resolve().parent
         path = (folder / name).resolve()
@@ -141,10 +178,6 @@ class TraitFile:
         if not path.is_file():
             raise self.wrong(key, f"data file {name!r} was not found in {folder}: add it or correct the name")
         return _read(path, f"{self.path.parent / name}")
-
-
-Placed = list[tuple[object, str]]
-"""Objects, each with the place it stands at (for complaints)."""
 
 
 def json_lines(text: str, shown: str) -> Placed:
@@ -168,6 +201,14 @@ def read_rows(path: Path, kind: type) -> tuple:
     return make_rows(kind, placed, path.resolve().parent, builtin=False)
 
 
+def read_vignettes(path: Path) -> tuple[Vignette, ...]:
+    """Vignettes from a user's JSON-lines file (see `vignette_rows`). Raises InputError."""
+    placed = json_lines(_read(path, str(path)), str(path))
+    if not placed:
+        raise InputError(f"{path}: is empty: give at least one vignette")
+    return make_vignettes(placed)
+
+
 def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
     """Items or anchors with distinct ids; functions that anchors name are imported."""
     made, first = [], {}
@@ -180,27 +221,6 @@ def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
             one = replace(one, function=import_function(one.answer, folder, builtin, place))
         made.append(one)
     return tuple(made)
-
-
-def import_function(spec: str, folder: Path, builtin: bool, place: str) -> Callable:
-    """The function `module:name`; an undotted module may also be a .py file in `folder`. It runs the user's code."""
-    module_name, colon, function = spec.partition(":")
-    if not colon or not module_name or not function:
-        raise InputError(f"{place}: checker {spec!r}: write it as module:function")
-    if builtin and module_name.split(".")[0] != "steer_heal":
-        raise InputError(f"{place}: checker {spec!r}: a built-in trait may only name a steer_heal module")
-    beside = folder / f"{module_name}.py"
-    try:
-        module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
-        found = getattr(module, function)
-    except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError) as problem:
-        reason = " ".join(str(problem).split())
-        raise InputError(
-            f"{place}: checker {spec!r} cannot be imported ({type(problem).__name__}: {reason}): correct it"
-        ) from problem
-    if not callable(found):
-        raise InputError(f"{place}: checker {spec!r} is not a function: name one")
-    return found
 
 
 def _row(kind: type, row: object, place: str):
@@ -252,16 +272,6 @@ def _read(path: Path, shown: str) -> str:
     except UnicodeDecodeError as problem:
         line = raw[: problem.start].count(b"\n") + 1
         raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
-
-
-def _load_file(path: Path):
-    """A module from a file, under a name of its own so that it shadows nothing."""
-    name = f"steer_heal_checker_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses of the module look themselves up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def _line_of(text: str, key: str) -> int | None:

@@ -26,8 +26,12 @@ VERDICTS = {
     "inconclusive": "the interval of the student's shift includes zero",
     "collapsed": "the student's text is under a coherence floor",
     "starved": "too few texts survived the filter: nothing was trained",
+    "diverged": "a loss or gradient of the heal was not finite: the training stopped there",
+    "reverted": "the gate took every round out again: the result is the original model",
 }
 SUCCESSES = ("healed", "moved")
+SHAPE = ("words", "distinct4", "token_entropy")
+"""Figures of length and diversity: a collapse can hide from coherence in short or repeated replies, not from these."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def under_floors(evidence: Evidence, floors: Floors) -> list[str]:
     ok, base = evidence.student_coherence, evidence.base_coherence
     if ok is None or not ok >= floors.coherence * base or not base > 0:
         found.append(f"coherence {_number(ok)} against {base:.2f} of base (floor {floors.coherence * base:.2f})")
-    for name in ("words", "distinct4", "token_entropy"):
+    for name in SHAPE:
         if name in evidence.shape and not evidence.shape[name] >= getattr(floors, name):
             found.append(
                 f"{name} at {evidence.shape[name]:.2f} of base or prompted (floor {getattr(floors, name):.2f})"
@@ -263,29 +267,36 @@ def shape(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> d
     A model that takes one side says fewer different things than a base that takes both; what merely asking for the
     trait costs is no collapse. 0 where the student has no replies.
     """
+    return {name: (getattr(student, name) or 0.0) / least for name, least in shape_reference(base, prompted).items()}
+
+
+def shape_reference(base: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
+    """What `shape` divides by, in words, as a share, and in nats; figures that neither has are left out."""
     out = {}
-    for name in ("words", "distinct4", "token_entropy"):
-        least = min((getattr(m, name) for m in (base, prompted) if m is not None and getattr(m, name)), default=None)
-        if least:
-            out[name] = (getattr(student, name) or 0.0) / least
+    for name in SHAPE:
+        known = [getattr(m, name) for m in (base, prompted) if m is not None and getattr(m, name)]
+        if known:
+            out[name] = min(known)
     return out
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a run's verdict needs of a round: number, verdict, and the student's trait shift (None: no student)."""
+    """What a run's verdict needs of a round: number, verdict, the student's trait (None: no student), does it stand."""
 
     number: int
     verdict: Verdict
     trait: float | None
+    stands: bool = True
 
 
 def best_round(rounds: Sequence[Round]) -> Round | None:
     """The round with the highest trait among the successes, or else among those above the floors; None without any.
 
+    Only rounds that stand: what the gate took out is in no result.
     Never a ratio of trait to coherence loss: its denominator makes a collapsed model look excellent.
     """
-    fit = [r for r in rounds if r.verdict.above_floors and r.trait is not None and math.isfinite(r.trait)]
+    fit = [r for r in rounds if r.stands and r.verdict.above_floors and r.trait is not None and math.isfinite(r.trait)]
     good = [r for r in fit if r.verdict.name in SUCCESSES]
     return max(good or fit, key=lambda r: (r.trait, -r.number), default=None)
 
@@ -294,16 +305,18 @@ def judge_run(rounds: Sequence[Round]) -> Verdict:
     """Verdict of a run: that of its best round, with what became of the rounds around it.
 
     The adapters of a best round include those of the rounds before it, so a best round that had nothing to heal is
-    `healed` when an earlier round on the way was.
+    `healed` when an earlier round on the way was. `reverted`: rounds were trained and the gate let none through.
     """
     if not rounds:
         return Verdict("starved", "no round was completed.")
     best = best_round(rounds)
-    course = ", ".join(f"{r.number} {r.verdict.name}" for r in rounds)
+    course = ", ".join(f"{r.number} {r.verdict.name}{'' if r.stands else ' (reverted)'}" for r in rounds)
     if best is None:
         last = rounds[-1]
+        if not any(r.stands and r.trait is not None for r in rounds) and not all(r.stands for r in rounds):
+            return Verdict("reverted", f"{VERDICTS['reverted']} ({course}). Last: {last.verdict.text}")
         return Verdict(last.verdict.name, f"no round stands above the coherence floors ({course}). {last.verdict.text}")
-    earlier = [r for r in rounds if r.number < best.number and r.verdict.name == "healed"]
+    earlier = [r for r in rounds if r.stands and r.number < best.number and r.verdict.name == "healed"]
     healed = best.verdict.name == "moved" and earlier
     name = "healed" if healed else best.verdict.name
     why = f" (healed in round {earlier[-1].number}, nothing left to heal since)" if healed else ""

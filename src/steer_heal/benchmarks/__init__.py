@@ -1,1 +1,1 @@
-"""Baselines that `scripts/bench.py` measures the package against; no stage imports them."""
+"""What `scripts/bench.py` measures: one module per bench, shared measuring, baselines; no stage imports them."""

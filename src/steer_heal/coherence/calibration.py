@@ -56,7 +56,7 @@ def fit_limits(
     left = [row for row in used if not breaches(row, limits, settled)]
     model = [rule for rule in free if rule.kind == "model"]
     allowed = max(0, int(budget * len(used)) - (len(used) - len(left)))
-    limits |= joint_limits(left, model, allowed, {rule.key: _slack(rule) for rule in model})
+    limits |= joint_limits(left, model, allowed, {rule.key: slack(rule) for rule in model})
     everything = frozenset(rule.gate for rule in RULES)
     dropped = sum(1 for row in used if breaches(row, limits, everything))
     record = {
@@ -69,7 +69,7 @@ def fit_limits(
     return limits, record
 
 
-def _slack(rule: Rule) -> float:
+def slack(rule: Rule) -> float:
     """The limit of a rule nothing passes: where a rule that is wholly set by data starts from."""
     return -math.inf if rule.side == "high" else math.inf
 

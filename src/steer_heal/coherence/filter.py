@@ -20,6 +20,7 @@ from steer_heal.coherence.rules import GATES, REPETITION_GATES, RULES, Rule, bre
 from steer_heal.coherence.soup import soup_figures
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
+from steer_heal.generation import Sampling, generate
 from steer_heal.lm import LM
 
 
@@ -78,6 +79,7 @@ class CoherenceFilter:
         false_drop: float = 0.05,
         max_new_tokens: int = 64,
         thresholds: Mapping[str, float] | None = None,
+        sampling: Sampling | None = None,
     ) -> CoherenceFilter:
         """Sample n completions of the model as it is, unsteered, and fit all limits to them.
 
@@ -90,11 +92,11 @@ class CoherenceFilter:
             false_drop: share (0..1) of the model's own completions that all gates together may drop.
             max_new_tokens: longest completion, in tokens; use that of the generations that will be judged.
             thresholds: limits by rule key that are not to be fitted.
+            sampling: as the completions that will be judged are sampled; None is the model's own way.
 
-        Raises InputError for no prompts, an impossible n or budget, and too few usable completions.
+        `calibration["tokens"]` holds the lengths of the completions, in tokens. Raises InputError for no prompts, an
+        impossible n or budget, and too few usable completions.
         """
-        from steer_heal.generation import generate
-
         if not prompts:
             raise InputError("calibration has no prompts: give at least one")
         if n < 1:
@@ -103,9 +105,13 @@ class CoherenceFilter:
         if n < len(prompts):  # spread over the list, whose parts may differ in kind
             prompts = [prompts[i * len(prompts) // n] for i in range(n)]
         samples = math.ceil(n / len(prompts))
-        own = generate(lm, prompts, samples=samples, system=system, max_new_tokens=max_new_tokens, seed=seed)
+        own = generate(
+            lm, prompts, samples=samples, system=system, max_new_tokens=max_new_tokens, seed=seed,
+            sampling=sampling or Sampling(),
+        )  # fmt: skip
         fitted = cls.fit(cls().score(lm, own), false_drop=false_drop, thresholds=thresholds)
-        return replace(fitted, calibration={**fitted.calibration, "model": lm.name, "seed": seed})
+        tokens = [len(c.token_ids) for c in own]
+        return replace(fitted, calibration={**fitted.calibration, "model": lm.name, "seed": seed, "tokens": tokens})
 
     @classmethod
     def fit(

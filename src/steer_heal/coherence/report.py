@@ -32,7 +32,7 @@ class FilterReport:
         n: completions judged; `kept` of them passed.
         by_gate: completions per gate that claimed them, zeros included.
         by_dose: dose -> (kept, judged).
-        borderline: one entry per active rule that some completion breaks.
+        borderline: one entry per active rule with a limit; `outside` is None where no completion breaks it.
     """
 
     n: int
@@ -107,12 +107,12 @@ def _borderlines(judged: Sequence[Completion], limits: Mapping[str, float], gate
         if rule.gate not in gates or not math.isfinite(limit):
             continue
         outside = [c for c, keys in zip(judged, broken, strict=True) if rule.key in keys]
-        if not outside:
-            continue
         inside = [c for c in judged if c.kept and rule.figure in c.scores]
+        if not outside and not inside:
+            continue
 
         def distance(c: Completion, figure: str = rule.figure, limit: float = limit) -> tuple[float, str]:
             return abs(c.scores[figure] - limit), c.text  # the text breaks ties, so that order does not matter
 
-        out.append(Borderline(rule, limit, min(inside, key=distance, default=None), min(outside, key=distance)))
+        out.append(Borderline(rule, limit, *(min(side, key=distance, default=None) for side in (inside, outside))))
     return out

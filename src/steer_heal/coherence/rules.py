@@ -78,6 +78,7 @@ RULES: tuple[Rule, ...] = (
     Rule("nll_window", "perplexity", INF, "model", "its worst 16 tokens are surprising, nats per token"),
     Rule("nll", "perplexity", -INF, "model", "too predictable, nats per token", side="low"),
     Rule("nll_tail", "perplexity", -INF, "model", "its last quarter is too predictable, nats per token", side="low"),
+    Rule("nll_calm", "perplexity", -INF, "model", "16 of its tokens are too predictable, nats per token", side="low"),
     Rule("unfinished", "unfinished", INF, "text", "cut by length where the model's own replies end"),
     Rule("tokens", "length", 1, "length", "shorter than the model's own replies, tokens", side="low"),
     Rule("tokens", "length", INF, "length", "longer than the model's own replies, tokens"),

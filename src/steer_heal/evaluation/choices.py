@@ -9,14 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from steer_heal.errors import InputError
+from steer_heal.evaluation.thinking import Thinking, think
 from steer_heal.lm import LM, length_batches
-from steer_heal.trait import Item, Trait
+from steer_heal.trait import CONTINUATION, Item, Trait
 
 FLOOR = -100.0
 """Log-probability (nats) that stands for "impossible" and for NaN, so that a broken model gets numbers, bad ones."""
@@ -33,6 +35,7 @@ class ChoiceRow:
         by_order: log-odds of the trait in each order of the choices, in nats.
         log_odds: debiased log-odds of the trait, in nats: log P(trait choices) - log P(others), from `logp`.
         mass: un-normalised probability of all choices together, mean over orders. A coherence floor and no more.
+        closed: share of the orders in which the model closed its thinking; None without thinking.
     """
 
     id: str
@@ -43,6 +46,7 @@ class ChoiceRow:
     by_order: tuple[float, ...]
     log_odds: float
     mass: float
+    closed: float | None = None
 
     @property
     def probability(self) -> float:
@@ -50,35 +54,53 @@ class ChoiceRow:
         return 1 / (1 + math.exp(-self.log_odds))
 
 
-def orders(n: int) -> list[tuple[int, ...]]:
-    """The rotations of n choices: each stands once in each place, so any bias by place cancels (n = 2: both orders)."""
-    return [tuple((i + shift) % n for i in range(n)) for shift in range(n)]
+def orders(n: int, named: bool = True) -> list[tuple[int, ...]]:
+    """The rotations of n choices: each stands once in each place, so any bias by place cancels (n = 2: both orders).
+
+    One order where the question does not name its choices: they have no place.
+    """
+    return [tuple((i + shift) % n for i in range(n)) for shift in range(n if named else 1)]
 
 
 def score_items(
-    lm: LM, trait: Trait, items: Sequence[Item], system: str | None, batch_tokens: int = 8192
+    lm: LM,
+    trait: Trait,
+    items: Sequence[Item],
+    system: str | None,
+    batch_tokens: int = 8192,
+    thinking: Thinking | None = None,
+    beginnings: bool = False,
 ) -> tuple[ChoiceRow, ...]:
-    """Score every item in every rotation of its choices; deterministic, no sampling.
+    """Score every item in every rotation of its choices (once, if they are continuations); deterministic, no sampling.
 
     Per choice the log-probabilities of the orders are averaged and renormalised, which for two choices is the average
-    of the log-odds: additive preference for a place cancels exactly. Raises InputError for a choice that the tokenizer
-    does not know and for two choices that are the same tokens.
+    of the log-odds: additive preference for a place cancels exactly. With `thinking` the model first thinks, greedily,
+    in every order. With `beginnings` a choice counts from the tokens that set it apart from the others (a reply that
+    starts with "sanct" can only mean one of them): many answers cost one forward pass then. Raises InputError for a
+    choice that the tokenizer does not know and for two choices that are the same tokens.
     """
-    slot = AnswerSlot.of(lm)
+    slot, named = AnswerSlot.of(lm), trait.choice_template != CONTINUATION
     spelled = {choice: slot.forms(lm, choice) for choice in dict.fromkeys(c for item in items for c in item.choices)}
     prompts: list[Ids] = []
     forms: list[list[list[Ids]]] = []
     for item in items:
         known = _distinct_forms(item, [spelled[choice] for choice in item.choices])
-        for order in orders(len(item.choices)):
+        known = set_apart(known) if beginnings else known
+        for order in orders(len(item.choices), named):
             question = trait.question(item, [item.choices[i] for i in order])
-            prompts.append((*lm.chat_ids(question, system), *slot.lead))
+            prompts.append((*lm.chat_ids(question, system), *(() if thinking else slot.lead)))
             forms.append(known)
-    scored = iter(choice_logprobs(lm, prompts, forms, batch_tokens))
-    return tuple(_row(item, np.array([next(scored) for _ in item.choices])) for item in items)
+    closed: list[bool | None] = [None] * len(prompts)
+    if thinking:
+        prompts, closed = think(lm, prompts, thinking, slot.text)
+    scored = iter(zip(choice_logprobs(lm, prompts, forms, batch_tokens), closed, strict=True))
+    return tuple(_row(item, [next(scored) for _ in orders(len(item.choices), named)]) for item in items)
 
 
-def _row(item: Item, logp: Float[np.ndarray, "order choice"]) -> ChoiceRow:
+def _row(item: Item, asked: Sequence[tuple[list[float], bool | None]]) -> ChoiceRow:
+    """An item from its orders: log-probability of each choice in nats, and whether thinking was closed."""
+    logp: Float[np.ndarray, "order choice"] = np.array([found for found, _ in asked])
+    closed = [done for _, done in asked if done is not None]
     chosen = np.array([choice in item.trait for choice in item.choices])
     mean = logp.mean(0)
     mean = mean - np.logaddexp.reduce(mean)
@@ -87,6 +109,7 @@ def _row(item: Item, logp: Float[np.ndarray, "order choice"]) -> ChoiceRow:
     return ChoiceRow(
         item.id, item.category, item.choices, item.trait,
         tuple(map(float, mean)), tuple(map(float, by_order)), float(log_odds), float(np.exp(logp).sum(1).mean()),
+        sum(closed) / len(closed) if closed else None,
     )  # fmt: skip
 
 
@@ -97,11 +120,13 @@ class AnswerSlot:
     Attributes:
         lead: token ids the template puts between the assistant tag and the answer (an empty thinking block).
         before: rendered text of a small chat up to the answer. space: blank the template writes in front of it.
+        text: `lead` as text.
     """
 
     lead: Ids
     before: str
     space: str
+    text: str = ""
 
     @staticmethod
     def of(lm: LM) -> AnswerSlot:
@@ -116,7 +141,7 @@ class AnswerSlot:
         lead = whole[len(before) :].split("qzx")[0]
         text = lead.rstrip(" ")
         tagged = before + text
-        return AnswerSlot(_continuation(tokenizer, before, text), tagged, lead[len(text) :])
+        return AnswerSlot(_continuation(tokenizer, before, text), tagged, lead[len(text) :], text)
 
     def forms(self, lm: LM, choice: str) -> list[Ids]:
         """Token sequences that spell a choice at the start of a reply: as written first, then with the other initial.
@@ -149,6 +174,18 @@ def _distinct_forms(item: Item, forms: list[list[Ids]]) -> list[list[Ids]]:
         raise InputError(f"item {item.id!r}: two of the choices {list(item.choices)} are the same tokens: reword one")
     count = Counter(form for some in forms for form in some)
     return [[form for form in some if count[form] == 1 or form == some[0]] for some in forms]
+
+
+def set_apart(forms: Sequence[Sequence[Ids]]) -> list[list[Ids]]:
+    """Each form cut after the first token at which it differs from every form of the other choices."""
+
+    def cut(form: Ids, others: Sequence[Ids]) -> Ids:
+        shared = max((sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(form, other, strict=False)))
+                      for other in others), default=0)  # fmt: skip
+        return form[: shared + 1]
+
+    others = [[form for j, some in enumerate(forms) if j != i for form in some] for i in range(len(forms))]
+    return [list(dict.fromkeys(cut(form, others[i]) for form in some)) for i, some in enumerate(forms)]
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ import numpy as np
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.text import distinct_ngrams, mean
+from steer_heal.evaluation.vignettes import VignetteRow, as_written, contrast, human_agreement, profile
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Metrics:
     Attributes:
         trait, system, dose: what was asked of the model and how.
         items_key: hash of items, prompts, lengths and seed; only metrics with the same key may be compared.
-        items, off_target, replies, anchors: the rows.
+        items, off_target, vignettes, replies, anchors: the rows.
+        vignette_up, vignette_down: foundations that the trait names more or less often.
         token_entropy: entropy of all sampled tokens in nats.
     """
 
@@ -79,6 +81,9 @@ class Metrics:
     replies: tuple[ReplyRow, ...] = ()
     anchors: tuple[AnchorRow, ...] = ()
     token_entropy: float | None = None
+    vignettes: tuple[VignetteRow, ...] = ()
+    vignette_up: tuple[str, ...] = ()
+    vignette_down: tuple[str, ...] = ()
 
     @property
     def target(self) -> CategoryScore:
@@ -107,6 +112,23 @@ class Metrics:
     def order_gap(self) -> float:
         """Mean over items of the spread of the log-odds between orders, in nats: the bias that was averaged out."""
         return float(np.mean([max(row.by_order) - min(row.by_order) for row in self.items]))
+
+    @property
+    def vignette_contrast(self) -> float | None:
+        """Mean over vignettes of the trait's foundations against each other, in nats (see `contrast`)."""
+        if not (self.vignette_up or self.vignette_down):
+            return None
+        return mean(contrast(row, self.vignette_up, self.vignette_down) for row in self.vignettes)
+
+    @property
+    def vignette_wrong(self) -> float | None:
+        """Mean log-odds of "yes, this is wrong" over all vignettes, in nats; None where it was not asked."""
+        return mean(row.wrong for row in self.vignettes)
+
+    @property
+    def think_closed(self) -> float | None:
+        """Share of the questions in which the model closed its thinking within its tokens; None without thinking."""
+        return mean(row.closed for row in (*self.items, *self.off_target, *self.vignettes))
 
     @property
     def free_trait(self) -> float | None:
@@ -146,6 +168,11 @@ class Metrics:
         return mean(float(row.finished) for row in self.replies)
 
     @property
+    def empty_rate(self) -> float | None:
+        """Share of replies without a word: all of a model's whose logits are not finite."""
+        return mean(float(row.words == 0) for row in self.replies)
+
+    @property
     def words(self) -> float | None:
         """Mean reply length in words."""
         return mean(float(row.words) for row in self.replies)
@@ -162,14 +189,32 @@ class Metrics:
     def summary(self) -> dict[str, object]:
         """All aggregates by name, plain numbers (None where there was nothing to measure)."""
         names = ("log_odds", "answer_mass", "order_gap", "free_trait", "decided", "sentence_ok", "reply_ok", "nll",
-                 "perplexity", "loop_rate", "finished_rate", "words", "distinct4", "token_entropy",
-                 "anchors_right")  # fmt: skip
+                 "perplexity", "loop_rate", "finished_rate", "empty_rate", "words", "distinct4", "token_entropy",
+                 "anchors_right", "think_closed")  # fmt: skip
         flat: dict[str, object] = {name: getattr(self, name) for name in names}
         return {
             **flat,
             "target": asdict(self.target),
             "categories": {name: asdict(found) for name, found in self.categories.items()},
             "off_target": {name: asdict(found) for name, found in self.off_categories.items()},
+            "vignettes": self.vignette_summary(),
+        }
+
+    def vignette_summary(self) -> dict[str, object] | None:
+        """The figures of the vignettes, plain numbers; None without vignettes."""
+        if not self.vignettes:
+            return None
+        human = human_agreement(self.vignettes)
+        return {
+            "n": len(self.vignettes),
+            "contrast": self.vignette_contrast,
+            "up": list(self.vignette_up),
+            "down": list(self.vignette_down),
+            "foundations": {name: asdict(found) for name, found in profile(self.vignettes).items()},
+            "mass": mean(row.mass for row in self.vignettes),
+            "as_written": as_written(self.vignettes),
+            "wrong": self.vignette_wrong,
+            "human": None if human is None else asdict(human),
         }
 
     def save(self, path: str | Path) -> None:
@@ -179,15 +224,20 @@ class Metrics:
         )
 
     @staticmethod
+    def from_dict(data: dict) -> Metrics:
+        """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError when the fields are not those."""
+        kinds = {"items": ChoiceRow, "off_target": ChoiceRow, "replies": ReplyRow, "anchors": AnchorRow,
+                 "vignettes": VignetteRow}  # fmt: skip
+        rows = {key: tuple(kind(**_tuples(row)) for row in data.get(key, ())) for key, kind in kinds.items()}
+        return Metrics(**{**_tuples(data), **rows})
+
+    @staticmethod
     def load(path: str | Path) -> Metrics:
         """The inverse of `save`. Raises InputError when the file is not one."""
         try:
             data = json.loads(Path(path).read_text("utf-8"))
             del data["summary"]
-            for key, kind in (("items", ChoiceRow), ("off_target", ChoiceRow), ("replies", ReplyRow),
-                              ("anchors", AnchorRow)):  # fmt: skip
-                data[key] = tuple(kind(**_tuples(row)) for row in data[key])
-            return Metrics(**data)
+            return Metrics.from_dict(data)
         except OSError as problem:
             raise InputError(f"{path}: cannot be read ({problem.strerror}): give a metrics.json of a run") from problem
         except (ValueError, TypeError, KeyError, AttributeError) as problem:

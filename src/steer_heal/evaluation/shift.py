@@ -5,13 +5,15 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.metrics import Metrics
+from steer_heal.evaluation.vignettes import VignetteRow, contrast, log_odds
 from steer_heal.statistics import Estimate, paired_difference, paired_ratio
+from steer_heal.trait import FOUNDATIONS
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class Shift:
         free_trait, sentence_ok: in shares; clusters are prompts; None without a checker. Replies without a stance do
             not count for `free_trait`.
         coherence: `sentence_ok` where there is a checker, else the share of coherent replies (see `coherent`).
+        vignettes: per foundation, log-odds of its being named, in nats; clusters are vignettes.
+        vignette_contrast: the trait's foundations against each other, in nats; None for a trait that has none.
+        vignette_wrong: log-odds of "yes, this is wrong", in nats; None where it was not asked.
+        vignette_target: the trait's own foundations.
     """
 
     log_odds: Estimate
@@ -32,6 +38,15 @@ class Shift:
     free_trait: Estimate | None
     sentence_ok: Estimate | None
     coherence: Estimate | None
+    vignettes: dict[str, Estimate] = field(default_factory=dict)
+    vignette_contrast: Estimate | None = None
+    vignette_wrong: Estimate | None = None
+    vignette_target: tuple[str, ...] = ()
+
+    @property
+    def vignettes_off_target(self) -> dict[str, Estimate]:
+        """Shifts of the foundations that are neither of the trait's."""
+        return {name: found for name, found in self.vignettes.items() if name not in self.vignette_target}
 
     @property
     def headline(self) -> Estimate:
@@ -43,10 +58,14 @@ class Shift:
         return "nats of log-odds" if self.free_trait is None else "of replies"
 
 
+REACH = 1.0
+"""Where all items moved alike, one that was not asked may differ by so much: a nat, a whole reply."""
+
+
 def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) -> Shift:
     """Paired shift from `before` to `after`. Raises InputError when they were measured on different items."""
     _same_items(before, after)
-    pairs = {"n_boot": n_boot, "seed": seed}
+    pairs = {"n_boot": n_boot, "seed": seed, "reach": REACH}
     return Shift(
         log_odds=_choice_shift(before.items, after.items, **pairs),
         categories=_by_category(before.items, after.items, **pairs),
@@ -58,6 +77,7 @@ def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) 
             before, after, [r.sentence_ok for r in before.replies], [r.sentence_ok for r in after.replies], **pairs
         ),
         coherence=_reply_shift(before, after, coherent(before, before), coherent(after, before), **pairs),
+        **_vignette_shifts(before, after, **pairs),
     )
 
 
@@ -87,15 +107,18 @@ NLL_QUANTILE, NLL_SLACK = 0.975, 1.25
 def coherent(metrics: Metrics, base: Metrics) -> list[float]:
     """Coherence of each reply, 0..1: the checker's share of sound sentences; without a checker 1 or 0.
 
-    Without a checker a reply is coherent when it does not loop and, where both were scored, its nll is not above
-    1.25 x the 97.5 % quantile of the base's replies. Never the filter's verdict: training texts were selected by it.
+    Without a checker a reply is coherent when it has a word, does not loop and, where both were scored, its nll is not
+    above 1.25 x the 97.5 % quantile of the base's replies. Never the filter's verdict: training texts were selected by
+    it.
     """
     if metrics.sentence_ok is not None:
         return [row.sentence_ok for row in metrics.replies]
     known = sorted(row.nll for row in base.replies if row.nll is not None)
     ceiling = known[min(len(known) - 1, int(NLL_QUANTILE * len(known)))] * NLL_SLACK if known else None
     return [
-        float(not row.loop and not (ceiling is not None and row.nll is not None and row.nll > ceiling))
+        float(
+            row.words > 0 and not row.loop and not (ceiling is not None and row.nll is not None and row.nll > ceiling)
+        )
         for row in metrics.replies
     ]
 
@@ -121,6 +144,26 @@ def _by_category(before: Sequence[ChoiceRow], after: Sequence[ChoiceRow], **opti
     return out
 
 
+def _vignette_shifts(before: Metrics, after: Metrics, **options) -> dict[str, object]:
+    """The fields of `Shift` that come from vignettes; those of one id (its conditions) are one cluster."""
+    ids = [row.id for row in before.vignettes]
+    up, down = before.vignette_up, before.vignette_down
+
+    def shift(figure: Callable[[VignetteRow], float]) -> Estimate:
+        old, new = ([figure(row) for row in metrics.vignettes] for metrics in (before, after))
+        return paired_difference(old, new, ids, **options)
+
+    if not ids:
+        return {}
+    asked = all(row.wrong is not None for row in before.vignettes)
+    return {
+        "vignettes": {name: shift(lambda row, name=name: log_odds(row, [name])) for name in FOUNDATIONS},
+        "vignette_contrast": shift(lambda row: contrast(row, up, down)) if up or down else None,
+        "vignette_wrong": shift(lambda row: row.wrong) if asked else None,
+        "vignette_target": (*up, *down),
+    }
+
+
 def _reply_shift(
     before: Metrics, after: Metrics, first: Sequence[float | None], second: Sequence[float | None], **options
 ) -> Estimate | None:
@@ -129,4 +172,6 @@ def _reply_shift(
     if not pairs:
         return None
     clusters, old, new = zip(*pairs, strict=True)
-    return paired_difference(old, new, clusters, **options)
+    found = paired_difference(old, new, clusters, **options)
+    # Shares differ by no more than 1, and a bootstrap does not know it.
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))

@@ -57,7 +57,7 @@ def token_entropy(replies: Iterable[Sequence[int]]) -> float | None:
     if not len(counts):
         return None
     p = counts / counts.sum()
-    return float(-(p * np.log(p)).sum())
+    return abs(float((p * np.log(p)).sum()))  # never -0.0
 
 
 def mean(values: Iterable[float | None]) -> float | None:

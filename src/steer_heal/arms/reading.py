@@ -1,0 +1,199 @@
+"""A finished run as the comparisons need it: what was trained in each round, and which state stands after it.
+
+Knows nothing of arms' options and of how figures are shown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from steer_heal.errors import InputError
+from steer_heal.evaluation import Metrics
+from steer_heal.evaluation.shift import coherent
+from steer_heal.evaluation.text import mean
+from steer_heal.ledger import Ledger
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A measured model: base, prompted, or a student. `anchors`: share it still gets right of those base got right."""
+
+    metrics: Metrics
+    anchors: float | None
+
+
+@dataclass(frozen=True)
+class TrainedRound:
+    """One round of a run; `student` is None when it starved.
+
+    Attributes:
+        student, steered: the healed student; the student before it under the vector, unfiltered.
+        stands: the gate let it through. outcome: keep, revert or inconclusive; None before there was a gate.
+        kept: share of the sampled completions that survived the filter. kappa: last multiplier of the doses.
+        trait_kept: free-text trait of the kept completions.
+        kl_base, kl_prev: token-mean KL(student || original, previous student) on the training rows after the heal, in
+            nats.
+        cosine_vector, cosine_adapter: of this round's vector and adapter with the first's. cosine_shift: of the
+            student's shift with the vector.
+    """
+
+    number: int
+    student: State | None
+    steered: Metrics | None
+    stands: bool
+    outcome: str | None
+    verdict: str
+    kept: float
+    kappa: float
+    trait_kept: float | None = None
+    kl_base: float | None = None
+    kl_prev: float | None = None
+    cosine_vector: float | None = None
+    cosine_adapter: float | None = None
+    cosine_shift: float | None = None
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One run of one arm.
+
+    Attributes:
+        config: the run's config.json. rounds: in order, reverted ones and a starved last one included.
+        ended_by: why it ended before its last round; None when it did not.
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    config: dict
+    base: State
+    prompted: State
+    rounds: tuple[TrainedRound, ...]
+    verdict: str
+    best_round: int | None
+    ended_by: str | None
+    seconds: float
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds that were asked for."""
+        return self.config["n_rounds"]
+
+    @property
+    def is_control(self) -> bool:
+        """Nothing of the trait's vector is in it: it is not to move toward the trait."""
+        return self.config["vector"] != "real"
+
+    def standing(self, number: int) -> State:
+        """The state after round `number`: the last student that the gate let through, base before the first one."""
+        kept = [r.student for r in self.rounds if r.stands and r.student is not None and r.number <= number]
+        return kept[-1] if kept else self.base
+
+    @property
+    def last(self) -> State:
+        """The state that stands at the end."""
+        return self.standing(self.n_rounds)
+
+
+def read_run(arm: str, seed: int, ledger: Ledger) -> ArmRun:
+    """Read a finished run. In a run without gate events, as older versions made them, every round stands."""
+    (end,) = ledger.events("end")
+    config = ledger.config
+    base, prompted = (Metrics.load(ledger.folder / f"{name}.json") for name in ("base", "prompted"))
+    stages = ("verdict", "walk", "heal", "gate", "extract", "bake")
+    of_round = {stage: {e["round"]: e for e in ledger.events(stage)} for stage in stages}
+    rounds = tuple(_round(ledger, number, {s: of_round[s].get(number) for s in stages}, base)
+                   for number in sorted(of_round["verdict"]))  # fmt: skip
+    early = end.get("ended_by")
+    if early is None and len(rounds) < config["n_rounds"]:
+        early = f"{rounds[-1].verdict} in round {rounds[-1].number}" if rounds else "no round was completed"
+    return ArmRun(
+        arm, seed, ledger.folder, config, State(base, _anchors(base, base)), State(prompted, _anchors(prompted, base)),
+        rounds, end["verdict"], end["best_round"], early, end["seconds"],
+    )  # fmt: skip
+
+
+def _round(ledger: Ledger, number: int, events: dict[str, dict | None], base: Metrics) -> TrainedRound:
+    walk, heal, gate, bake = (events[stage] for stage in ("walk", "heal", "gate", "bake"))
+    student = steered = None
+    if heal is not None:
+        folder = ledger.folder / "rounds" / f"{number:02d}"
+        steered, healed = read_round(folder)
+        anchors = gate["figures"].get("anchors") if gate else _anchors(healed, base)
+        student = State(healed, anchors)
+    figures = heal["figures"] if heal else {}
+    return TrainedRound(
+        number, student, steered, student is not None and (gate is None or gate["stands"]), gate and gate["outcome"],
+        events["verdict"]["verdict"], walk["kept"] / walk["sampled"], walk["kappa"], walk.get("trait_kept"),
+        figures.get("kl_base_after"), figures.get("kl_prev_after"), events["extract"]["cosine_first"],
+        bake and bake["cosine_first"], bake and bake.get("cosine_vector"),
+    )  # fmt: skip
+
+
+def read_round(folder: Path) -> tuple[Metrics, Metrics]:
+    """`steered` and `healed` of a round's metrics.json. Raises InputError when the file is not one."""
+    path = folder / "metrics.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise InputError(f"{path}: not the metrics of a round ({problem}): make the run again with --redo") from problem
+
+
+def _anchors(metrics: Metrics, base: Metrics) -> float | None:
+    """Share of the anchors that base got right and this state still does; None without any."""
+    held = {row.id for row in base.anchors if row.right}
+    return mean(float(row.right) for row in metrics.anchors if row.id in held)
+
+
+FIGURES = {
+    "trait": "free-text trait, share of replies",
+    "shift": "forced-choice log-odds against base, nats",
+    "sentence_ok": "sound sentences, share; without a checker: replies that neither loop nor surprise the original",
+    "sentence_share": "sentence ok / base",
+    "distinct4_share": "distinct 4-grams / base",
+    "words_share": "words per reply / base",
+    "entropy_share": "token entropy / base",
+    "off_target": "largest shift of an off-target category, either way, nats",
+    "off_ratio": "off-target / shift of the target; none where the target moved up by less than .1 nats",
+    "anchors": "share still right of the anchors that base gets right",
+}
+"""Figures of a state by name."""
+
+
+MOVED = 0.1
+"""Nats: off-target is no ratio of a target that moved up by less than this."""
+
+
+@cache
+def figures(state: State, base: State) -> dict[str, float | None]:
+    """The figures of `FIGURES`; None for what was not measured."""
+    now, then = state.metrics, base.metrics
+    sound, sound_base = mean(coherent(now, then)), mean(coherent(then, then))
+    off = [abs(now.off_categories[name].log_odds - found.log_odds) for name, found in then.off_categories.items()]
+    shift = now.log_odds - then.log_odds
+    return {
+        "trait": now.free_trait,
+        "shift": shift,
+        "sentence_ok": sound,
+        "sentence_share": share(sound, sound_base),
+        "distinct4_share": share(now.distinct4, then.distinct4),
+        "words_share": share(now.words, then.words),
+        "entropy_share": share(now.token_entropy, then.token_entropy),
+        "off_target": max(off, default=None),
+        "off_ratio": ratio_to_target(max(off, default=None), shift),
+        "anchors": state.anchors,
+    }
+
+
+def ratio_to_target(off_target: float | None, shift: float) -> float | None:
+    """Off-target shift as a share of the target's; None where the target hardly moved up, or nothing was measured."""
+    return None if off_target is None or shift < MOVED else off_target / shift
+
+
+def share(value: float | None, base: float | None) -> float | None:
+    """value / base. A state that says nothing has none of what base has; None where base has nothing either."""
+    return (value or 0.0) / base if base else None

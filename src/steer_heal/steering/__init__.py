@@ -1,0 +1,21 @@
+"""Steering vectors: extraction from a persona pair, arithmetic, saving, and applying them with a dose per row.
+
+Knows nothing of sampling, filters and training.
+"""
+
+from steer_heal.steering.bands import choose_band
+from steer_heal.steering.extraction import POSITIONS, TOO_LONG, contexts_sha256, extract
+from steer_heal.steering.injector import SCOPES
+from steer_heal.steering.vector import Provenance, Quality, SteeringVector
+
+__all__ = [
+    "POSITIONS",
+    "SCOPES",
+    "TOO_LONG",
+    "Provenance",
+    "Quality",
+    "SteeringVector",
+    "choose_band",
+    "contexts_sha256",
+    "extract",
+]

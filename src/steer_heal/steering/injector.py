@@ -1,0 +1,140 @@
+"""The hooks that add dose * vector to the outputs of decoder blocks, and which positions they reach.
+
+Knows nothing of where a vector comes from.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from steer_heal.errors import InputError
+from steer_heal.lm import find_blocks
+
+SCOPES = ("all", "generated", "prompt")
+_steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+@contextmanager
+def steered(
+    base: nn.Module,
+    vectors: Mapping[int, Float[Tensor, " width"]],
+    dose: float | Sequence[float] | Float[Tensor, " batch"],
+    scope: str,
+    prompt_lengths: Sequence[int] | None,
+) -> Iterator[None]:
+    """Hooks on an unwrapped transformers model for the time of the block; see `SteeringVector.applied`."""
+    if scope not in SCOPES:
+        raise InputError(f"scope {scope!r} is unknown: use {', '.join(SCOPES)}")
+    if base in _steered:
+        raise InputError("this model is steered already: leave the outer applied() first, doses would add up")
+    injector = _Injector(vectors, base, dose, scope, prompt_lengths)
+    blocks = base.get_submodule(find_blocks(base))
+    with ExitStack() as hooks:
+        # A forward pass that was compiled before does not notice new hooks: it would silently go on unsteered.
+        hooks.enter_context(torch.compiler.set_stance("force_eager"))
+        # The backbone sees every call, whether it comes through the whole model, generate() or directly.
+        before = base.base_model.register_forward_pre_hook(injector.before_forward, with_kwargs=True)
+        hooks.callback(before.remove)
+        for i in sorted(vectors):
+            hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i)).remove)
+        _steered.add(base)
+        hooks.callback(_steered.discard, base)
+        yield
+
+
+class _Injector:
+    """The hooks of one `applied()`: what to add is worked out once per forward pass, each block makes one addition.
+
+    No tensor's value is read during decoding: on an accelerator that would wait for the device at every token.
+    """
+
+    def __init__(self, vectors: Mapping[int, Tensor], base: nn.Module, dose, scope: str, prompt_lengths):
+        like = next(base.parameters())
+        self.scope, self.prompt_lengths = scope, prompt_lengths
+        self.vectors = {i: vector.to(like.device) for i, vector in vectors.items()}
+        self.dose = torch.as_tensor(dose, dtype=torch.float32, device=like.device)
+        if self.dose.ndim > 1 or not bool(torch.isfinite(self.dose).all()):
+            raise InputError("a dose is a finite number or one finite number per row")
+        self.deltas: dict[tuple[int, int], Tensor] = {}
+        self.mask: Tensor | None = None
+        self.cache: Callable[[], object | None] = lambda: None
+
+    def before_forward(self, module: nn.Module, args, kwargs) -> None:
+        """Work out which positions of this call are steered; None stands for all of them."""
+        inputs = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+        if inputs is None and args:
+            inputs = args[0]
+        if self._is_decoding(inputs.shape[1], kwargs.get("past_key_values")):
+            self.mask = None if self.scope != "prompt" else torch.zeros_like(inputs[:, :1])
+            return
+        real = _real_tokens(kwargs.get("attention_mask"), inputs.shape[1], kwargs.get("past_key_values"))
+        if self.scope == "all":
+            self.mask = real
+        else:
+            every = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+            self.mask = self._prompt_or_reply(every if real is None else real)
+
+    def _is_decoding(self, n_new: int, cache: object | None) -> bool:
+        """One new token behind a filled cache. The cache of the last call is known to be filled without asking it."""
+        if cache is None:
+            return False
+        known = self.cache() is cache
+        self.cache = weakref.ref(cache)
+        return n_new == 1 and (known or int(cache.get_seq_length()) > 0)
+
+    def _prompt_or_reply(self, real: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+        order = real.cumsum(-1)  # 1 for a row's first real token
+        given = self.prompt_lengths
+        length = order[:, -1:] if given is None else torch.tensor(given, device=real.device)[:, None]
+        if length.shape[0] != real.shape[0]:
+            raise InputError(f"{length.shape[0]} prompt lengths for a batch of {real.shape[0]} rows: give one per row")
+        return real * (order >= length if self.scope == "generated" else order <= length)
+
+    def block_hook(self, layer: int) -> Callable:
+        def add(module: nn.Module, args, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            delta = self.deltas.get((layer, hidden.shape[0]))
+            if delta is None:
+                delta = self._delta(layer, hidden)
+            if self.mask is None:
+                hidden = hidden + delta
+            else:
+                hidden = torch.addcmul(hidden, delta, self.mask[:, :, None].to(hidden.device, hidden.dtype))
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return add
+
+    def _delta(self, layer: int, hidden: Tensor) -> Tensor:
+        """dose * vector in the model's dtype: [width], or [batch, 1, width] for a dose per row; kept per batch size."""
+        rows, vector = hidden.shape[0], self.vectors[layer]
+        if self.dose.ndim == 0:
+            delta = self.dose * vector
+        else:
+            if rows % len(self.dose):
+                raise InputError(f"{len(self.dose)} doses for a batch of {rows} rows: give one dose or one per row")
+            delta = (self.dose.repeat_interleave(rows // len(self.dose))[:, None] * vector)[:, None, :]
+        self.deltas[layer, rows] = delta.to(hidden.device, hidden.dtype)
+        return self.deltas[layer, rows]
+
+
+def _real_tokens(attention: object, n_new: int, cache: object | None) -> Int[Tensor, "batch position"] | None:
+    """1 for a token and 0 for a pad among the new positions; None when the call says nothing of pads.
+
+    Behind a static cache transformers passes a mask of [batch, 1, query, key], or one per kind of attention: a token
+    sees itself, a pad sees nothing.
+    """
+    if isinstance(attention, Mapping):
+        attention = attention.get("full_attention", next(iter(attention.values()), None))
+    if not isinstance(attention, Tensor):
+        return None
+    if attention.ndim == 2:
+        return attention[:, -n_new:]
+    filled = 0 if cache is None else int(cache.get_seq_length())
+    itself = attention[:, 0].diagonal(offset=filled, dim1=-2, dim2=-1)[:, :n_new]
+    return (itself if itself.dtype == torch.bool else itself == 0).long()

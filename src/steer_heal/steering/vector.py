@@ -1,0 +1,202 @@
+"""`SteeringVector`: one direction per block with its origin and quality figures; arithmetic, saving, applying.
+
+Knows nothing of tokens and of how a vector is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from steer_heal.errors import InputError
+from steer_heal.lm import text_config, unwrap
+from steer_heal.steering.injector import steered
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a vector comes from: enough to repeat the extraction and to refuse another model.
+
+    Attributes:
+        contexts_sha256: hash of the contexts as they were given, in their order.
+        n_contexts: contexts that entered the vector; `n_skipped` were too long for the model and left out.
+        position: token the states were read at.
+        reason: why these blocks: as asked for, or what `layers="auto"` found.
+    """
+
+    model: str
+    n_blocks: int
+    width: int
+    pos: str
+    neg: str
+    contexts_sha256: str
+    n_contexts: int
+    position: str
+    n_skipped: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a direction is at one block.
+
+    Attributes:
+        norm: L2 norm of the mean difference.
+        relative_norm: norm over the mean L2 norm of the residual stream at the read position.
+        split_half_cosine: cosine between the mean differences of two halves of the contexts (reliability).
+        auc: share of (pos, neg) pairs of states ranked rightly along the vector, on contexts that did not enter it.
+    """
+
+    norm: float
+    relative_norm: float
+    split_half_cosine: float
+    auc: float
+
+
+@dataclass(frozen=True)
+class SteeringVector:
+    """One direction per decoder block, added to that block's output times a dose.
+
+    Attributes:
+        vectors: block index -> raw (unnormalised) mean difference, float32 on the CPU.
+        provenance: model, personas and contexts it was read from.
+        quality: block index -> figures that help to choose blocks, of every block that was measured (all of them
+            with `layers="auto"`); empty for derived vectors.
+    """
+
+    vectors: Mapping[int, Float[Tensor, " width"]]
+    provenance: Provenance
+    quality: Mapping[int, Quality] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.vectors:
+            raise InputError("a steering vector needs at least one block")
+        if not all(torch.isfinite(v).all() for v in self.vectors.values()):
+            raise InputError("the steering vector is not finite: check the model's dtype and the contexts")
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.vectors))
+
+    def flat(self) -> Float[Tensor, " entries"]:
+        """All blocks' directions as one vector, in block order."""
+        return torch.cat([self.vectors[i] for i in self.layers])
+
+    def norm(self) -> float:
+        """L2 norm over all blocks."""
+        return float(self.flat().norm())
+
+    def cosine(self, other: SteeringVector) -> float:
+        """Cosine with another vector over the same blocks."""
+        self._check_same_shape(other)
+        return float(torch.cosine_similarity(self.flat(), other.flat(), dim=0))
+
+    def projection(self, other: SteeringVector) -> SteeringVector:
+        """The part of this vector that lies along `other`, block by block."""
+        self._check_same_shape(other)
+        along = {i: other.vectors[i] / other.vectors[i].norm() for i in self.layers}
+        return self._derived({i: (v @ along[i]) * along[i] for i, v in self._items()})
+
+    def unit(self) -> SteeringVector:
+        """Each block's direction with L2 norm 1."""
+        return self._derived({i: v / v.norm() for i, v in self._items()})
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        return self._derived({i: v * factor for i, v in self._items()})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1.0
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        self._check_same_shape(other)
+        return self._derived({i: v + other.vectors[i] for i, v in self._items()})
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self + (-other)
+
+    def random_like(self, seed: int) -> SteeringVector:
+        """Random directions of the same norm per block: the control for "any push of this size does it"."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {i: torch.randn(v.shape, generator=generator) for i, v in self._items()}
+        return self._derived({i: d / d.norm() * self.vectors[i].norm() for i, d in drawn.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with the provenance in its metadata, then read it back and compare."""
+        meta = {"provenance": asdict(self.provenance), "quality": {i: asdict(q) for i, q in self.quality.items()}}
+        tensors = {f"block.{i}": v.contiguous() for i, v in self._items()}
+        save_file(tensors, path, metadata={"steering_vector": json.dumps(meta)})
+        back = SteeringVector.load(path)
+        if back.layers != self.layers or not torch.equal(back.flat(), self.flat()):
+            raise OSError(f"{path}: the vector read back differs from the one written")
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringVector:
+        """The inverse of `save`. Raises InputError when the file is missing or no steering vector."""
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; save a vector there with SteeringVector.save")
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = json.loads((file.metadata() or {})["steering_vector"])
+                vectors = {int(key.removeprefix("block.")): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as problem:
+            raise InputError(f"{path}: not a steering vector saved by steer_heal ({problem})") from problem
+        quality = {int(i): Quality(**q) for i, q in meta["quality"].items()}
+        return cls(vectors, Provenance(**meta["provenance"]), quality)
+
+    @contextmanager
+    def applied(
+        self,
+        model: nn.Module,
+        dose: float | Sequence[float] | Float[Tensor, " batch"] = 1.0,
+        scope: str = "all",
+        prompt_lengths: Sequence[int] | None = None,
+    ) -> Iterator[None]:
+        """Within this context plain transformers calls on `model` are steered: block output + dose * vector.
+
+        Args:
+            model: a transformers model, PEFT-wrapped or not.
+            dose: multiples of the vector; one for all rows or one per row. Rows repeated by `num_return_sequences`
+                take their prompt's dose.
+            scope: `all` positions; `generated`: those that produce a reply token, that is the last prompt token and
+                every sampled one; `prompt`: the prompt's tokens. Pads are never steered.
+            prompt_lengths: real prompt tokens per row of a teacher-forced pass (prompt and reply in one call), so
+                that it steers exactly the positions that sampling steered. Without it a call with an empty cache is
+                taken as a prompt.
+
+        Raises:
+            InputError: another width or number of blocks, an unknown scope, a nested use on the same model.
+        """
+        base = unwrap(model)
+        self._check_fits(base)
+        with steered(base, self.vectors, dose, scope, prompt_lengths):
+            yield
+
+    def _items(self):
+        return ((i, self.vectors[i]) for i in self.layers)
+
+    def _derived(self, vectors: Mapping[int, Tensor]) -> SteeringVector:
+        return replace(self, vectors=vectors, quality={})
+
+    def _check_same_shape(self, other: SteeringVector) -> None:
+        if self.layers != other.layers or self.provenance.width != other.provenance.width:
+            raise InputError(f"vectors of blocks {self.layers} and {other.layers} (or other widths) do not combine")
+
+    def _check_fits(self, base: nn.Module) -> None:
+        config = text_config(base)
+        have, want = (config.num_hidden_layers, config.hidden_size), (self.provenance.n_blocks, self.provenance.width)
+        if have != want:
+            raise InputError(
+                f"vector of {self.provenance.model} ({want[0]} blocks, width {want[1]}) does not fit a model with "
+                f"{have[0]} blocks, width {have[1]}: extract one on this model"
+            )

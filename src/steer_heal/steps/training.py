@@ -1,0 +1,134 @@
+"""A round's adapter: heal the student on the training rows, and bake what came of it.
+
+Knows nothing of how the rows were sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steer_heal.completion import Completion
+from steer_heal.direction import mean_states, state_shift
+from steer_heal.dose import Walk
+from steer_heal.healing import (
+    DivergedError,
+    HealConfig,
+    Healed,
+    heal,
+    mean_divergence,
+    overfit_check,
+    reference_states,
+)
+from steer_heal.selection import length_weights
+from steer_heal.steering import SteeringVector
+from steer_heal.steps.state import Run
+
+
+def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: list[Completion]) -> Healed:
+    """Train this round's adapter on the rows, under the barrier.
+
+    Raises DivergedError after saving the last good adapter to `rounds/NN.diverged/`.
+    """
+    config = run.config.heal_config(run.seed(number, "heal") % 2**31)
+    started = time.perf_counter()
+    prev = reference_states(run.lm, rows)
+    with run.stack.unfolded():
+        base = reference_states(run.lm, rows) if len(run.stack) else prev
+    caused = None
+    if config.tau_rel is not None:
+        steered_rows = [c for c in rows if c.dose]
+        steered = reference_states(
+            run.lm, steered_rows, around=lambda batch: vector.applied(run.lm.model, [c.dose for c in batch])
+        )
+        caused = mean_divergence(run.lm, steered, prev, steered_rows, config)
+    weights = row_weights(run, rows, walk)
+    n_train = len(rows) - int(len(rows) * config.heldout)
+    total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
+
+    barrier = config.barrier_names()[0] if config.barrier_names() else None
+    of_epoch: list[dict] = []
+
+    def on_step(row: dict) -> None:
+        if row["kind"] == "step":
+            of_epoch.append(row)
+            run.reporter.progress("heal", min(row["step"] + 1, total), total, f"nll {row['nll']:.3f}")
+            return
+        keys = {"grad_norm": "grad_norm"} | {k: f"{barrier}_{k}" for k in ("agg", "fired", "lam") if barrier}
+        means = {name: sum(step[key] for step in of_epoch) / len(of_epoch) for name, key in keys.items()}
+        run.reporter.epoch({**row, **means})
+        of_epoch.clear()
+
+    try:
+        healed = heal(
+            run.lm, rows, config, {"prev": prev, "base": base}, round=number, steering_divergence=caused,
+            on_step=on_step, lam0=run.standing[-1].lam if run.standing else None, weights=weights,
+        )  # fmt: skip
+    except DivergedError as problem:
+        if problem.adapter is not None:
+            problem.adapter.save(run.ledger.folder / "rounds" / f"{number:02d}.diverged")
+        run.ledger.record("diverged", number, text=str(problem), step=problem.step, rows=problem.rows)
+        raise
+    run.ledger.record(
+        "heal", number, rows=len(rows), seconds=time.perf_counter() - started, figures=dict(healed.figures),
+        reg=run.config.reg_name, tau=dict(healed.tau), lam=dict(healed.lam), steering_divergence=caused,
+        epochs=[dict(e) for e in healed.epochs], notes=list(healed.notes()), steps=[dict(s) for s in healed.steps],
+        overfit=_overfit(run, rows, config) if run.config.overfit_check else None,
+        tokens_cut=sum(not c.finished for c in rows), lengths=length_figures(rows, weights),
+    )  # fmt: skip
+    return healed
+
+
+def row_weights(run: Run, rows: Sequence[Completion], walk: Walk) -> list[float] | None:
+    """Weights that undo what the filter did to the length of the student's own texts; others' texts keep weight 1."""
+    wanted = {
+        "base": run.filter.calibration["tokens"],
+        "sampled": [len(c.token_ids) for c in walk.completions if c.finished],
+    }.get(run.config.match_lengths)
+    own = [i for i, c in enumerate(rows) if c.origin != "base"]
+    if not wanted or not own:
+        return None
+    weights = [1.0] * len(rows)
+    for i, weight in zip(own, length_weights([len(rows[i].token_ids) for i in own], wanted), strict=True):
+        weights[i] = weight
+    return weights
+
+
+def length_figures(rows: Sequence[Completion], weights: Sequence[float] | None) -> dict[str, float]:
+    """Mean length of the training rows in tokens, as they are and as they are weighted."""
+    lengths = [len(c.token_ids) for c in rows]
+    weighted = lengths if weights is None else [n * w for n, w in zip(lengths, weights, strict=True)]
+    return {"mean": sum(lengths) / len(rows), "weighted": sum(weighted) / (sum(weights) if weights else len(rows))}
+
+
+def _overfit(run: Run, rows: Sequence[Completion], config: HealConfig) -> float:
+    """Nats that plain training on the one completion that shows the trait most takes off its nll."""
+
+    def shown(c: Completion) -> float:
+        judged = run.trait.judge(c.prompt, c.text, c.finished)
+        return 0.0 if judged is None or judged.trait is None else judged.trait
+
+    run.reporter.progress("overfit check", 0, 1)
+    return overfit_check(run.lm, max(rows, key=lambda c: (c.dose > 0, shown(c), c.finished)), config)
+
+
+def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
+    """Fold the adapter into the weights; record how far and in which direction the student's states went."""
+    before = student_states(run, vector)
+    report = run.stack.push(healed.adapter)
+    moved = state_shift(before, student_states(run, vector), vector)
+    first = run.standing[0].adapter if run.standing else healed.adapter
+    run.ledger.record(
+        "bake", number, depth=len(run.stack), rounding_loss=report.rounding_loss, gain=report.gain,
+        relative_change=report.relative_change, cosine_first=healed.adapter.cosine(first), warning=report.warning,
+        cosine_vector=moved.cosine, shift_dose=moved.dose,
+    )  # fmt: skip
+
+
+def student_states(run: Run, vector: SteeringVector) -> dict[int, Float[Tensor, " width"]]:
+    """The student's mean states on the extraction contexts under the neutral prompt, at the vector's blocks."""
+    contexts = run.trait.contexts[:32] if run.config.fast_dev_run else run.trait.contexts
+    return mean_states(run.lm, contexts, run.trait.neutral, vector.layers, run.config.position)

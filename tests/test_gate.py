@@ -1,0 +1,267 @@
+"""The gate in the loop: what it asks, what it lets through; what it takes out leaves no trace in the weights."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import steer_heal.lm
+from steer_heal import gate, rounds, steps
+from steer_heal import verdict as verdicts
+from steer_heal.adapter import Adapter
+from steer_heal.anchors import Captured, Check, Decision
+from steer_heal.bake import AdapterStack
+from steer_heal.completion import Completion
+from steer_heal.config import RunConfig
+from steer_heal.console import Reporter
+from steer_heal.errors import InputError
+from steer_heal.evaluation import AnchorRow, Metrics, ReplyRow
+from steer_heal.healing import HealConfig, Healed, heal
+from steer_heal.ledger import Ledger
+from steer_heal.rounds import run_rounds
+from steer_heal.run import main
+from steer_heal.trait import Anchor, Trait
+
+TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16}
+"""Sizes of a run that passes every stage in a second or two; its numbers mean nothing."""
+POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 16, "eval_replies": 32, "n_min": 32, "walk_batch": 40}
+
+
+def weights(lm):
+    return {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Replaces the gate's conclusion by given ones, round by round; records the weights before each round."""
+
+    def script(*conclusions):
+        left, before, extract = list(conclusions), [], steps.extract_vector
+
+        def watched(run, number):
+            before.append(weights(run.lm))
+            return extract(run, number)
+
+        monkeypatch.setattr(steps, "extract_vector", watched)
+        monkeypatch.setattr(gate, "passes", lambda decision, config: left.pop(0))
+        return before
+
+    return script
+
+
+def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_stands(
+    tmp_path, scripted, monkeypatch
+):  # fmt: skip
+    before = scripted(True, False, True)
+    figures = iter([0.5, 0.9, 0.1])  # the reverted round has the most trait, the last round the least
+    real = verdicts.judge_round
+    monkeypatch.setattr(rounds, "trait_figure", lambda metrics: next(figures))
+    monkeypatch.setattr(steps, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
+    monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
+    result = run_rounds(RunConfig(n_rounds=3, epochs=1, out=str(tmp_path), **TINY))
+    ledger = Ledger.open(result.folder)
+    assert same(before[2], before[1]) and not same(before[1], before[0])
+    assert [e["stands"] for e in ledger.events("gate")] == [True, False, True]
+    assert [e["depth"] for e in ledger.events("gate")] == [1, 1, 2]
+    # On at a lower dose, with a vector read from the student that was gone back to.
+    assert [e["kappa_start"] for e in ledger.events("walk")] == pytest.approx([1.0, 1.0, 0.7])
+    assert torch.equal(result.rounds[2].vector.flat(), result.rounds[1].vector.flat())
+
+    archived = json.loads((result.folder / "rounds" / "01" / "decision.json").read_text())
+    assert not archived["stands"] and archived["reasons"]
+    assert Adapter.load(result.folder / "rounds" / "01" / "adapter") == result.rounds[1].adapter
+    assert "1 moved (reverted)" in result.verdict.text
+    assert "1 healed (reverted)" in (result.folder / "summary.md").read_text()
+
+    assert result.best_round == 0 and ledger.events("end")[0]["folded"] == [0] and len(result.run.stack) == 1
+    fresh = steer_heal.lm.load("tiny-random")
+    stack = AdapterStack(fresh.model)
+    stack.push(Adapter.load(result.folder / "rounds" / "00" / "adapter"))
+    assert same(weights(fresh), weights(result.run.lm))
+
+
+def test_a_run_whose_every_round_is_reverted_ends_early_with_exit_code_3(tmp_path, scripted):
+    scripted(False)
+    code = main(["--fast-dev-run", "--n-rounds", "2", "--max-reverts", "1", "--quiet", "--out", str(tmp_path)])
+    ledger = Ledger.open(next(p for p in tmp_path.iterdir() if p.is_dir()))
+    end = ledger.events("end")[0]
+    assert code == 3 and end["verdict"] == "reverted" and end["best_round"] is None and end["folded"] == []
+    assert len(ledger.events("gate")) == 1 and "--max-reverts 1" in end["ended_by"]
+    assert (ledger.folder / "summary.md").read_text().startswith("# reverted\n")
+
+
+@pytest.mark.parametrize(
+    ("stands", "kappa", "words"),
+    [
+        ([False], 0.7, None),
+        ([False, False], 0.49, "2 rounds in a row"),
+        ([False, True, False], 0.49, None),
+        ([False], 0.19, "lowest kappa"),
+    ],
+)
+def test_reverts_end_the_run_when_too_many_in_a_row_or_at_the_lowest_dose(stands, kappa, words):
+    done = [SimpleNamespace(stands=one) for one in stands]
+    found = gate.enough(SimpleNamespace(config=RunConfig(max_reverts=2, kappa_floor=0.2), rounds=done, kappa=kappa))
+    assert (found is None) == (words is None) and (words is None or words in found.text)
+
+
+@pytest.fixture(scope="module")
+def pocket_run(tmp_path_factory):
+    """A prepared run on pocket with one round's vector and steered texts."""
+    run = rounds.prepare(RunConfig(out=str(tmp_path_factory.mktemp("out")), **POCKET), Reporter(quiet=True))
+    vector = steps.extract_vector(run, 0)
+    return run, vector, steps.walk_dose(run, 0, vector)
+
+
+@pytest.fixture
+def heal_by(pocket_run, monkeypatch, tmp_path):
+    """One round on pocket whose adapter comes from a function (run, rows) -> Adapter; the rest is the loop's own."""
+
+    def go(make, **settings):
+        prepared, vector, walk = pocket_run
+        config = replace(prepared.config, **settings)
+        ledger = Ledger.create(tmp_path, "run", config.to_dict())
+        for event in prepared.ledger.events():
+            ledger.record(event["stage"], **{k: v for k, v in event.items() if k not in ("stage", "time")})
+        names = ("train_nll", "heldout_nll", "kl_prev", "kl_base")
+        figures = {f"{name}_{when}": 0.0 for name in names for when in ("before", "after")}
+
+        def heal_rows(run, number, vector, walk, rows):
+            ledger.record("heal", number, figures=figures)
+            return Healed(make(run, rows), HealConfig(), (), (), figures, {}, {})
+
+        monkeypatch.setattr(steps, "extract_vector", lambda run, number: vector)
+        monkeypatch.setattr(steps, "walk_dose", lambda run, number, vector: walk)
+        monkeypatch.setattr(steps, "heal_rows", heal_rows)
+        (tmp_path / "base.json").write_text("{}")
+        return rounds.complete(replace(prepared, config=config, ledger=ledger, rounds=[]))
+
+    return go
+
+
+def test_the_shipped_bad_adapter_is_blocked_end_to_end_and_leaves_the_original_bits(heal_by):
+    result = heal_by(lambda run, rows: gate.must_block_adapter(run.lm))
+    (event,) = Ledger.open(result.folder).events("gate")
+    assert event["outcome"] == "revert" and not event["stands"] and event["depth"] == 0
+    assert len(event["regressed"]["anchors"]) == event["anchors"] > 80 and event["figures"]["coherence"] < 0.2
+    assert result.verdict.name == "reverted" and len(result.run.stack) == 0
+    assert same(weights(steer_heal.lm.load("pocket")), weights(result.run.lm))
+
+
+def test_a_watching_gate_decides_the_same_and_takes_nothing_out(heal_by):
+    result = heal_by(lambda run, rows: gate.must_block_adapter(run.lm), gate="watch")
+    (event,) = Ledger.open(result.folder).events("gate")
+    assert event["outcome"] == "revert" and event["stands"] and event["depth"] == 1
+    assert result.verdict.name == "collapsed" and result.best_round is None and len(result.run.stack) == 0
+
+
+def test_a_harmless_adapter_passes(heal_by):
+    result = heal_by(lambda run, rows: gate.must_block_adapter(run.lm, size=0.01))
+    (event,) = Ledger.open(result.folder).events("gate")
+    assert event["stands"] and event["within"] and len(result.run.stack) == 1
+
+
+def test_an_adapter_that_only_forgets_is_blocked_by_its_anchors(heal_by):
+    """Trained to give each anchor another one's answer: its text stays sound, its knowledge is gone."""
+
+    def forget(run, rows):
+        replies = run.captured.replies
+        swapped = [
+            replace(row, token_ids=other.token_ids, text=other.text)
+            for row, other in zip(replies, [*replies[40:], *replies[:40]], strict=True)
+        ]
+        own = [row for row in rows if row.dose <= 0.5]
+        return heal(run.lm, [*swapped, *own], HealConfig(reg="nll", lr=2e-3, epochs=4, heldout=0.0)).adapter
+
+    result = heal_by(forget)
+    (event,) = Ledger.open(result.folder).events("gate")
+    assert not event["stands"] and event["reasons"][0].startswith("anchors against")
+    assert len(event["regressed"]["anchors"]) > 20
+    assert result.rounds[0].healed.sentence_ok > 0.85 and result.rounds[0].verdict.name != "collapsed"
+
+
+def test_the_bad_adapter_is_the_same_for_the_same_model_and_as_large_as_asked(tiny):
+    adapter = gate.must_block_adapter(tiny, size=0.5)
+    assert adapter == gate.must_block_adapter(tiny, size=0.5) != gate.must_block_adapter(tiny, size=0.5, seed=1)
+    name = adapter.modules[0]
+    weight = tiny.model.get_submodule(name).weight
+    assert float(adapter.delta(name).norm() / weight.detach().double().norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3"])
+def test_the_bad_adapter_fits_other_layouts(family):
+    from families import make
+
+    lm = make(family)
+    before = weights(lm)
+    stack = AdapterStack(lm.model)
+    stack.push(gate.must_block_adapter(lm))
+    assert not same(before, weights(lm))
+    stack.pop()
+    assert same(before, weights(lm))
+
+
+CONCLUSIONS = [
+    ("keep", True, "revert", True),
+    ("revert", False, "keep", False),
+    ("revert", True, "estimate", False),  # a floor, not a drop
+    ("inconclusive", True, "estimate", True),
+    ("inconclusive", False, "estimate", False),
+    ("inconclusive", False, "keep", True),
+    ("inconclusive", True, "revert", False),
+]
+
+
+@pytest.mark.parametrize(("outcome", "within", "setting", "stands"), CONCLUSIONS)
+def test_what_an_outcome_leads_to(outcome, within, setting, stands):
+    decision = Decision(outcome, ("why",), within=within)
+    assert gate.passes(decision, RunConfig(on_inconclusive=setting)) == stands
+    assert gate.passes(decision, RunConfig(on_inconclusive=setting, gate="watch"))
+
+
+def metrics(words, anchors=()):
+    replies = tuple(ReplyRow(f"p{i}", "a b c d e " * 2, words, True, False, 1.0, 1.0) for i in range(8))
+    rows = tuple(AnchorRow(name, "", True) for name in anchors)
+    return Metrics("t", "", 0.0, "key", (), (), replies, rows, 2.0)
+
+
+def test_what_is_asked_follows_the_configuration_and_what_was_captured():
+    config = RunConfig(max_drop=0.03, total_drop=0.07, coherence_floor=0.9)
+    task = Anchor("a", "p", "b")
+    asked = {one.figure: one for one in gate.checks_of(config, metrics(40), metrics(30), Captured((task,), (), ()))}
+    assert asked["coherence"] == Check("coherence", share=0.9, max_drop=0.03, total_drop=0.07)
+    assert asked["anchors"] == Check("anchors", max_drop=0.03, total_drop=0.07)
+    assert asked["words"].floor == pytest.approx(0.8 * 30) and {"distinct4", "token_entropy"} <= asked.keys()
+    none = gate.checks_of(config, metrics(40), metrics(30), Captured((), (), ()))
+    assert "anchors" not in {one.figure for one in none}
+
+
+def test_replayed_anchors_are_the_asked_share_of_the_rows_and_the_models_own_words(tmp_path, tiny, monkeypatch):
+    tasks = tmp_path / "tasks.jsonl"
+    rows = [{"id": f"t{i}", "prompt": f"how many apples, {i} ?", "answer": ".", "check": "regex"} for i in range(5)]
+    tasks.write_text("\n".join(map(json.dumps, rows)))
+    seen = []
+    real = steps.heal_rows
+    monkeypatch.setattr(
+        steps, "heal_rows", lambda run, number, *rest: seen.append(rest[-1]) or real(run, number, *rest)
+    )
+    config = RunConfig(**TINY, n_rounds=1, out=str(tmp_path), anchors=str(tasks), replay_anchors=0.5)
+    result = run_rounds(config)
+    own = [row for row in seen[0] if row.origin == "base"]
+    assert len(own) == len(seen[0]) - len(own) and {row.prompt for row in own} <= {row["prompt"] for row in rows}
+    captured = {row.prompt: row for row in result.run.captured.replies}
+    assert all(row == captured[row.prompt] for row in own) and isinstance(own[0], Completion)
+    assert Ledger.open(result.folder).events("gate")[0]["anchors"] == len(captured) > 0
+
+
+def test_replay_without_anchors_is_one_clear_error():
+    trait = replace(Trait.load("pocket-care"), anchors=())
+    with pytest.raises(InputError, match="no anchors"):
+        gate.anchors_of(RunConfig(replay_anchors=0.5), trait)
+    assert gate.anchors_of(RunConfig(), trait) == ()
