@@ -1,0 +1,35 @@
+"""How a command ends: its exit code, and one line on stderr for input that cannot be used.
+
+Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted. Other exceptions stay tracebacks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from steer_heal.errors import InputError
+
+DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
+
+
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupted: str = "nothing was changed") -> int:
+    """Run a command and turn an InputError or Ctrl-C into one line and an exit code; `--debug` adds the traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    debug = "--debug" in argv
+    try:
+        return command([word for word in argv if word != "--debug"])
+    except InputError as problem:
+        if debug:
+            traceback.print_exc()
+        print(f"steer_heal: {' '.join(str(problem).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"steer_heal: interrupted; {interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
+        return DONE
