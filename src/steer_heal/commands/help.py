@@ -74,6 +74,6 @@ def _default(option: Option) -> str:
         if len(follows) == len(FOLLOWS_MODEL) and len(set(follows.values())) == 1:
             return f" [{next(iter(follows.values()))}]"
         return f" [{'; '.join(f'{model} {value}' for model, value in follows.items())}]"
-    if option.is_switch or option.default in (None, MISSING, ""):
+    if option.is_switch or option.default in (None, MISSING, "", ()):
         return ""
     return f" [{shown(option.default)}]"

@@ -23,8 +23,8 @@ import tyro
 from steer_heal.errors import InputError
 
 Parsed = TypeVar("Parsed")
-WORDS = {int: "a whole number", float: "a number", str: "a word"}
-METAVARS = {int: "N", float: "X", str: "WORD"}
+WORDS = {int: "a whole number", float: "a number", str: "a value"}
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _metavar(kind: object) -> str:
     if get_origin(kind) is tuple:
         inner = get_args(kind)
         return f"{_metavar(inner[0])} ..." if Ellipsis in inner else " ".join(map(_metavar, inner))
-    return METAVARS.get(kind, "WORD")
+    return METAVARS.get(kind, "TEXT")
 
 
 def _wanted(kind: object) -> str:
@@ -185,4 +185,4 @@ def _wanted(kind: object) -> str:
         inner = get_args(kind)
         one = _wanted(inner[0]).removeprefix("a ")
         return f"one or more {one}s" if Ellipsis in inner else f"{len(inner)} {one}s"
-    return WORDS.get(kind, "a word")
+    return WORDS.get(kind, "a value")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 from steer_heal.errors import InputError
@@ -21,7 +22,10 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in argv
     try:
-        return command([word for word in argv if word != "--debug"])
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
+            return command([word for word in argv if word != "--debug"])
     except InputError as problem:
         if debug:
             traceback.print_exc()
