@@ -21,6 +21,7 @@ from steer_heal.controls import against, run_controls
 from steer_heal.evaluation import Metrics
 from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
+from steer_heal.preflight import check_texts
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Trait, default_trait
 from steer_heal.verdict import Round as JudgedRound
@@ -108,6 +109,7 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     )  # fmt: skip
     trait = Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
+    check_texts(lm, trait, tasks, config)
     label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
     ledger = Ledger.create(config.out, label, config.to_dict())
     ledger.listeners.append(reporter.on_event)

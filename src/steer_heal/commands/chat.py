@@ -19,9 +19,10 @@ from steer_heal.bake import AdapterStack
 from steer_heal.commands.folders import finished_run, fold_result, load_model, vector_of
 from steer_heal.errors import InputError
 from steer_heal.generation import generate
+from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector, extract
-from steer_heal.trait import Trait, default_trait
+from steer_heal.trait import REVERSED, Trait, builtin_traits, default_trait
 
 USAGE = "steer-heal chat RUN|MODEL [--prompt TEXT ...]"
 PURPOSE = (
@@ -54,6 +55,8 @@ class Options:
     """Take the likeliest token instead of sampling."""
     device: str | None = None
     """cpu, cuda, mps or auto; default as the run, or auto."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,33 @@ def gather(options: Options) -> Speakers:
     folder = Path(options.source).expanduser()
     if _is_run(folder):
         ledger = finished_run(folder)
-        lm = load_model(ledger, options.device)
-        trait = Trait.load(options.trait or ledger.config.get("trait") or default_trait(lm.name))
+        system = _system_of(options, ledger)
+        lm = load_model(ledger, options.device, options.trust_remote_code)
         vector = SteeringVector.load(options.vector) if options.vector else vector_of(ledger)
         stack = fold_result(ledger, lm) if ledger.events("end")[-1]["best_round"] is not None else None
     else:
         trait = Trait.load(options.trait or default_trait(options.source))
-        lm = models.load(options.source, device=options.device or "auto")
+        system = trait.neutral if options.system is None else options.system
+        lm = models.load(options.source, device=options.device or "auto", trust_remote_code=options.trust_remote_code)
         vector, stack = SteeringVector.load(options.vector) if options.vector else None, None
         if vector is None:
             vector = extract(lm, trait.pos, trait.neg, trait.contexts)
     with vector.applied(lm.model, 0.0):
         pass  # a vector of another model is an error here, before anything is sampled
-    return Speakers(lm, vector, trait.neutral if options.system is None else options.system, stack)
+    return Speakers(lm, vector, system, stack)
+
+
+def _system_of(options: Options, ledger: Ledger) -> str:
+    """The system prompt of a run's replies. A trait file that only the run folder names is not opened.
+
+    Its checker would be imported: that is for the user to allow, by naming the file. Raises InputError.
+    """
+    if options.system is not None:
+        return options.system
+    recorded = ledger.config.get("trait") or default_trait(ledger.events("start")[-1]["model"])
+    if not options.trait and recorded.removesuffix(REVERSED) not in builtin_traits():
+        raise InputError(f"the run used the trait file {recorded!r}: name it with --trait, or give --system")
+    return Trait.load(options.trait or recorded).neutral
 
 
 def replies(speakers: Speakers, prompt: str, options: Options) -> dict[str, str]:

@@ -5,7 +5,6 @@ Knows nothing of models; every figure comes from the runs' events.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from steer_heal.commands.folders import finished_run, runs_in
+from steer_heal.commands.folders import complete, finished_run, read_object, runs_in
 from steer_heal.commands.options import shown
 from steer_heal.console import table
 from steer_heal.errors import InputError
@@ -50,13 +49,17 @@ def main(options: Options) -> int:
     ledgers = [finished_run(folder) for folder in folders]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     names = short_names([ledger.folder for ledger in ledgers])
-    rows = [[name, *row(ledger)] for name, ledger in zip(names, ledgers, strict=True)]
+    rows = []
+    for name, ledger in zip(names, ledgers, strict=True):
+        with complete(ledger):
+            rows.append([name, *row(ledger)])
     console.print(table("", COLUMNS, rows))
     console.print(LEGEND)
     differing = differences([ledger.config for ledger in ledgers])
     if differing:
         rows = [[option, *map(str, values)] for option, values in differing.items()]
-        console.print(table("options that differ", ["option", *names], rows))
+        console.print("options that differ:")
+        console.print(table("", ["option", *names], rows))
     if len({items_key(ledger) for ledger in ledgers}) > 1:
         console.print("These runs were measured on different items: their figures do not compare, shifts hardly.")
     return 0
@@ -97,4 +100,4 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def items_key(ledger: Ledger) -> str | None:
     """Hash of what the run was measured on; None where the run did not keep its base."""
     base = ledger.folder / "base.json"
-    return json.loads(base.read_text(encoding="utf-8")).get("items_key") if base.is_file() else None
+    return read_object(base).get("items_key") if base.is_file() else None

@@ -53,9 +53,9 @@ class Options:
 def main(options: Options) -> int:
     """Print the machine and one line per check."""
     device = resolve_device(options.device)
+    lm = models.load(options.model, device=options.device, dtype=options.dtype)
     for line in machine(device):
         print(line)
-    lm = models.load(options.model, device=options.device, dtype=options.dtype)
     print(f"model    {lm.name}, {len(lm.blocks)} blocks of width {lm.width}, {lm.dtype} on {lm.device}")
     checks: dict[str, Callable[[], Found]] = {
         "dose 0 is transparent": lambda: dose_zero(lm),

@@ -112,6 +112,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     config, device = config.resolved(), resolve_device(config.device).type
     trait = Trait.load(config.trait or default_trait(config.model_name))
     work = count(config, trait, len(anchors_of(config, trait)))
+    shape = shape_of(config.model_name)
     options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
     for topic, names in topics.items():
         values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
@@ -125,7 +126,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     console.print(
         f"In all {low} to {high} generations, and {questions} forced-choice items in each order for every model."
     )
-    _print_estimate(console, config, work, shape_of(config.model_name), device)
+    _print_estimate(console, config, work, shape, device)
     console.print("Nothing was run or written.")
     return 0
 

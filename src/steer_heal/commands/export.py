@@ -32,13 +32,15 @@ class Options:
     """A whole model with the adapters in its weights, instead of an adapter."""
     device: str | None = None
     """cpu, cuda, mps or auto; default as the run."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
 
 
 def main(options: Options) -> int:
     """Load the model, fold the standing rounds in, write."""
     ledger, target = finished_run(options.run), Path(options.to).expanduser()
     check_target(target)
-    lm = load_model(ledger, options.device)
+    lm = load_model(ledger, options.device, options.trust_remote_code)
     stack = fold_result(ledger, lm)
     try:
         if options.merged:

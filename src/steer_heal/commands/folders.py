@@ -6,7 +6,8 @@ Knows nothing of how a run is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from steer_heal import lm as models
@@ -17,8 +18,9 @@ from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
 
-LOADING = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
-"""Options of a run that its model is loaded with."""
+LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
+"""Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
+NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
 
 
 def open_run(folder: str | Path) -> Ledger:
@@ -27,7 +29,7 @@ def open_run(folder: str | Path) -> Ledger:
     if not path.is_dir():
         raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
     if (path / "config.json").is_file():
-        _json(_text(path / "config.json"), str(path / "config.json"))
+        read_object(path / "config.json")
     ledger = Ledger.open(path)
     events = path / "events.jsonl"
     if not events.is_file():
@@ -43,19 +45,43 @@ def open_run(folder: str | Path) -> Ledger:
 def finished_run(folder: str | Path) -> Ledger:
     """A run folder with an end. Raises InputError for an unfinished or damaged one."""
     ledger = open_run(folder)
-    for stage in ("start", "baseline", "end"):
-        if not ledger.events(stage):
+    for stage, keys in NEEDED.items():
+        found = ledger.events(stage)
+        if not found:
             raise InputError(f"run {str(folder)!r} is not finished (no {stage!r} event): wait for it, or run it again")
+        if missing := next((key for key in keys if key not in found[-1]), None):
+            raise InputError(
+                f"{ledger.folder / 'events.jsonl'}: the {stage} event has no {missing!r}: restore the file"
+            )
+    folded = found[-1]["folded"]
+    if not isinstance(folded, list) or not all(type(number) is int and number >= 0 for number in folded):
+        raise InputError(f"{ledger.folder / 'events.jsonl'}: folded {folded!r} are no rounds: restore the file")
     return ledger
 
 
-def load_model(ledger: Ledger, device: str | None = None) -> LM:
+@contextmanager
+def complete(ledger: Ledger) -> Iterator[None]:
+    """Within it a figure that the run's events lack is an InputError that says so."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as problem:
+        raise InputError(
+            f"{ledger.folder / 'events.jsonl'}: an event lacks {problem}: damaged, or written by another version"
+        ) from problem
+
+
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object. Raises InputError."""
+    return _json(_text(path), str(path))
+
+
+def load_model(ledger: Ledger, device: str | None = None, trust_remote_code: bool = False) -> LM:
     """The original model of a run, loaded as the run did, on another device if one is named."""
     name = ledger.events("start")[-1]["model"]
     options = {key: ledger.config[key] for key in LOADING if key in ledger.config}
     if device is not None:
         options["device"] = device
-    return models.load(name, **options)
+    return models.load(name, trust_remote_code=trust_remote_code, **options)
 
 
 def fold_result(ledger: Ledger, lm: LM) -> AdapterStack:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from steer_heal.commands.folders import finished_run
+from steer_heal.commands.folders import complete, finished_run
 from steer_heal.errors import InputError
 
 USAGE = "steer-heal report RUN"
@@ -30,7 +30,8 @@ def main(options: Options) -> int:
 
     ledger = finished_run(options.run)
     try:
-        write_pages(ledger)
+        with complete(ledger):
+            write_pages(ledger)
     except OSError as problem:
         raise InputError(f"run folder {options.run!r}: cannot be written ({problem.strerror})") from problem
     for name in ("report.html", "summary.md", "trajectory.png"):

@@ -5,6 +5,10 @@ Knows nothing of what the options do.
 
 from __future__ import annotations
 
+import textwrap
+from dataclasses import fields
+from typing import get_args, get_type_hints
+
 from steer_heal.commands.help import option_lines, topic_page
 from steer_heal.commands.options import options_of
 from steer_heal.commands.presets import PRESETS, UNTRIED
@@ -27,9 +31,6 @@ TRAINING = ("rank", "alpha", "lora_layers", "lr", "betas", "weight_decay", "spec
 
 def topics(kind: type) -> dict[str, tuple[str, tuple[str, ...]]]:
     """By topic its title and the names of its options; each option of `kind`, in groups by stage, is in one topic."""
-    from dataclasses import fields
-    from typing import get_args, get_type_hints
-
     hints = get_type_hints(kind, include_extras=True)
     of_group = {
         group.name: [option.name for option in options_of(get_args(hints[group.name])[0]).values()]
@@ -66,11 +67,11 @@ Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted. 
 
 def preset_page() -> str:
     """What each preset sets."""
-    lines = [UNTRIED[0].upper() + UNTRIED[1:] + ". An option that is given beats the preset.", ""]
+    lines = [textwrap.fill(f"Note: {UNTRIED}. An option that is given beats the preset.", 100), ""]
     for name, preset in PRESETS.items():
         values = ", ".join(
             f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for key, value in preset.options.items()
         )
-        lines += [f"{name}", f"  {values}", f"  {preset.note}", ""]
+        lines += [name, textwrap.indent(textwrap.fill(values, 98), "  "), f"  {preset.note}", ""]
     return "\n".join(lines).rstrip()
