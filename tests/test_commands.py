@@ -1,12 +1,15 @@
 """The command `steer-heal`: every sub-command on a small run, help pages, presets and the dry run."""
 
+import importlib
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,8 +206,6 @@ def test_builtin_traits_have_no_weakness_but_the_checker_of_real_ones():
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
 def test_help_of_each_command_names_every_option_and_fits_a_screen(command, capsys, monkeypatch):
-    import importlib
-
     monkeypatch.setenv("COLUMNS", "100")
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -258,6 +259,12 @@ def test_dry_run_counts_what_a_run_samples(run):
     assert work["walk-C, steered"].least <= sampled <= work["walk-C, steered"].most
     calibrated = Ledger.open(run).events("calibrate")[0]["calibration"]["completions"]
     assert work["calibrate the filter"].least == calibrated
+
+
+def test_the_installed_command_is_this_one():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    module, function = project["scripts"]["steer-heal"].split(":")
+    assert getattr(importlib.import_module(module), function) is main
 
 
 def test_the_command_is_a_module_too():

@@ -122,7 +122,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
     if missing := sorted(found["missing_keys"]):
         raise InputError(
             f"model {name!r}: {len(missing)} weights are not in its files (such as {missing[0]}), they would be "
-            "random: use a complete causal language model"
+            "random: use a complete decoder-only causal language model"
         )
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:

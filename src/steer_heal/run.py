@@ -88,12 +88,9 @@ def _run(argv: list[str], prog: str) -> int:
         from steer_heal.commands.dry_run import show
 
         return show(config, command.command.preset, {t: names for t, (_, names) in topics(CommandLine).items()})
-    from transformers.utils import logging as transformers_logging
-
     from steer_heal.console import Reporter
     from steer_heal.rounds import run_rounds
 
-    transformers_logging.disable_progress_bar()
     result = run_rounds(config, Reporter(quiet=config.quiet))
     return STOPPED if result.verdict.name in STOPPED_BY_METHOD else DONE
 

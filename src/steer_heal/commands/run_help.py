@@ -39,7 +39,7 @@ def topics(kind: type) -> dict[str, tuple[str, tuple[str, ...]]]:
     found = {topic: (title, ()) for topic, title in TITLES.items()}
     for group, names in of_group.items():
         for name in names:
-            topic = "loop" if group == "command" else "training" if name in TRAINING else group
+            topic = "training" if name in TRAINING else group if group in TITLES else "loop"
             title, before = found[topic]
             found[topic] = (title, (*before, name))
     return found
