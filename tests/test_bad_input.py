@@ -236,6 +236,7 @@ def test_the_table_is_long_enough_and_each_case_stands_once():
 @pytest.mark.parametrize("case", CASES, ids=[command for command, *_ in CASES])
 def test_bad_input_is_one_clear_line_with_exit_code_2(case, files, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # on any machine
     command, *expected = case
     before = state(files, tmp_path)
     assert main(words_of(command, files)) == 2

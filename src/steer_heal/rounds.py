@@ -103,12 +103,12 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     """Model, trait, run folder, calibrated filter, and the two baselines every round is compared with."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
+    trait = Trait.load(config.trait or default_trait(config.model_name))
+    tasks = gate.anchors_of(config, trait)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
-    trait = Trait.load(config.trait or default_trait(config.model_name))
-    tasks = gate.anchors_of(config, trait)
     check_texts(lm, trait, tasks, config)
     label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
     ledger = Ledger.create(config.out, label, config.to_dict())

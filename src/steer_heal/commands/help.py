@@ -57,7 +57,7 @@ def command_page(usage: str, purpose: str, kind: type, more: str = "") -> str:
 def topic_page(topic: str, topics: Mapping[str, tuple[str, tuple[str, ...]]], kind: type, prog: str) -> str:
     """The options of one topic, or of all of them. Raises InputError for an unknown one."""
     if topic != "all" and topic not in topics:
-        known = (*topics, "all")
+        known = (*topics, "presets", "all")
         raise InputError(f"no help on {topic!r}{nearest(topic, known)}: give one of {', '.join(known)}")
     options = {option.name: option for option in options_of(kind).values()}
     pages = []
