@@ -74,6 +74,7 @@ VALUES = [
     ("run --max-new-tokens 1", "max_new_tokens 1", "at least 4"),
     ("run --model tiny-random --max-new-tokens 100000", "context of tiny-random", "--max-new-tokens"),
     ("run --device cuda", "'cuda' is not available", "--device cpu"),
+    ("run --device cpu:x", "'cpu:x' is unknown", "auto"),
     ("run --device tpu", "'tpu' is unknown", "cpu"),
     ("run --device cuda:9x", "not available", "--device cpu"),
     ("run --out {files}/outside.txt", "outside.txt' cannot be written", "--out"),
@@ -277,6 +278,20 @@ def test_hub_id_without_network_says_so_within_seconds(command, tmp_path, capfd,
     shown = capfd.readouterr().err
     assert time.monotonic() - started < 8 and shown.count("\n") == 1
     assert all(words in shown for words in ("cannot be reached", "pocket", "tiny-random", "folder", "some-model"))
+
+
+def test_a_cached_model_loads_without_network_and_without_waiting(files, monkeypatch):
+    import time
+
+    from steer_heal import lm, loading
+
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    cached = str(files / "models" / "sound")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, local_files_only: cached)
+    loading._hub_answers.cache_clear()
+    started = time.monotonic()
+    assert lm.load("someone/some-model").name == "someone/some-model" and time.monotonic() - started < 8
+    loading._hub_answers.cache_clear()
 
 
 def test_debug_shows_the_traceback_of_bad_input(capsys):

@@ -55,7 +55,13 @@ def resolve_device(device: str) -> torch.device:
         raise InputError(f"device {device!r} is unknown: use cpu, cuda, mps or auto")
     if not available[kind]:
         raise InputError(f"device {device!r} is not available on this machine: use --device cpu or auto")
-    return torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError as problem:
+        raise InputError(f"device {device!r} is unknown: use cpu, cuda, cuda:0 and so on, mps or auto") from problem
+    if kind == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r}: this machine has cuda devices 0 to {torch.cuda.device_count() - 1}")
+    return found
 
 
 def resolve_dtype(dtype: str, device: torch.device, embedded: bool) -> torch.dtype | str:
@@ -81,9 +87,7 @@ def read_config(source, name: str, trust_remote_code: bool):
         raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
     try:
         with _without_warnings():
-            return AutoConfig.from_pretrained(
-                source, trust_remote_code=trust_remote_code, local_files_only=_offline(local)
-            )
+            return AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as problem:
         raise InputError(_explain(name, local, problem)) from problem
 
@@ -97,7 +101,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
-    shared = {"trust_remote_code": trust_remote_code, "local_files_only": _offline(local)}
+    source, shared = _reachable(source), {"trust_remote_code": trust_remote_code}
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
     made_as = getattr(config, "architectures", None) or ()
@@ -163,9 +167,13 @@ def _hub_answers() -> bool:
     return True
 
 
-def _offline(local: bool) -> bool:
-    """Whether only files on this machine can be used."""
-    return local or not _hub_answers()
+def _reachable(source):
+    """A folder or hub id as it is; without network the folder that the id is cached in. OSError when it is not."""
+    if Path(source).is_dir() or _hub_answers():
+        return source
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(source, local_files_only=True)
 
 
 @contextmanager
