@@ -282,3 +282,29 @@ def test_export_refuses_a_target_that_holds_something(tmp_path):
             export.check_target(target)
     export.check_target(tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_options_outside_the_groups_have_help_and_leave_presets_alone():
+    from dataclasses import dataclass
+
+    from steer_heal.commands.presets import with_preset
+
+    @dataclass(frozen=True)
+    class More(CommandLine):
+        extra: str | None = None
+        """Something else."""
+
+    assert "extra" in run_help.topics(More)["loop"][1]
+    assert with_preset(More(extra="x"), "qwen3-0.6b").extra == "x"
+
+
+def test_what_is_noted_on_an_interruption_is_said_in_its_line(capsys):
+    from steer_heal.commands.outcome import guarded
+
+    def stopped(words):
+        problem = KeyboardInterrupt()
+        problem.add_note("go on with --resume here")
+        raise problem
+
+    assert guarded(stopped, []) == 130
+    assert capsys.readouterr().err == "steer_heal: interrupted; go on with --resume here\n"

@@ -32,11 +32,17 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     except InputError as problem:
         if debug:
             traceback.print_exc()
-        print(f"steer_heal: {' '.join(str(problem).split())}", file=sys.stderr)
+        _say(problem, str(problem))
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print(f"steer_heal: interrupted; {interrupted}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        _say(stop, "interrupted" if hasattr(stop, "__notes__") else f"interrupted; {interrupted}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
         return DONE
+
+
+def _say(problem: BaseException, what: str) -> None:
+    """One line on stderr: what happened, and what was noted about it on the way, such as how to go on."""
+    words = "; ".join([what, *getattr(problem, "__notes__", ())])
+    print(f"steer_heal: {' '.join(words.split())}", file=sys.stderr)

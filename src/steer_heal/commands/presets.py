@@ -6,7 +6,7 @@ Knows nothing of the method. An option given on the command line beats the prese
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
 from steer_heal.errors import InputError
@@ -71,7 +71,7 @@ def with_preset(groups: Groups, name: str) -> Groups:
     options, changed = PRESETS[name].options, {}
     for group in fields(groups):
         old = getattr(groups, group.name)
-        own = {f.name: options[f.name] for f in fields(old) if f.name in options}
+        own = {f.name: options[f.name] for f in (fields(old) if is_dataclass(old) else ()) if f.name in options}
         if own:
             changed[group.name] = replace(old, **own)
     return replace(groups, **changed)

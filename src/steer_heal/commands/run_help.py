@@ -6,7 +6,7 @@ Knows nothing of what the options do.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
 from steer_heal.commands.help import option_lines, topic_page
@@ -32,10 +32,11 @@ TRAINING = ("rank", "alpha", "lora_layers", "lr", "betas", "weight_decay", "spec
 def topics(kind: type) -> dict[str, tuple[str, tuple[str, ...]]]:
     """By topic its title and the names of its options; each option of `kind`, in groups by stage, is in one topic."""
     hints = get_type_hints(kind, include_extras=True)
-    of_group = {
-        group.name: [option.name for option in options_of(get_args(hints[group.name])[0]).values()]
-        for group in fields(kind)
-    }
+    of_group = {}
+    for one in fields(kind):
+        group = next(iter(get_args(hints[one.name])), None)
+        opened = options_of(group).values() if is_dataclass(group) else ()
+        of_group[one.name] = [option.name for option in opened] or [one.name]
     found = {topic: (title, ()) for topic, title in TITLES.items()}
     for group, names in of_group.items():
         for name in names:
