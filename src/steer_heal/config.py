@@ -270,6 +270,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             raise InputError(f"target_kl {self.target_kl}: give nats above 0, or 0 for multiples of the raw vector")
         if self.eval_items is not None and self.eval_items < 8:
             raise InputError(f"eval_items {self.eval_items}: give at least 8")
+        self.text_sampling()
+        Sampling(self.temperature, self.top_p)
         self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
         if self.vector == "none" and any(self.doses):
             object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose

@@ -36,14 +36,16 @@ RESULT_COLUMNS = (
 
 
 def write_report(ledger: Ledger) -> None:
-    """Write `trajectory.png`, `summary.md` and `report.html`, and add the run's line to `results.tsv`.
+    """Write the pages, and add the run's line to `results.tsv`. Raises ValueError when the run has no `end` event."""
+    write_pages(ledger)
+    ledger.append_result(result_row(ledger))
 
-    Raises ValueError when the run has no `end` event.
-    """
+
+def write_pages(ledger: Ledger) -> None:
+    """Write `trajectory.png`, `summary.md` and `report.html`. Raises ValueError when the run has no `end` event."""
     plot_trajectory(ledger, ledger.folder / "trajectory.png")
     ledger.write_text("summary.md", summary(ledger))
     ledger.write_text("report.html", html(ledger))
-    ledger.append_result(result_row(ledger))
 
 
 def result_row(ledger: Ledger) -> dict[str, object]:

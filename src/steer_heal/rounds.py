@@ -21,6 +21,7 @@ from steer_heal.controls import against, run_controls
 from steer_heal.evaluation import Metrics
 from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
+from steer_heal.preflight import check_texts
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Trait, default_trait
 from steer_heal.verdict import Round as JudgedRound
@@ -102,12 +103,13 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     """Model, trait, run folder, calibrated filter, and the two baselines every round is compared with."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
+    trait = Trait.load(config.trait or default_trait(config.model_name))
+    tasks = gate.anchors_of(config, trait)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
-    trait = Trait.load(config.trait or default_trait(config.model_name))
-    tasks = gate.anchors_of(config, trait)
+    check_texts(lm, trait, tasks, config)
     label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
     ledger = Ledger.create(config.out, label, config.to_dict())
     ledger.listeners.append(reporter.on_event)
