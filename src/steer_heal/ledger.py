@@ -91,7 +91,7 @@ class Ledger:
     def events(self, stage: str | None = None) -> list[dict]:
         """All events in order, or those of one stage."""
         path = self.folder / "events.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
         found = [json.loads(line) for line in lines]
         return found if stage is None else [event for event in found if event["stage"] == stage]
 
