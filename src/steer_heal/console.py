@@ -5,8 +5,10 @@ Knows nothing of models; it prints what the ledger's events say, so a finished r
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,7 +43,7 @@ class Reporter:
         self._task = None
         self._stage = ""
         self._last_line = 0.0
-        self._rounds_started = 0.0
+        self._marks: list[float] = []
         self._n_rounds = 0
 
     def on_event(self, event: dict) -> None:
@@ -85,9 +87,11 @@ class Reporter:
         if event["stage"] == "start":
             self._n_rounds = event["n_rounds"]
         elif event["stage"] == "baseline":
-            self._rounds_started = time.monotonic()
+            self._marks = [event["time"]]
         elif event["stage"] == "gate" and not event["ended"] and (left := self._n_rounds - event["round"] - 1):
-            each = (time.monotonic() - self._rounds_started) / (event["round"] + 1)
+            self._marks.append(event["time"])
+            # The median: a run that was stopped and goes on has a round with the pause in it.
+            each = statistics.median(b - a for a, b in pairwise(self._marks))
             self.console.print(f"{left} round(s) to go, about {left * each:.0f} s\n")
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -261,6 +265,13 @@ def _verdict(console: Console, e: dict) -> None:
     console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
 
 
+def _memory(console: Console, e: dict) -> None:
+    console.print(
+        f"memory ran out in {e['unit']}: on with {e['rows']} row(s) per batch; a run without this has other bits.",
+        markup=False,
+    )
+
+
 def _gate(console: Console, e: dict) -> None:
     console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]")
     for reason in e["reasons"]:
@@ -310,4 +321,5 @@ SHOW: dict[str, Callable[[Console, dict], None]] = {
     "verdict": _verdict,
     "gate": _gate,
     "end": _end,
+    "memory": _memory,
 }

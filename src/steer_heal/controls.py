@@ -5,7 +5,6 @@ Knows nothing of the stages. The gate only watches a control: it shows what its 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from steer_heal.bake import AdapterStack
 from steer_heal.evaluation import Metrics, compare
+from steer_heal.files import write_whole
 from steer_heal.steps import Run
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def prepare_control(run: Run, name: str, settings: Mapping[str, str]) -> Run:
         (event,) = run.ledger.events(stage)
         ledger.record(stage, **_figures(event))
     for file in ("base.json", "prompted.json"):
-        shutil.copy(run.ledger.folder / file, ledger.folder / file)
+        write_whole(ledger.folder / file, (run.ledger.folder / file).read_bytes())
     return replace(run, config=config, ledger=ledger, rounds=[], kappa=config.kappa_start)
 
 

@@ -14,12 +14,13 @@ from itertools import islice
 from steer_heal.anchors import replayed_rows
 from steer_heal.calibration import Calibration, calibrate
 from steer_heal.coherence import CoherenceFilter
-from steer_heal.completion import Completion
+from steer_heal.completion import COMPLETIONS, Completion
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Plan, Walk, walk_c
 from steer_heal.evaluation import free_prompts
 from steer_heal.generation import Request, derive_seed, generate, generate_requests
+from steer_heal.kinds import CALIBRATION, FILTER, VECTOR
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector, extract
@@ -31,10 +32,15 @@ def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, re
     """Thresholds from the original model's own unsteered completions."""
     reporter.progress("calibrate the filter", 0, 1)
     n = 24 if config.fast_dev_run else 192
-    fitted = CoherenceFilter.calibrate(
-        lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
-        false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
-    )  # fmt: skip
+
+    def compute() -> CoherenceFilter:
+        return CoherenceFilter.calibrate(
+            lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
+            false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
+            keep=ledger.units.part("filter"),
+        )  # fmt: skip
+
+    fitted = ledger.units.once("filter", compute, FILTER)
     fitted = {"coherence": fitted, "repetition": fitted.only_repetition(), "none": fitted.only()}[config.filter]
     ledger.record("calibrate", **fitted.to_dict())
     return fitted
@@ -49,10 +55,14 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
         contexts = trait.contexts[:32] if config.fast_dev_run else trait.contexts
         # `auto` chooses once: vectors of different blocks could not be compared between rounds.
         layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
-        vector = extract(
-            run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
-            progress=lambda done, total: run.reporter.progress("extract", done, total),
-        )  # fmt: skip
+
+        def compute() -> SteeringVector:
+            return extract(
+                run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
+                progress=lambda done, total: run.reporter.progress("extract", done, total),
+            )  # fmt: skip
+
+        vector = run.keep(number).once("vector", compute, VECTOR)
         if config.vector == "random":
             vector = replace(vector.random_like(run.seed(number, "vector")), quality=vector.quality)
     unit = dose_unit(run, number, vector) if config.target_kl and config.vector != "none" else None
@@ -71,10 +81,16 @@ def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
     """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
     config, trait = run.config, run.trait
     run.reporter.progress("find the dose", 0, 1)
-    return calibrate(
-        run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
-        system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
-    )  # fmt: skip
+    keep = run.keep(number)
+
+    def compute() -> Calibration:
+        return calibrate(
+            run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
+            system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
+            keep=keep.part("dose"),
+        )  # fmt: skip
+
+    return keep.once("dose", compute, CALIBRATION)
 
 
 def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
@@ -96,6 +112,7 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         drawn = generate_requests(
             run.lm, requests, vector, trait.neutral, config.max_new_tokens, run.seed(number, "walk", asked),
             on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=config.text_sampling(),
+            keep=run.keep(number, "walk", asked),
         )  # fmt: skip
         rest = iter(drawn)
         return [list(islice(rest, n)) for _, n in plan]
@@ -104,10 +121,13 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         return sample_together([(kappa, n)])[0]
 
     def survive(completions: Sequence[Completion]) -> list[Completion]:
-        if config.filter_model == "student":
-            return run.filter(run.lm, completions)
-        with stack.unfolded():
-            return run.filter(run.lm, completions)
+        def compute() -> list[Completion]:
+            if config.filter_model == "student":
+                return run.filter(run.lm, completions)
+            with stack.unfolded():
+                return run.filter(run.lm, completions)
+
+        return run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
 
     walk = walk_c(sample, survive, replace(config.dose_config(), kappa_start=run.kappa), sample_together)
     run.ledger.record("walk", number, kappa_start=run.kappa, **_walk_figures(run, walk))
@@ -171,7 +191,7 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
             rows += generate(
                 run.lm, prompts, system=run.trait.neutral, max_new_tokens=config.max_new_tokens,
                 seed=run.seed(number, "replay"), origin="base", on_batch=run.on_batch("generate replay rows"),
-                sampling=config.text_sampling(),
+                sampling=config.text_sampling(), keep=run.keep(number, "replay"),
             )  # fmt: skip
     return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
 
