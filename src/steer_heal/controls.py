@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from steer_heal.bake import AdapterStack
 from steer_heal.evaluation import Metrics, compare
-from steer_heal.files import write_whole
 from steer_heal.steps import Run
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def prepare_control(run: Run, name: str, settings: Mapping[str, str]) -> Run:
         (event,) = run.ledger.events(stage)
         ledger.record(stage, **_figures(event))
     for file in ("base.json", "prompted.json"):
-        write_whole(ledger.folder / file, (run.ledger.folder / file).read_bytes())
+        ledger.write_once(file, (run.ledger.folder / file).read_text(encoding="utf-8"))
     return replace(run, config=config, ledger=ledger, rounds=[], kappa=config.kappa_start)
 
 

@@ -36,6 +36,10 @@ SCHEMA_VERSION = 1
 
 TIMES = ("time", "seconds", "folder")
 """Figures of an event that may differ when it is recorded again: when, how long, and where the folder now is."""
+CHANGED = (
+    "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, it "
+    "is then written anew"
+)
 MARKS = ("memory",)
 """Events that a resumed run need not see again: they depend on the machine's state and not on the run."""
 
@@ -218,10 +222,7 @@ class Ledger:
         other = same_files(partial, final)
         shutil.rmtree(partial)
         if other:
-            raise InputError(
-                f"{final / other} is damaged or was changed, it is not what the run wrote: move {final} away and "
-                "resume again, it is then written anew"
-            )
+            raise InputError(f"{final / other} {CHANGED}")
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file of the run folder in one step."""
@@ -230,6 +231,14 @@ class Ledger:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run folder in one step."""
         write_text(self.folder / name, text)
+
+    def write_once(self, name: str, text: str) -> None:
+        """Write a text file that stays as it is; InputError when a run that goes on finds another one there."""
+        path = self.folder / name
+        if not (self.replayed and path.is_file()):
+            write_text(path, text)
+        elif path.read_bytes() != text.encode("utf-8"):
+            raise InputError(f"{path} {CHANGED}")
 
     def append_result(self, row: Mapping[str, object]) -> None:
         """Add one line to `results.tsv` beside the runs; a new file gets the header first.

@@ -156,8 +156,8 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledg
     keep = ledger.units.part("evaluate")
     base = steps.measure(lm, stack, trait, config, reporter, keep, "base")
     prompted = steps.measure(lm, stack, trait, config, reporter, keep, "prompted", system=trait.pos)
-    base.save(ledger.folder / "base.json")
-    prompted.save(ledger.folder / "prompted.json")
+    ledger.write_once("base.json", base.to_json())
+    ledger.write_once("prompted.json", prompted.to_json())
     ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
     return Run(config, lm, trait, ledger, reporter, stack, fitted, base, prompted, captured, config.kappa_start)
 

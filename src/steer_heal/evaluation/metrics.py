@@ -218,10 +218,13 @@ class Metrics:
             "human": None if human is None else asdict(human),
         }
 
-    def save(self, path: str | Path) -> None:
+    def to_json(self) -> str:
         """One JSON object: the rows and, for readers, the summary."""
-        text = json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False)
-        write_whole(Path(path), text.encode("utf-8"))
+        return json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` in one step."""
+        write_whole(Path(path), self.to_json().encode("utf-8"))
 
     @staticmethod
     def from_dict(data: dict) -> Metrics:
