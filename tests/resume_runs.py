@@ -10,16 +10,19 @@ import torch
 from steer_heal.config import RunConfig
 from steer_heal.ledger import TIMES
 
+TELL_TIMES = ("config.json", "environment.json", "summary.md", "report.html", "results.tsv", "lock")
+"""Files with folders, processes and seconds in them."""
+
 WORDS = ("gate", "basket", "nurse", "rule", "letter", "garden", "rain", "door")
 SETTINGS = {
     "fast_dev_run": True, "n_rounds": 2, "max_new_tokens": 8, "n_min": 8, "walk_batch": 8, "epochs": 1, "rank": 2,
     "filter": "none", "gate": "watch",
 }  # fmt: skip
 RICH = {
-    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2, "tau_rel": 0.5, "overfit_check": True,
+    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2, "overfit_check": True,
     "controls": "all", "walk_mode": "grid",
 }  # fmt: skip
-"""Settings that use what is left: a dose found, replay rows, a budget relative to the steering, controls."""
+"""Settings that use what is left: a dose found, replay rows, an overfit check, controls."""
 
 
 def mini_trait(folder: Path) -> Path:
@@ -50,30 +53,28 @@ def go(folder: Path, **changes) -> Path:
 
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):
-        started = list((folder / "out").glob("*/config.json"))
-        if started:
-            return run_rounds(resume=reopen("auto", folder / "out")).folder
+        out = folder / "out"
+        if any((run / "config.json").is_file() for run in out.glob("*/units/..")):
+            return run_rounds(resume=reopen("auto", out)).folder
+        if done := list(out.glob("*/summary.md")):
+            return done[0].parent
         return run_rounds(config(folder, **changes)).folder
 
 
 def content(folder: Path) -> dict[str, object]:
-    """Every file of a finished run by name, bytes; events without their times."""
+    """Every result in a finished run's folder by name: bytes; events without their times."""
     found: dict[str, object] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = str(path.relative_to(folder))
-        if name.endswith("events.jsonl"):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "events.jsonl":
             events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             found[name] = [{k: v for k, v in event.items() if k not in TIMES} for event in events]
-        elif (
-            not name.endswith((".json", "summary.md", "report.html", "results.tsv"))
-            or "rounds" in name
-            or name.endswith(("base.json", "prompted.json"))
-        ):
+        elif path.name not in TELL_TIMES and "units.partial" not in name:
             found[name] = path.read_bytes()
     return found
 
 
 def folder_of(place: Path) -> Path:
-    """The one run folder under `place/out`."""
-    (found,) = [path for path in (place / "out").iterdir() if path.is_dir()]
+    """The one run folder under `place/out`; a folder that was not furnished when its process was killed is none."""
+    (found,) = [path.parent for path in (place / "out").glob("*/config.json")]
     return found

@@ -37,8 +37,8 @@ SCHEMA_VERSION = 1
 TIMES = ("time", "seconds", "folder")
 """Figures of an event that may differ when it is recorded again: when, how long, and where the folder now is."""
 CHANGED = (
-    "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, it "
-    "is then written anew"
+    "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, "
+    "it is then written anew"
 )
 MARKS = ("memory",)
 """Events that a resumed run need not see again: they depend on the machine's state and not on the run."""
@@ -64,14 +64,15 @@ class Ledger:
         Raises InputError when the folder cannot be written.
         """
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{_safe(label)}"
-        root = Path(root)
+        root, ledger = Path(root), None
         try:
             root.mkdir(parents=True, exist_ok=True)
-            folder = next(f for f in _candidates(root, stem) if _made(f))
-            ledger = cls(folder)
+            ledger = cls(next(f for f in _candidates(root, stem) if _made(f)))
             ledger.hold()
             ledger._furnish(config)
         except (OSError, NotWrittenError) as problem:
+            if ledger:
+                ledger.release()
             why = getattr(problem, "strerror", None) or problem
             raise InputError(f"output folder {str(root)!r} cannot be written ({why}): choose another with --out") from (
                 problem
@@ -152,10 +153,10 @@ class Ledger:
 
     def settle(self) -> None:
         """The run is done: the committed results, which only a run that goes on needs, are removed."""
-        for units in (self.folder / "units", *self.folder.glob("controls/*/units")):
-            done = units.with_name("units" + PARTIAL)
-            os.replace(units, done)
-            shutil.rmtree(done)
+        if (units := self.folder / "units").is_dir():
+            os.replace(units, self.folder / f"units{PARTIAL}")  # in one step: from here on the run is finished
+        for left in (self.folder / f"units{PARTIAL}", *self.folder.glob("controls/*/units")):
+            shutil.rmtree(left, ignore_errors=True)
         (self.folder / "lock").unlink(missing_ok=True)
 
     @property

@@ -60,6 +60,7 @@ def _check(ledger: Ledger) -> None:
     folder = str(ledger.folder)
     if not _unfinished(ledger.folder):
         if ledger.events("end"):
+            ledger.settle()  # it may have been stopped while it did
             raise InputError(f"{folder!r} is finished: its result is in summary.md, there is nothing to resume")
         raise InputError(f"{folder!r} has no committed results (units/): it was made by a version without --resume")
     path = ledger.folder / "environment.json"
