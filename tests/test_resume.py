@@ -197,9 +197,13 @@ class Slow:
 def fail_on(place, whole, monkeypatch, steps_between):
     """Go on again and again, each time until the disk fails after so many operations more; returns what failed."""
     monkeypatch.setattr("steer_heal.report.write_report", lambda ledger: None)
-    disk, attempts = Disk(monkeypatch), 0
+    disk, attempts, seen, stuck = Disk(monkeypatch), 0, None, 0
     while True:
-        disk.left = 1 + steps_between[attempts % len(steps_between)]
+        # A round's folder is filled by more operations than that, and counts only when the last of them is done.
+        there = [p for p in place.rglob("*") if p.suffix == ".unit" or p.name.isdigit()]
+        now = len(there), sum(p.read_bytes().count(b"\n") for p in place.rglob("events.jsonl"))
+        seen, stuck = now, stuck + 1 if now == seen else 0
+        disk.left = 1 + steps_between[attempts % len(steps_between)] + stuck
         attempts += 1
         try:
             folder = go(place)

@@ -56,7 +56,7 @@ def refused(place, capsys, *options):
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "Traceback" not in shown.err
     assert listing(place) == before
-    Ledger.open(folder_of(place)).hold()  # it was let go
+    Ledger(folder_of(place)).hold()  # it was let go
     return shown.err
 
 
@@ -111,7 +111,8 @@ DAMAGE = {
         bytes_of("units/filter.unit", lambda p: p.write_bytes(p.read_bytes().replace(b": 1,", b": 9,", 1))),
         "schema 9",
     ),
-    "another seed in config.json": (change("config.json", "seed", 5), "config.json of this run was changed"),
+    "another lr in config.json": (change("config.json", "lr", 0.5), "config.json of this run was changed"),
+    "another seed in config.json": (change("config.json", "seed", 5), "start differs from what was recorded in seed"),
     "an unknown option in config.json": (change("config.json", "sed", 5), "other options"),
     "config.json cut": (bytes_of("config.json", cut), "config.json is damaged"),
     "another schema": (change("config.json", "schema_version", 99), "schema 99"),

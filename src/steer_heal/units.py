@@ -105,12 +105,13 @@ class Units:
         label = ".".join((*self.prefix, name)).replace(" ", "-")
         if label in self.used:
             raise RuntimeError(f"unit {label} is asked for twice in one run: give each result a name of its own")
-        self.used.add(label)
         path = self.folder / f"{label}.unit"
         if path.is_file():
-            return kind.load(self._read(path, label))
-        content = kind.dump(compute())
-        write_whole(path, self._header(label, content) + content)
+            content = self._read(path, label)
+        else:
+            content = kind.dump(compute())
+            write_whole(path, self._header(label, content) + content)
+        self.used.add(label)
         return kind.load(content)
 
     def _header(self, label: str, content: bytes) -> bytes:
