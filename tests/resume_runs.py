@@ -19,10 +19,10 @@ SETTINGS = {
     "filter": "none", "gate": "watch",
 }  # fmt: skip
 RICH = {
-    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2, "overfit_check": True,
+    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2,
     "controls": "all", "walk_mode": "grid",
 }  # fmt: skip
-"""Settings that use what is left: a dose found, replay rows, an overfit check, controls."""
+"""Settings that use what is left: a dose found, replay rows, kappas in one batch, controls."""
 
 
 def mini_trait(folder: Path) -> Path:

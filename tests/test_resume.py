@@ -194,9 +194,10 @@ class Slow:
         self.file.close()
 
 
-def fail_on(place, whole, monkeypatch, steps_between):
+def fail_on(place, whole, monkeypatch, steps_between, **settings):
     """Go on again and again, each time until the disk fails after so many operations more; returns what failed."""
     monkeypatch.setattr("steer_heal.report.write_report", lambda ledger: None)
+    place.mkdir(exist_ok=True)
     disk, attempts, seen, stuck = Disk(monkeypatch), 0, None, 0
     while True:
         # A round's folder is filled by more operations than that, and counts only when the last of them is done.
@@ -206,7 +207,7 @@ def fail_on(place, whole, monkeypatch, steps_between):
         disk.left = 1 + steps_between[attempts % len(steps_between)] + stuck
         attempts += 1
         try:
-            folder = go(place)
+            folder = go(place, **settings)
             break
         except InputError as problem:
             assert "No space left" in str(problem) and "\n" not in str(problem)
@@ -216,16 +217,19 @@ def fail_on(place, whole, monkeypatch, steps_between):
                 if not (made / "config.json").exists():
                     shutil.rmtree(made)
         assert attempts < 2000
-    assert content(folder) == {k: v for k, v in whole[0].items() if k != "trajectory.png"}
+    assert content(folder) == {k: v for k, v in whole.items() if k != "trajectory.png"}
     return disk.failed
 
 
-def test_a_disk_that_fails_at_any_write_flush_or_rename_loses_nothing(tmp_path, whole, monkeypatch):
-    failed = fail_on(tmp_path, whole, monkeypatch, steps_between=(11, 6, 13, 8, 17))
-    assert len(failed) > 20 and set(failed) == {"write", "fsync", "replace"}
+def test_a_disk_that_fails_at_every_write_flush_and_rename_loses_nothing(tmp_path, monkeypatch):
+    for name in ("whole", "failing"):
+        (tmp_path / name).mkdir()
+    whole = content(go(tmp_path / "whole", n_rounds=1))
+    failed = fail_on(tmp_path / "failing", whole, monkeypatch, steps_between=(0, 1, 2, 3), n_rounds=1)
+    assert len(failed) > 100 and set(failed) == {"write", "fsync", "replace"}
 
 
 @pytest.mark.slow
-def test_a_disk_that_fails_at_every_write_flush_and_rename_loses_nothing(tmp_path, whole, monkeypatch):
-    failed = fail_on(tmp_path, whole, monkeypatch, steps_between=(0, 1, 2, 3))
-    assert len(failed) > 100 and set(failed) == {"write", "fsync", "replace"}
+def test_a_disk_that_fails_at_every_operation_of_two_rounds_loses_nothing(tmp_path, whole, monkeypatch):
+    assert len(fail_on(tmp_path, whole[0], monkeypatch, steps_between=(0, 1, 2, 3))) > 200
+    assert len(fail_on(tmp_path / "other", whole[0], monkeypatch, steps_between=(11, 6, 13, 8, 17))) > 20
