@@ -29,7 +29,7 @@ from steer_heal.completion import Completion, load_completions
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.errors import InputError
-from steer_heal.evaluation import AnchorRow, ChoiceRow, Metrics, ReplyRow, compare, evaluate
+from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.shift import coherent
 from steer_heal.generation import derive_seed
 from steer_heal.healing import DivergedError, HealConfig, Healed, heal, mean_divergence, reference_states
@@ -175,12 +175,7 @@ def load_setting(run_dir: Path, number: int) -> Setting:
 
 def read_metrics(folder: Path, name: str) -> Metrics:
     """`steered` or `healed` out of a round's metrics.json."""
-    kinds = {"items": ChoiceRow, "off_target": ChoiceRow, "replies": ReplyRow, "anchors": AnchorRow}
-    data = json.loads((folder / "metrics.json").read_text("utf-8"))[name]
-    for key, kind in kinds.items():
-        rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in data[key]]
-        data[key] = tuple(kind(**row) for row in rows)
-    return Metrics(**data)
+    return Metrics.from_dict(json.loads((folder / "metrics.json").read_text("utf-8"))[name])
 
 
 def _check_student(lm: models.LM, trait: Trait, config: RunConfig, stored: Metrics) -> None:

@@ -79,7 +79,7 @@ def test_labels_follow_the_checker():
 
 
 def test_perplexity_gates_catch_broken_pocket_texts_that_the_others_keep(capsys):
-    proof = report.pocket_proof(n_own=64, n_each=16)
+    proof = report.pocket_proof(n_own=64, n_each=24)
     broken = proof.outcomes[ALL].dropped("broken")
     assert broken.n >= 30 and broken.value >= 0.9
     assert proof.gain[TIGHT]["broken"].low > 0

@@ -17,11 +17,13 @@ from steer_heal.completion import Completion
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.errors import InputError
-from steer_heal.evaluation import AnchorRow, Metrics, ReplyRow
+from steer_heal.evaluation import AnchorRow, ChoiceRow, Metrics, ReplyRow
 from steer_heal.healing import HealConfig, Healed, heal
 from steer_heal.ledger import Ledger
 from steer_heal.rounds import run_rounds
 from steer_heal.run import main
+from steer_heal.statistics import Estimate
+from steer_heal.steps import judging
 from steer_heal.trait import Anchor, Trait
 
 TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16}
@@ -62,7 +64,7 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     figures = iter([0.5, 0.9, 0.1])  # the reverted round has the most trait, the last round the least
     real = verdicts.judge_round
     monkeypatch.setattr(rounds, "trait_figure", lambda metrics: next(figures))
-    monkeypatch.setattr(steps, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
+    monkeypatch.setattr(judging, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
     monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
     result = run_rounds(RunConfig(n_rounds=3, epochs=1, out=str(tmp_path), **TINY))
     ledger = Ledger.open(result.folder)
@@ -111,6 +113,61 @@ def test_reverts_end_the_run_when_too_many_in_a_row_or_at_the_lowest_dose(stands
     assert (found is None) == (words is None) and (words is None or words in found.text)
 
 
+def moved(*shifts):
+    """Estimates from (value, half width)."""
+    return [Estimate(value, value - half, value + half, 64) for value, half in shifts]
+
+
+@pytest.mark.parametrize(
+    ("shifts", "stops"),
+    [
+        ([], False),
+        ([(0.01, 0.1)], False),
+        ([(0.01, 0.1), (0.02, 0.1)], True),
+        ([(0.5, 0.1), (0.01, 0.1)], False),
+        ([(0.01, 0.1), (0.5, 0.1)], False),
+        ([(0.01, 0.1), (0.5, 0.1), (0.01, 0.1)], False),
+        ([(0.5, 0.1), (0.01, 0.1), (-0.02, 0.1)], True),
+        ([(0.01, 0.1), (-0.5, 0.1)], False),  # surely moved, if backwards
+        ([(0.1, 0.1), (0.0, 0.0)], True),  # an interval that touches zero includes it
+    ],
+)
+def test_a_run_stalls_when_two_rounds_in_a_row_moved_within_their_noise(shifts, stops):
+    found = gate.stalled(moved(*shifts))
+    assert (found is not None) == stops and (found is None or "--early-stop" in found.text)
+
+
+@pytest.mark.parametrize(("asked", "stands"), [(True, True), (False, True), (True, False)])
+def test_early_stop_ends_the_run_only_when_asked_for_and_after_a_round_that_stands(monkeypatch, asked, stands):
+    monkeypatch.setattr(gate, "movements", lambda run: moved((0.0, 0.1), (0.0, 0.1)))
+    monkeypatch.setattr(steps, "save_round", lambda *given: None)
+    monkeypatch.setattr(gate, "original_figures", lambda run: {})
+    events = []
+    done = SimpleNamespace(
+        number=1, stands=stands, figures={}, decision=Decision("keep" if stands else "revert", ("reason",), {}, True)
+    )
+    run = SimpleNamespace(
+        config=RunConfig(early_stop=asked), rounds=[], kappa=1.0, stack=[0, 1], captured=Captured((), (), ()),
+        ledger=SimpleNamespace(record=lambda *stage, **figures: events.append(figures)),
+    )  # fmt: skip
+    ended = gate.settle(run, done, None)
+    assert (ended is not None) == (asked and stands) == (events[0]["ended"] is not None)
+    assert ended is None or "within their noise" in ended.text
+
+
+def test_movements_go_from_one_standing_student_to_the_next():
+    def student(log_odds):
+        rows = tuple(
+            ChoiceRow(str(i), "c", ("a", "b"), ("a",), (-0.69, -0.69), (x, x), x, 1.0)
+            for i, x in enumerate([log_odds, log_odds + 0.1] * 4)
+        )
+        return Metrics("t", "", 0.0, "key", rows)
+
+    standing = [SimpleNamespace(healed=student(x)) for x in (1.0, 1.5)]
+    found = gate.movements(SimpleNamespace(base=student(0.0), standing=standing))
+    assert [shift.value for shift in found] == pytest.approx([1.0, 0.5])
+
+
 @pytest.fixture(scope="module")
 def pocket_run(tmp_path_factory):
     """A prepared run on pocket with one round's vector and steered texts."""
@@ -133,7 +190,7 @@ def heal_by(pocket_run, monkeypatch, tmp_path):
         figures = {f"{name}_{when}": 0.0 for name in names for when in ("before", "after")}
 
         def heal_rows(run, number, vector, walk, rows):
-            ledger.record("heal", number, figures=figures)
+            ledger.record("heal", number, figures=figures, lengths={"mean": 30.0, "weighted": 32.0})
             return Healed(make(run, rows), HealConfig(), (), (), figures, {}, {})
 
         monkeypatch.setattr(steps, "extract_vector", lambda run, number: vector)

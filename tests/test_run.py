@@ -97,9 +97,15 @@ def test_each_round_records_all_that_a_reader_of_the_loop_needs(finished):
 def test_summary_says_whether_what_cost_against_what_and_how_sure(finished):
     text = (finished[1] / "summary.md").read_text()
     short = text.split("## In short")[1].split("## Base")[0]
-    for words in ("Result:", "Trait against base:", "Off-target", "Cost: coherence", "anchors lost", "simply asking",
-                  "No controls were run", "95 %", "do not cover the spread over seeds"):  # fmt: skip
+    asked = ("What came out?", "Did the trait move?", "Did anything else?", "At what cost?", "simply asking",
+             "Was it the method?", "How sure is this?")  # fmt: skip
+    assert [words in short for words in asked] == [True] * len(asked)
+    for words in ("Result:", "Trait against base:", "Off-target", "Cost: coherence", "anchors lost", "Healed - it:",
+                  "the prompted model: words", "No controls were run", "95 %", "do not cover the spread over seeds",
+                  "on the vignettes", "contrast of Care and Authority"):  # fmt: skip
         assert words in short, words
+    assert "surely" in short.split("**Did the trait move?**")[1].split("\n")[0].split(".")[0].lower()
+    assert "## Vignettes, healed against base" in text and "| Care (trait) |" in text
     assert "Gate: " in text and "KL to base" in text
 
 
@@ -195,10 +201,9 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, capsy
 
 
 def test_unknown_option_exits_with_2_and_names_it(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["--n-round", "2"])
+    assert main(["--n-round", "2"]) == 2
     shown = capsys.readouterr()
-    assert caught.value.code == 2 and "--n-round" in shown.out + shown.err
+    assert "--n-rounds" in shown.err and shown.err.count("\n") == 1 and not shown.out
 
 
 def test_ctrl_c_exits_with_130_and_complete_rounds_stay(tmp_path):

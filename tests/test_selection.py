@@ -1,4 +1,4 @@
-"""Weights that give the kept texts back the length that the filter took."""
+"""Weights that give the kept texts back the length that the filter took, and heat that holds their diversity."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal.selection import LARGEST, length_weights
+from steer_heal.selection import LARGEST, held_temperature, length_weights
 
 
 def test_half_of_the_long_texts_lost_gives_the_others_double_weight():
@@ -46,3 +46,12 @@ def test_weights_are_positive_bounded_and_average_to_one(lengths, reference, str
     assert len(weights) == len(lengths) and min(weights) > 0
     assert sum(weights) / len(weights) == pytest.approx(1)
     assert max(weights) / min(weights) <= LARGEST**2 * (1 + 1e-9)
+
+
+def test_temperature_rises_with_the_share_of_diversity_lost_and_never_falls_below_its_start():
+    assert held_temperature(1.0, 3.0, 0.6, 0.6) == 1.0
+    assert held_temperature(1.0, 3.0, 0.54, 0.6) == pytest.approx(1.3)  # a tenth lost
+    assert held_temperature(0.8, 2.0, 0.54, 0.6) == pytest.approx(0.96)
+    assert held_temperature(1.0, 3.0, 0.7, 0.6) == 1.0
+    assert held_temperature(1.0, 0.0, 0.1, 0.6) == 1.0
+    assert held_temperature(1.0, 3.0, 0.0, 0.0) == 1.0  # nothing was said, nothing is known

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from steer_heal.errors import InputError
-from steer_heal.evaluation import ChoiceRow, Metrics, ReplyRow
+from steer_heal.evaluation import ChoiceRow, Metrics, ReplyRow, VignetteRow
 from steer_heal.statistics import Estimate
+from steer_heal.trait import FOUNDATIONS
 from steer_heal.verdict import (
     VERDICTS,
     Evidence,
@@ -112,6 +113,27 @@ def test_broad_needs_an_interval_that_excludes_zero():
     assert judge_round(replace(HEALED, off_target={"warmth": est(1.49, 0.1)})).name == "healed"
 
 
+def test_a_foundation_of_the_vignettes_makes_a_shift_broad_as_a_category_of_choices_does():
+    def judged(off, target):
+        found = judge_round(replace(HEALED, vignette_target=target, vignettes_off_target={"Sanctity": off}))
+        return found.name, found.text
+
+    name, text = judged(est(-1.6), None)
+    assert name == "broad" and "'Sanctity' moved -1.600 [-1.700, -1.500] nats (vignettes)" in text
+    assert "the target +1.500 [+1.400, +1.600] nats (forced choice)" in text
+    assert judged(est(-1.6, 2.0), None)[0] == "healed"  # not sure
+    assert judged(est(-1.4), None)[0] == "healed"  # less than the target in forced choice
+    # The trait's own foundations moved more than its items: they are what the others are held against.
+    assert judged(est(-1.6), est(2.5))[0] == "healed"
+    assert "(vignettes), the target +2.500" in judged(est(2.6), est(2.5))[1]
+    assert judged(est(0.4), est(0.1))[0] == "healed"  # vignettes barely moved, choices did
+
+
+def test_a_broad_shift_of_choices_says_that_it_was_choices():
+    text = judge_round(replace(HEALED, off_target={"warmth": est(-1.6)})).text
+    assert "Off-target 'warmth' moved -1.600 [-1.700, -1.500] nats (forced choice), the target +1.500" in text
+
+
 def test_a_noisier_large_category_does_not_hide_a_sure_broad_one():
     mixed = {"warmth": est(5.0, 9.0), "boldness": est(1.7, 0.1)}
     assert judge_round(replace(HEALED, off_target=mixed)).name == "broad"
@@ -144,7 +166,7 @@ def test_best_round_has_the_highest_trait_above_the_floors_and_not_the_last_plac
               round_(4, "collapsed", 0.99, above=False), round_(5, "starved", None, above=False)]  # fmt: skip
     assert best_round(rounds).number == 2
     assert judge_run(rounds).name == "healed"
-    assert "best round 2" in judge_run(rounds).text and "4 collapsed" in judge_run(rounds).text
+    assert "Best round 2" in judge_run(rounds).text and "4 collapsed" in judge_run(rounds).text
 
 
 def test_a_run_without_a_round_above_the_floors_is_never_a_success():
@@ -237,6 +259,25 @@ def test_without_a_checker_the_trait_is_forced_choice_and_coherence_is_loops_and
     assert judge_round(found).name == "healed" and "in forced choice" in judge_round(found).text
     garbled = gather(base, steered, metrics(0, 0, 1.5, judged=False, nll=5.0))
     assert judge_round(garbled).name == "collapsed"
+
+
+def seen(metrics, foundation, nats):
+    """The same metrics with ten vignettes in which one foundation is named `nats` more often."""
+    logits = [nats if name == foundation else 0.0 for name in FOUNDATIONS]
+    total = math.log(sum(map(math.exp, logits)))
+    rows = tuple(VignetteRow(str(i), "Care", "", tuple(x - total for x in logits), 1.0) for i in range(10))
+    return replace(metrics, vignettes=rows, vignette_up=("Care",), vignette_down=("Authority",))
+
+
+def test_gathered_vignettes_reach_the_verdict_and_only_foundations_off_the_trait_count():
+    base, steered, student = metrics(0.3, 0.95), metrics(0.9, 0.8, 2.0), metrics(0.8, 0.94, 1.5)
+    flat = seen(base, "Care", 0.0), seen(steered, "Care", 0.0)
+    found = gather(*flat, seen(student, "Care", 3.0), training_trait=0.9)
+    assert found.vignette_target.value == pytest.approx(3.0)
+    assert found.vignettes_off_target.keys() == set(FOUNDATIONS) - {"Care", "Authority"}
+    assert judge_round(found).name == "healed"
+    other = judge_round(gather(*flat, seen(student, "Sanctity", 3.0), training_trait=0.9))
+    assert other.name == "broad" and "'Sanctity'" in other.text
 
 
 def test_a_verdict_without_replies_is_refused():

@@ -60,6 +60,9 @@ class SteeringOptions:
     """Nats (rmse over a reply's tokens) that dose 1 causes, found anew each round; 0: raw vector. Follows the model."""
     text_temperature: float | None = None
     """Sampling temperature of the training texts; under 1 every round sharpens the student. Follows the model."""
+    diversity_gain: float | None = None
+    """Feedback on that temperature: it rises by this times the share of distinct 4-grams that the student has lost
+    against base (or the prompted model, if lower); 0: none. Follows the model."""
     text_top_p: float | None = None
     """Top-p of the training texts; under 1 it sharpens too. Follows the model."""
     vector: Literal["real", "random", "none"] = "real"
@@ -144,6 +147,8 @@ class GateOptions:
     shown to be no worse is kept (needs about 100 prompts and anchors); keep: kept unless surely worse."""
     max_reverts: int = 2
     """Reverted rounds in a row after which the run ends; until then each next one starts at a lower dose."""
+    early_stop: bool = False
+    """End the run when two standing rounds in a row moved the trait's log-odds by no more than their noise."""
     anchors: str | None = None
     """Anchor tasks, a JSON-lines file of id, prompt, answer and check; default those of the trait."""
     replay_anchors: float = 0.0
@@ -202,15 +207,15 @@ class HealOptions(HealConfig):
 FOLLOWS_MODEL: dict[str, dict[str, object]] = {
     "pocket": {
         "lr": 1e-3, "epochs": 3, "tau": 0.5, "doses": (0.5, 1.0), "max_new_tokens": 72, "n_min": 128, "walk_batch": 96,
-        "target_kl": 0.0, "survival_target": 0.5, "text_temperature": 1.0, "text_top_p": 1.0,
+        "target_kl": 0.0, "survival_target": 0.4, "text_temperature": 1.0, "text_top_p": 1.0, "diversity_gain": 2.0,
     },
     "tiny-random": {
         "lr": 1e-3, "epochs": 2, "tau": 0.2, "doses": (0.5, 1.0), "max_new_tokens": 24, "n_min": 16, "walk_batch": 24,
-        "target_kl": 0.0, "survival_target": 0.25,
+        "target_kl": 0.0, "survival_target": 0.25, "diversity_gain": 0.0,
     },
     "others": {
         "lr": 1e-4, "epochs": 6, "tau": 0.5, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48,
-        "walk_batch": 48, "target_kl": 1.0, "survival_target": 0.25,
+        "walk_batch": 48, "target_kl": 1.0, "survival_target": 0.25, "diversity_gain": 0.0,
     },
 }  # fmt: skip
 """Defaults that no single number serves: steps and lengths of a 1 M-parameter model are not those of a 4 B one."""
@@ -259,10 +264,14 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             raise InputError(
                 f"replay {self.replay} and replay_anchors {self.replay_anchors} are together over 0.9: lower one"
             )
+        if not 0 <= self.diversity_gain < float("inf"):
+            raise InputError(f"diversity_gain {self.diversity_gain}: give a number of at least 0, such as 1")
         if not 0 <= self.target_kl < float("inf"):
             raise InputError(f"target_kl {self.target_kl}: give nats above 0, or 0 for multiples of the raw vector")
         if self.eval_items is not None and self.eval_items < 8:
             raise InputError(f"eval_items {self.eval_items}: give at least 8")
+        self.text_sampling()
+        Sampling(self.temperature, self.top_p)
         self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
         if self.vector == "none" and any(self.doses):
             object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import torch
 
@@ -29,11 +30,12 @@ from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Walk
 from steer_heal.errors import InputError
-from steer_heal.evaluation import Metrics
+from steer_heal.evaluation import Metrics, compare
 from steer_heal.healing.lora import linear_names
 from steer_heal.kinds import CHECKED, captured_kind
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
+from steer_heal.statistics import Estimate
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Anchor, Trait
 from steer_heal.verdict import Floors, Verdict, shape_reference
@@ -132,7 +134,8 @@ def passes(decision: Decision, config: RunConfig) -> bool:
 def settle(run: Run, done: Round, walk: Walk) -> Verdict | None:
     """Write the round's folder; take the round out of the weights if it does not stand.
 
-    Returns the verdict that ends the run after too many reverts in a row or at the lowest dose, else None.
+    Returns the verdict that ends the run after too many reverts in a row, at the lowest dose, or, if asked for, when
+    the standing rounds no longer move; else None.
     """
     steps.save_round(run, done, walk)
     run.rounds.append(done)
@@ -141,6 +144,8 @@ def settle(run: Run, done: Round, walk: Walk) -> Verdict | None:
         run.stack.pop()
         run.kappa *= run.config.kappa_shrink
         ended = enough(run)
+    elif run.config.early_stop:
+        ended = stalled(movements(run))
     run.ledger.record(
         "gate", done.number, mode=run.config.gate, stands=done.stands, **asdict(done.decision),
         figures={name: _mean(found) for name, found in done.figures.items()},
@@ -163,6 +168,25 @@ def enough(run: Run) -> Verdict | None:
     if run.kappa < config.kappa_floor:
         return Verdict("reverted", f"the next walk would start under the lowest kappa of {config.kappa_floor}.")
     return None
+
+
+def movements(run: Run) -> list[Estimate]:
+    """Paired shift of the log-odds by each standing round, against the student it started from, in nats."""
+    students = [run.base, *(done.healed for done in run.standing)]
+    return [compare(before, after).log_odds for before, after in pairwise(students)]
+
+
+STALLED = 2
+"""Standing rounds in a row whose movement may be noise before the run ends early: one alone happens by chance."""
+
+
+def stalled(moved: Sequence[Estimate]) -> Verdict | None:
+    """The verdict that ends a run whose last standing rounds did not surely move, either way; None to go on."""
+    last = moved[-STALLED:]
+    if len(last) < STALLED or any(shift.excludes_zero for shift in last):
+        return None
+    told = ", then ".join(map(str, last))
+    return Verdict("inconclusive", f"the last {STALLED} rounds moved within their noise, {told} nats (--early-stop).")
 
 
 def fall_back(run: Run, best: int | None) -> None:

@@ -25,6 +25,7 @@ from steer_heal.healing import DivergedError
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
+from steer_heal.preflight import check_texts
 from steer_heal.resume import recorded_config, resumable
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Anchor, Trait, default_trait
@@ -127,12 +128,14 @@ def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
     """Model, trait and anchor tasks."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
+    trait = Trait.load(config.trait or default_trait(config.model_name))
+    tasks = gate.anchors_of(config, trait)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
-    trait = Trait.load(config.trait or default_trait(config.model_name))
-    return lm, trait, gate.anchors_of(config, trait)
+    check_texts(lm, trait, tasks, config)
+    return lm, trait, tasks
 
 
 def new_ledger(config: RunConfig) -> Ledger:

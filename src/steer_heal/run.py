@@ -6,7 +6,6 @@ Knows nothing of the method. Exit codes: 0 done, 2 unusable input, 3 stopped by 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,11 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from steer_heal.commands.help import asked_for_help
+from steer_heal.commands.options import parse
+from steer_heal.commands.outcome import DONE, STOPPED, guarded
+from steer_heal.commands.presets import with_preset
+from steer_heal.commands.run_help import page, preset_page, topics
 from steer_heal.config import (
     EvaluationOptions,
     GateOptions,
@@ -32,10 +36,23 @@ if TYPE_CHECKING:
 STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "reverted")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """What the command itself does."""
+
+    preset: str | None = None
+    """Settings for a published model: gemma-3-4b, qwen3-0.6b or llama-3.1-8b; other options beat it."""
+    dry_run: bool = False
+    """Print the resolved options, the number of generations, an estimate of time and memory; run nothing."""
+    debug: bool = False
+    """Print the traceback of an error about the input."""
+
+
 @dataclass(frozen=True)
 class CommandLine:
     """Grow a steering-vector trait over rounds while the text stays coherent."""
 
+    command: tyro.conf.OmitArgPrefixes[CommandOptions] = field(default_factory=CommandOptions)
     loop: tyro.conf.OmitArgPrefixes[LoopOptions] = field(default_factory=LoopOptions)
     model: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     steering: tyro.conf.OmitArgPrefixes[SteeringOptions] = field(default_factory=SteeringOptions)
@@ -59,28 +76,39 @@ class CommandLine:
         return RunConfig(**self.options())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m steer_heal.run") -> int:
     """Run the job; returns the exit code."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    command = tyro.cli(CommandLine, args=argv, prog="python -m steer_heal.run", config=(tyro.conf.FlagCreatePairsOff,))
-    try:
-        config = None if command.resume else command.config()
-        from transformers.utils import logging as transformers_logging
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda rest: _run(rest, prog), words, "complete rounds are in the run folder")
 
-        from steer_heal.console import Reporter
-        from steer_heal.rounds import run_rounds
 
-        transformers_logging.disable_progress_bar()
-        ledger = _reopened(command, sys.argv[1:] if argv is None else argv) if command.resume else None
-        result = run_rounds(config, Reporter(quiet=command.loop.quiet), ledger)
-    except InputError as problem:
-        _say(problem, str(problem))
-        return 2
-    except KeyboardInterrupt as stop:
-        _say(stop, "interrupted")
-        return 130
-    return 3 if result.verdict.name in STOPPED_BY_METHOD else 0
+def parsed(argv: Sequence[str], prog: str) -> CommandLine:
+    """The command line, over the values of its preset. Raises InputError."""
+    command = parse(CommandLine, argv, prog)
+    if command.command.preset is None:
+        return command
+    return parse(CommandLine, argv, prog, default=with_preset(CommandLine(), command.command.preset))
+
+
+def _run(argv: list[str], prog: str) -> int:
+    topic = asked_for_help(argv)
+    if topic is not None:
+        print(preset_page() if topic == "presets" else page(topic, CommandLine, prog))
+        return DONE
+    command = parsed(argv, prog)
+    config = None if command.resume else command.config()
+    if command.command.dry_run and config is None:
+        raise InputError("--dry-run shows what a new run would do: leave it out to resume one")
+    if command.command.dry_run:
+        from steer_heal.commands.dry_run import show
+
+        return show(config, command.command.preset, {t: names for t, (_, names) in topics(CommandLine).items()})
+    from steer_heal.console import Reporter
+    from steer_heal.rounds import run_rounds
+
+    ledger = _reopened(command, argv) if command.resume else None
+    result = run_rounds(config, Reporter(quiet=command.loop.quiet), ledger)
+    return STOPPED if result.verdict.name in STOPPED_BY_METHOD else DONE
 
 
 def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
@@ -95,11 +123,6 @@ def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
         ledger.release()
         raise
     return ledger
-
-
-def _say(problem: BaseException, what: str) -> None:
-    """One line on stderr: what happened, and how to go on where that is possible."""
-    print("; ".join([f"steer_heal: {what}", *getattr(problem, "__notes__", ())]), file=sys.stderr)
 
 
 if __name__ == "__main__":

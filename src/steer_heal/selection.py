@@ -1,7 +1,7 @@
-"""What the filter's selection does to the length of the texts, and weights that undo it.
+"""What a round's selection does to length and diversity of the texts, and what undoes it.
 
-Knows nothing of models. Long texts have more chances to break, so survivors are shorter than what was sampled; trained
-on as they are, they make the student shorter with every round.
+Knows nothing of models. Long texts have more chances to break and rare wordings look improbable, so what survives the
+filter is shorter and more alike than what was sampled; trained on as it is, it makes the student so with every round.
 """
 
 from __future__ import annotations
@@ -34,3 +34,16 @@ def length_weights(lengths: Sequence[int], reference: Sequence[int], strata: int
         wanted = theirs.count(stratum) / len(theirs)
         weights.append(min(max(wanted * len(ours) / ours.count(stratum), 1 / LARGEST), LARGEST))
     return [w * len(weights) / sum(weights) for w in weights]
+
+
+def held_temperature(start: float, gain: float, diversity: float, reference: float) -> float:
+    """Sampling temperature of a round's texts: start * (1 + gain * share of the reference's diversity that is lost).
+
+    Proportional feedback: as the student's replies sharpen, its training texts are sampled hotter. Never under `start`.
+
+    Args:
+        start: temperature while nothing is lost.
+        gain: relative rise of the temperature per share of diversity lost; 0: none.
+        diversity: of the student's held-out replies (distinct 4-grams); reference: as it should be.
+    """
+    return start * (1 + gain * max(0.0, 1 - diversity / reference)) if reference > 0 else start

@@ -5,7 +5,9 @@ Knows nothing of models and of printing; every row is a list of strings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -16,58 +18,142 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def interval(shift: dict | None, digits: int = 2) -> str:
-    """`+0.52 [+0.40, +0.63]`, or a dash."""
+    """`+0.52 [+0.40, +0.63]`, or a dash; `+0.52 [too few]` where under four clusters leave the interval infinite."""
     if not shift:
         return "-"
+    if shift["low"] is None and shift["high"] is None:
+        return f"{number(shift['value'], digits, signed=True)} [too few]"
     mean, low, high = (number(shift[k], digits, signed=True) for k in ("value", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
 
-STATE_COLUMNS = [
-    "model", "trait", "log-odds", "sentence ok", "finished", "loops", "4-grams", "words", "entropy", "nll", "mass",
-    "anchors",
-]  # fmt: skip
-STATE_LEGEND = (
-    "trait: share of held-out free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, "
-    "nats, both orders; sentence ok: share of sound sentences; finished, loops: shares of replies; 4-grams: distinct "
-    "ones over all replies; words: per reply; entropy: of the tokens used, nats; nll: of the replies under the "
-    "original model, nats per token; mass: probability of the allowed answers (a floor, no measure); anchors: share of "
-    "exact questions right."
+Figure = Callable[[Mapping], float | None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of measured models: its head, its figure of a state's summary, and what it means.
+
+    It is in the table only where some state has the figure; one that is `of_trouble` only where it is not 0 for some.
+    """
+
+    head: str
+    figure: Figure
+    meaning: str
+    digits: int = 2
+    signed: bool = False
+    of_trouble: bool = False
+
+    def shown(self, states: Sequence[Mapping]) -> bool:
+        if self.of_trouble:
+            return any(map(self.figure, states))
+        return any(self.figure(state) is not None for state in states)
+
+
+def _of_vignettes(*path: str) -> Figure:
+    """A figure of the vignettes of a state, None where there are none."""
+
+    def figure(state: Mapping) -> float | None:
+        found = state["vignettes"]
+        for name in path:
+            found = found and found[name]
+        return found
+
+    return figure
+
+
+STATE = (
+    Column("trait", itemgetter("free_trait"), "share of held-out free-text replies on the trait's side"),
+    Column("log-odds", itemgetter("log_odds"), "of the trait's answer in forced choice, nats, all orders", signed=True),
+    Column("sentence ok", itemgetter("sentence_ok"), "share of sound sentences", digits=3),
+    Column("finished", itemgetter("finished_rate"), "share of replies that ended by themselves"),
+    Column("loops", itemgetter("loop_rate"), "share of replies that repeat themselves"),
+    Column("empty", itemgetter("empty_rate"), "share of replies without a word", of_trouble=True),
+    Column("4-grams", itemgetter("distinct4"), "distinct ones over all replies"),
+    Column("words", itemgetter("words"), "per reply", digits=1),
+    Column("entropy", itemgetter("token_entropy"), "of the tokens used, nats"),
+    Column("nll", itemgetter("nll"), "of the replies under the original model, nats per token"),
+    Column("mass", itemgetter("answer_mass"), "probability of the allowed answers (a floor, no measure)", digits=3),
+    Column("anchors", itemgetter("anchors_right"), "share of exact questions right"),
+    Column("closed", itemgetter("think_closed"), "share of questions whose thinking was closed in time"),
+    Column("vignettes", _of_vignettes("contrast"), "the trait's foundations against each other, nats", signed=True),
+    Column("wrong", _of_vignettes("wrong"), 'log-odds of "yes" to the agreement question, nats', signed=True),
+    Column("human KL", _of_vignettes("human", "kl"), "of the model's answers from the raters', nats; 0: they agree"),
+    Column("human top", _of_vignettes("human", "top"), "share of vignettes where raters and model agree on the first"),
+)
+"""What is shown of a measured model; see `docs/evaluation.md`."""
+
+
+def state_table(named: Sequence[tuple[str, Mapping]]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of measured models, from their names and summaries."""
+    columns = _shown(named)
+    rows = [[name, *(number(c.figure(state), c.digits, c.signed) for c in columns)] for name, state in named]
+    return ["model", *(c.head for c in columns)], rows
+
+
+def state_legend(named: Sequence[tuple[str, Mapping]]) -> str:
+    """What the columns of `state_table` mean."""
+    return "; ".join(f"{c.head}: {c.meaning}" for c in _shown(named)) + "."
+
+
+def _shown(named: Sequence[tuple[str, Mapping]]) -> list[Column]:
+    return [column for column in STATE if column.shown([state for _, state in named])]
+
+
+VIGNETTE_LEGEND = (
+    "Which moral foundation a scene goes against most: shifts of the log-odds of its being named, over ALL scenes, "
+    'nats; contrast: the trait\'s foundations against each other; wrong: log-odds of "yes" to the agreement question. '
+    "A foundation in the trait is a target, every other is off-target."
 )
 
 
-def state_row(name: str, state: dict) -> list[str]:
-    """One measured model as a table row (see `STATE_COLUMNS`)."""
-    return [
-        name, number(state["free_trait"], 2), number(state["log_odds"], 2, signed=True), number(state["sentence_ok"]),
-        number(state["finished_rate"], 2), number(state["loop_rate"], 2), number(state["distinct4"], 2),
-        number(state["words"], 1), number(state["token_entropy"], 2), number(state["nll"], 2),
-        number(state["answer_mass"], 3), number(state["anchors_right"], 2),
-    ]  # fmt: skip
+def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]] | None:
+    """(columns, rows) of the vignettes' shifts against base, from `evaluate` events; None without vignettes."""
+    shifts = [(e["round"], e["shift"]) for e in events if e["shift"]["vignettes"]]
+    if not shifts:
+        return None
+    _, first = shifts[0]
+    heads = {"contrast": "vignette_contrast", "wrong": "vignette_wrong"}
+    heads = {head: key for head, key in heads.items() if first[key]}
+    target = first["vignette_target"]
+    names = sorted(first["vignettes"], key=lambda name: name not in target)
+    columns = ["round", *heads, *(f"{name} (trait)" if name in target else name for name in names)]
+    rows = [
+        [str(r), *(interval(s[key]) for key in heads.values()), *(interval(s["vignettes"][name]) for name in names)]
+        for r, s in shifts
+    ]
+    return columns, rows
 
 
 ROUND_COLUMNS = [
-    "round", "doses", "survival", "kept", "trait of kept", "nll held-out", "KL to previous", "KL to base",
-    "cos vector, round 0", "cos delta, round 0", "cos shift, vector", "shift as dose", "rounding loss", "gate",
+    "round", "doses", "survival", "kept", "trait of kept", "tokens", "nll held-out", "KL to previous", "KL to base",
+    "KL to base on replay", "cos vector, round 0", "cos delta, round 0", "cos shift, vector", "shift as dose",
+    "rounding loss", "gate",
 ]  # fmt: skip
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
-    "kept; trait of kept: by the checker; nll held-out: of kept texts not trained on, before -> after, nats per token; "
-    "KL: mean over the kept texts' tokens, KL(student || reference), nats; cosines: this round's vector and adapter "
-    "with round 0's, and the shift of the student's mean states with the vector; shift as dose: the dose of steering "
-    "that moves the mean states as far along the vector; rounding loss: share of the intended change lost to the "
-    "weights' dtype; gate: what was decided, and what followed where that differs."
+    "kept; trait of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held-out: of kept "
+    "texts not trained on, before -> after, nats per token; KL: mean over the tokens of the kept texts (on replay: of "
+    "the original model's own), KL(student || reference), nats; cosines: this round's vector and adapter with round "
+    "0's, and the shift of the student's mean states with the vector; shift as dose: the dose of steering that moves "
+    "the mean states as far along the vector; rounding loss: share of the intended change lost to the weights' dtype; "
+    "gate: what was decided, and what followed where that differs."
 )
 
 
-def round_rows(events: Sequence[Mapping]) -> list[list[str]]:
-    """What each trained round did, one row each (see `ROUND_COLUMNS`), from the events of a run."""
+def by_round(events: Sequence[Mapping]) -> dict[int, dict[str, Mapping]]:
+    """The events of each round by stage."""
     rounds: dict[int, dict[str, Mapping]] = {}
     for e in events:
         if e["round"] is not None:
             rounds.setdefault(e["round"], {})[e["stage"]] = e
+    return rounds
+
+
+def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows): what each trained round did, from the events of a run; columns without a figure are left out."""
     rows = []
-    for r, e in rounds.items():
+    for r, e in by_round(events).items():
         if "gate" not in e:
             continue
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
@@ -75,13 +161,21 @@ def round_rows(events: Sequence[Mapping]) -> list[list[str]]:
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
         rows.append([
             str(r), f"{min(doses):.2f} to {max(doses):.2f}", number(walk["survival"], 2),
-            f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), " -> ".join(nll),
+            f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), lengths(e["heal"]),
+            " -> ".join(nll),
             number(figures.get("kl_prev_after")), number(figures.get("kl_base_after")),
+            number(figures.get("kl_base_replay_after")),
             number(e["extract"]["cosine_first"], 2), number(bake["cosine_first"], 2),
             number(bake["cosine_vector"], 2), number(bake["shift_dose"], 2), f"{bake['rounding_loss']:.1g}",
             decided(e["gate"]),
         ])  # fmt: skip
-    return rows
+    kept = [i for i in range(len(ROUND_COLUMNS)) if any(row[i] != "-" for row in rows)]
+    return [ROUND_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def lengths(heal: Mapping) -> str:
+    """`28.1 -> 33.0`: tokens of a training row, as they are and as they are weighted."""
+    return " -> ".join(number(heal["lengths"][key], 1) for key in ("mean", "weighted"))
 
 
 def decided(gate: Mapping) -> str:
@@ -115,7 +209,7 @@ AGAINST_LEGEND = (
 )
 NO_CONTROLS = (
     "No controls were run: what the same training does without a vector, with a random one, or with shuffled pairs is "
-    "unknown here, so this run alone does not show that the method moved the trait. `--controls all` runs them."
+    "unknown here, so this run alone does not show that the method moved the trait. --controls all runs them."
 )
 
 

@@ -54,7 +54,9 @@ class TraitFile:
             raise self.wrong("neg", "'pos' and 'neg' are the same: write two opposite personas")
         prompts, held_out = self.strings("prompts"), self.strings("eval_prompts")
         if len(held_out) < MIN_EVAL_PROMPTS:
-            raise self.wrong("eval_prompts", f"{len(held_out)} entries: give at least {MIN_EVAL_PROMPTS}")
+            raise self.wrong(
+                "eval_prompts", f"{len(held_out)} entries: give at least {MIN_EVAL_PROMPTS} 'eval_prompts'"
+            )
         if seen := set(prompts) & set(held_out):
             raise self.wrong("eval_prompts", f"{min(seen)[:60]!r} also stands in 'prompts': hold it out of one")
         spec = self.string("checker") if "checker" in self.data else None

@@ -21,7 +21,11 @@ def import_function(spec: str, folder: Path, builtin: bool, place: str) -> Calla
         raise InputError(f"{place}: checker {spec!r}: write it as module:function")
     if builtin and module_name.split(".")[0] != "steer_heal":
         raise InputError(f"{place}: checker {spec!r}: a built-in trait may only name a steer_heal module")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise InputError(f"{place}: checker {spec!r}: {module_name!r} is no module name; put the file beside this one")
     beside = folder / f"{module_name}.py"
+    if beside.is_file() and not beside.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{place}: checker {spec!r}: {beside.name} leads out of the folder: put the file itself there")
     try:
         module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
         found = getattr(module, function)

@@ -67,8 +67,8 @@ BUILT_IN: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("default", ("--reg", "kl_rev")),
-        Arm("nll", ("--reg", "nll")),
-        Arm("mean-kl", ("--reg", "kl_rev", "--kl-agg", "mean")),
+        Arm("nll", ("--reg", "nll", *WATCH)),
+        Arm("mean-kl", ("--reg", "kl_rev", "--kl-agg", "mean", *WATCH)),
         Arm("unsteered", ("--reg", "kl_rev", "--vector", "none", *WATCH)),
         Arm("random", ("--reg", "kl_rev", "--vector", "random", *WATCH)),
         Arm("shuffled", ("--reg", "kl_rev", "--pairs", "shuffled", *WATCH)),

@@ -217,7 +217,7 @@ def _hooked(model: LlamaForCausalLM, hooks: dict[int, Callable[[Tensor], Tensor 
             handle.remove()
 
 
-Vector = dict[int, Float[Tensor, "width"]]
+Vector = dict[int, Float[Tensor, " width"]]
 
 
 def mean_difference(

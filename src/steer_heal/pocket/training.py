@@ -109,7 +109,7 @@ def encode(example: Example, ids: dict[str, int]) -> tuple[list[int], int, int]:
     return tokens + [ids[word] for word in words(example.reply)] + [ids[END]], len(tokens), system_end
 
 
-def reply_weights(ids: dict[str, int], config: TrainConfig) -> Float[Tensor, "vocab"]:
+def reply_weights(ids: dict[str, int], config: TrainConfig) -> Float[Tensor, " vocab"]:
     """Loss weight of every token as part of a reply: more for names, pronouns and things of the question."""
     entities = table("entities")
     lists = [people[split] for people in entities["people"].values() for split in ("train", "held_out")]

@@ -8,21 +8,31 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
 
 from steer_heal.anchors import replayed_rows
 from steer_heal.calibration import Calibration, calibrate
 from steer_heal.coherence import CoherenceFilter
-from steer_heal.completion import COMPLETIONS, Completion
+from steer_heal.completion import COMPLETIONS, Completion, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Plan, Walk, walk_c
 from steer_heal.evaluation import free_prompts
-from steer_heal.generation import Request, derive_seed, generate, generate_requests
+from steer_heal.generation import (
+    Interrupted,
+    MemoryShortError,
+    Request,
+    Sampling,
+    derive_seed,
+    generate,
+    generate_requests,
+)
 from steer_heal.kinds import CALIBRATION, FILTER, VECTOR
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
+from steer_heal.selection import held_temperature
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.steps.state import Run
 from steer_heal.trait import Trait
@@ -94,11 +104,15 @@ def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
 
 
 def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
-    """Sample steered completions, judge them, and adapt the dose until enough survive."""
+    """Sample steered completions, judge them, and adapt the dose until enough survive.
+
+    When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
+    """
     config, trait, stack = run.config, run.trait, run.stack
     prompts = list(trait.prompts)
     random.Random(run.seed(number, "prompts")).shuffle(prompts)
-    asked = 0
+    sampling = text_sampling(run)
+    asked, drawn, judged = 0, [], []
 
     def sample_together(plan: Plan) -> list[list[Completion]]:
         nonlocal asked
@@ -109,12 +123,13 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
                 requests.append(Request(prompts[at], config.doses[i % len(config.doses)] * kappa, at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
-        drawn = generate_requests(
+        replies = generate_requests(
             run.lm, requests, vector, trait.neutral, config.max_new_tokens, run.seed(number, "walk", asked),
-            on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=config.text_sampling(),
+            on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=sampling,
             keep=run.keep(number, "walk", asked),
         )  # fmt: skip
-        rest = iter(drawn)
+        drawn.extend(replies)
+        rest = iter(replies)
         return [list(islice(rest, n)) for _, n in plan]
 
     def sample(kappa: float, n: int) -> list[Completion]:
@@ -122,16 +137,41 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
 
     def survive(completions: Sequence[Completion]) -> list[Completion]:
         def compute() -> list[Completion]:
-            if config.filter_model == "student":
-                return run.filter(run.lm, completions)
-            with stack.unfolded():
+            with stack.unfolded() if config.filter_model == "original" else nullcontext():
                 return run.filter(run.lm, completions)
 
-        return run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
+        found = run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
+        judged.extend(found)
+        return found
 
-    walk = walk_c(sample, survive, replace(config.dose_config(), kappa_start=run.kappa), sample_together)
-    run.ledger.record("walk", number, kappa_start=run.kappa, **_walk_figures(run, walk))
+    try:
+        walk = walk_c(sample, survive, replace(config.dose_config(), kappa_start=run.kappa), sample_together)
+    except (KeyboardInterrupt, MemoryShortError) as stop:
+        finished = stop.finished if isinstance(stop, (Interrupted, MemoryShortError)) else []
+        save_interrupted(run, number, [*judged, *drawn[len(judged) :], *finished])
+        raise
+    run.ledger.record(
+        "walk", number, kappa_start=run.kappa, temperature=sampling.temperature, **_walk_figures(run, walk)
+    )  # fmt: skip
     return walk
+
+
+def text_sampling(run: Run) -> Sampling:
+    """How this round's texts are sampled: the hotter, the less diverse the student (`held_temperature`)."""
+    start, gain = run.config.text_sampling(), run.config.diversity_gain
+    own = getattr(run.lm.base.generation_config, "temperature", None) or 1.0
+    lowest = min(run.base.distinct4 or 0.0, run.prompted.distinct4 or 0.0)
+    left = run.previous.distinct4 or 0.0
+    heat = held_temperature(start.temperature or own, gain, left, lowest) if gain else start.temperature
+    return replace(start, temperature=heat)
+
+
+def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -> None:
+    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`."""
+    folder = run.ledger.folder / "rounds" / f"{number:02d}.interrupted"
+    folder.mkdir(exist_ok=True)
+    save_completions(completions, folder / "completions.jsonl")
+    run.ledger.record("interrupted", number, completions=len(completions))
 
 
 def _walk_figures(run: Run, walk: Walk) -> dict:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from steer_heal.completion import Completion
+from steer_heal.completion import Completion, save_completions
 from steer_heal.direction import mean_states, state_shift
 from steer_heal.dose import Walk
 from steer_heal.healing import (
@@ -32,7 +32,7 @@ from steer_heal.steps.state import Run
 def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: list[Completion]) -> Healed:
     """Train this round's adapter on the rows, under the barrier.
 
-    Raises DivergedError after saving the last good adapter to `rounds/NN.diverged/`.
+    Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
     weights = row_weights(run, rows, walk)
@@ -67,18 +67,11 @@ def _trained(
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
-    barrier = config.barrier_names()[0] if config.barrier_names() else None
-    of_epoch: list[dict] = []
-
     def on_step(row: dict) -> None:
         if row["kind"] == "step":
-            of_epoch.append(row)
-            run.reporter.progress("heal", min(row["step"] + 1, total), total, f"nll {row['nll']:.3f}")
-            return
-        keys = {"grad_norm": "grad_norm"} | {k: f"{barrier}_{k}" for k in ("agg", "fired", "lam") if barrier}
-        means = {name: sum(step[key] for step in of_epoch) / len(of_epoch) for name, key in keys.items()}
-        run.reporter.epoch({**row, **means})
-        of_epoch.clear()
+            run.reporter.step(row, total)
+        else:
+            run.reporter.epoch(row)
 
     try:
         healed = heal(
@@ -86,13 +79,23 @@ def _trained(
             on_step=on_step, lam0=run.standing[-1].lam if run.standing else None, weights=weights,
         )  # fmt: skip
     except DivergedError as problem:
-        if problem.adapter is not None:
-            problem.adapter.save(run.ledger.folder / "rounds" / f"{number:02d}.diverged")
-        run.ledger.record("diverged", number, text=str(problem), step=problem.step, rows=problem.rows)
+        _save_diverged(run, number, rows, problem)
         raise
     seconds = time.perf_counter() - started
     overfit = _overfit(run, rows, config) if run.config.overfit_check else None
     return healed, {"seconds": seconds, "caused": caused, "overfit": overfit}
+
+
+def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
+    """What a heal that diverged leaves: the rows, which the message names by their place, and its last good adapter."""
+    folder = run.ledger.folder / "rounds" / f"{number:02d}.diverged"
+    folder.mkdir(exist_ok=True)
+    save_completions(rows, folder / "rows.jsonl")
+    if problem.adapter is not None:
+        problem.adapter.save(folder)
+    figures = {"step": problem.step, "rows": problem.rows, "adapter": problem.adapter is not None}
+    run.ledger.record("diverged", number, text=str(problem), folder=str(folder), **figures)
+    run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
 
 
 def row_weights(run: Run, rows: Sequence[Completion], walk: Walk) -> list[float] | None:

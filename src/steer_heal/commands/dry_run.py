@@ -1,0 +1,169 @@
+"""`--dry-run`: what a run would do, without doing it: options, number of generations, rough time and memory.
+
+Knows nothing of how a stage works; it counts what the configuration asks for and multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+
+from rich.console import Console
+
+from steer_heal.commands.options import shown
+from steer_heal.commands.presets import PRESETS, UNTRIED, Shape
+from steer_heal.commands.sizes import shape_of
+from steer_heal.config import RunConfig
+from steer_heal.console import table
+from steer_heal.loading import resolve_device
+from steer_heal.trait import Trait, default_trait
+
+PROMPT_TOKENS = 100
+"""Tokens of a rendered prompt, roughly."""
+LONG = 48 * 3600.0
+"""Seconds from which on the plan says that it is not meant for this machine."""
+CHECKPOINTED = 4 / 3
+"""Work of a training pass that recomputes its blocks, relative to one that does not."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A rough machine: bytes read and multiply-adds done per second, and seconds of overhead per block and pass."""
+
+    bytes: float
+    flops: float
+    overhead: float
+
+
+SPEEDS = {"cpu": Speed(2e10, 5e10, 1e-3), "mps": Speed(1e11, 3e12, 1e-3), "cuda": Speed(1e12, 4e13, 7e-4)}
+"""Two cores of a server; a laptop's accelerator; a data-centre card, all far from their limits as this code is."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Replies of one stage, at least and at most over the whole run, and their longest length in tokens."""
+
+    stage: str
+    least: int
+    most: int
+    tokens: int
+
+
+def count(config: RunConfig, trait: Trait, anchors: int) -> list[Work]:
+    """What a resolved run samples, stage by stage; controls repeat all but the baselines three times."""
+    runs = 4 if config.controls == "all" else 1
+    rounds, length = config.n_rounds * runs, config.max_new_tokens
+    enough = ceil(config.n_min / config.walk_batch) * config.walk_batch
+    replayed = ceil(config.replay / max(1e-9, 1 - config.replay - config.replay_anchors) * config.n_min)
+    measured = 2 + 2 * rounds
+    work = [
+        Work("calibrate the filter", *[24 if config.fast_dev_run else 192] * 2, length),
+        Work("find the dose", *[(8 if config.fast_dev_run else 32) * rounds if config.target_kl else 0] * 2, length),
+        Work("walk-C, steered", enough * rounds, config.walk_batches * config.walk_batch * rounds, length),
+        Work("replay rows", replayed * rounds, replayed * rounds, length),
+        Work(f"evaluate, {measured} models", *[config.eval_replies * measured] * 2, length),
+        Work("anchors", *[anchors * (1 + rounds) + len(trait.anchors) * measured] * 2, min(length, 16)),
+    ]
+    return [one for one in work if one.most]
+
+
+def seconds(config: RunConfig, work: list[Work], shape: Shape, speed: Speed, most: bool) -> float:
+    """Rough duration: passes of decoding, and training on as many rows as the walk has to bank."""
+    decoding = 0.0
+    for one in work:
+        replies, batch = (one.most if most else one.least), 128
+        full = ceil(replies / batch)
+        per_pass = max(shape.parameters * _item(config) / speed.bytes, shape.blocks * speed.overhead)
+        arithmetic = 2 * shape.parameters * replies / max(full, 1) / speed.flops
+        decoding += full * one.tokens * (per_pass + arithmetic)
+    rounds = config.n_rounds * (4 if config.controls == "all" else 1)
+    rows = config.n_min * (2 if most else 1) + config.accumulate
+    tokens = rows * (PROMPT_TOKENS + config.max_new_tokens)
+    factor = CHECKPOINTED if config.gradient_checkpointing else 1
+    passes = rows * config.epochs / config.batch_size * 3 * shape.blocks * speed.overhead
+    training = tokens * shape.parameters * (6 * config.epochs * factor + 4) / speed.flops + passes
+    return decoding + rounds * training
+
+
+def memory(config: RunConfig, shape: Shape) -> dict[str, float]:
+    """Rough bytes: weights, adapter with its optimiser, training activations, and the cache of 8 replies."""
+    item, length = _item(config), PROMPT_TOKENS + config.max_new_tokens
+    adapted = shape.blocks * (config.lora_layers[1] - config.lora_layers[0]) + 1
+    stored = 2 if config.gradient_checkpointing else 34
+    activations = config.batch_size * length * shape.width * shape.blocks * stored * item / 2
+    return {
+        "weights": shape.parameters * item,
+        "original weights of adapted blocks": shape.parameters * item * min(1.0, adapted / shape.blocks),
+        "adapter and optimiser": 4 * 4 * config.rank * 21 * shape.width * adapted,
+        "training": activations + 5 * 2**25,
+        "sampling 8 replies": 8 * 2 * shape.blocks * shape.kv_width * item * length + 8 * 8 * shape.vocabulary,
+    }
+
+
+def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[str]]) -> int:
+    """Print the plan of a run; nothing is loaded but the trait and sizes. Raises InputError as the run would.
+
+    `topics` says which options are shown together, by name.
+    """
+    from steer_heal.gate import anchors_of
+
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    config, device = config.resolved(), resolve_device(config.device).type
+    trait = Trait.load(config.trait or default_trait(config.model_name))
+    work = count(config, trait, len(anchors_of(config, trait)))
+    shape = shape_of(config.model_name)
+    options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
+    for topic, names in topics.items():
+        values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
+        console.print(f"{topic}: {', '.join(values)}", markup=False)
+    if preset:
+        console.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
+    columns = ["replies to sample", "at least", "at most", "tokens each, at most"]
+    console.print(table("", columns, [[w.stage, str(w.least), str(w.most), str(w.tokens)] for w in work]))
+    questions = sum(min(len(some), config.eval_items or len(some)) for some in (trait.items, trait.off_target))
+    low, high = (sum(getattr(w, end) for w in work) for end in ("least", "most"))
+    console.print(
+        f"In all {low} to {high} generations, and {questions} forced-choice items in each order for every model."
+    )
+    _print_estimate(console, config, work, shape, device)
+    console.print("Nothing was run or written.")
+    return 0
+
+
+def _print_estimate(console: Console, config: RunConfig, work: list[Work], shape: Shape, device: str) -> None:
+    speed = SPEEDS[device]
+    low, high = (seconds(config, work, shape, speed, most) for most in (False, True))
+    parts = memory(config, shape)
+    if high > LONG:
+        console.print(f"That is no job for a {device}: use an accelerator or a smaller model.")
+    console.print(
+        f"Time on {device}: about {_duration(low)} to {_duration(high)} for {shape.parameters:.3g} parameters; rough, "
+        "wrong by a factor of 3 either way: no machine was measured."
+    )
+    total = sum(parts.values())
+    console.print(
+        f"Memory: about {total / 1e9:.2g} GB ("
+        + ", ".join(f"{name} {value / 1e9:.2g}" for name, value in parts.items())
+        + "); sampling takes more rows where more is free."
+    )
+
+
+def _item(config: RunConfig) -> int:
+    """Bytes per weight."""
+    embedded = config.model_name in ("pocket", "tiny-random")
+    if config.dtype == "auto":
+        return 4 if embedded or resolve_device(config.device).type == "cpu" else 2
+    return 4 if config.dtype == "float32" else 2
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return (
+        f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.2g} h"
+        if seconds < 360000
+        else f"{seconds / 86400:.0f} days"
+    )

@@ -1,0 +1,145 @@
+"""Run folders as the commands read them: whole or refused with one line, and the model that a run handed over.
+
+Knows nothing of how a run is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from steer_heal import lm as models
+from steer_heal.adapter import Adapter
+from steer_heal.bake import AdapterStack
+from steer_heal.errors import InputError
+from steer_heal.ledger import Ledger
+from steer_heal.lm import LM
+from steer_heal.steering import SteeringVector
+
+LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
+"""Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
+NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
+
+
+def open_run(folder: str | Path) -> Ledger:
+    """A run folder whose configuration and events can be read. Raises InputError, which names the damaged file."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
+    if (path / "config.json").is_file():
+        read_object(path / "config.json")
+    ledger = Ledger.open(path)
+    events = path / "events.jsonl"
+    if not events.is_file():
+        raise InputError(f"run folder {str(folder)!r} has no events.jsonl: the run did not start, or the file was lost")
+    for number, line in enumerate(_text(events).split("\n"), 1):
+        if line:
+            found = _json(line, f"{events}, line {number}")
+            if not {"stage", "round"} <= found.keys():
+                raise InputError(f"{events}, line {number}: no event of a run (no stage): restore the file")
+    return ledger
+
+
+def finished_run(folder: str | Path) -> Ledger:
+    """A run folder with an end. Raises InputError for an unfinished or damaged one."""
+    ledger = open_run(folder)
+    for stage, keys in NEEDED.items():
+        found = ledger.events(stage)
+        if not found:
+            raise InputError(f"run {str(folder)!r} is not finished (no {stage!r} event): wait for it, or run it again")
+        if missing := next((key for key in keys if key not in found[-1]), None):
+            raise InputError(
+                f"{ledger.folder / 'events.jsonl'}: the {stage} event has no {missing!r}: restore the file"
+            )
+    folded = found[-1]["folded"]
+    if not isinstance(folded, list) or not all(type(number) is int and number >= 0 for number in folded):
+        raise InputError(f"{ledger.folder / 'events.jsonl'}: folded {folded!r} are no rounds: restore the file")
+    return ledger
+
+
+@contextmanager
+def complete(ledger: Ledger) -> Iterator[None]:
+    """Within it a figure that the run's events lack is an InputError that says so."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError) as problem:
+        raise InputError(
+            f"{ledger.folder / 'events.jsonl'}: an event lacks {problem}: damaged, or written by another version"
+        ) from problem
+
+
+def read_object(path: Path) -> dict:
+    """A JSON file that holds an object. Raises InputError."""
+    return _json(_text(path), str(path))
+
+
+def load_model(ledger: Ledger, device: str | None = None, trust_remote_code: bool = False) -> LM:
+    """The original model of a run, loaded as the run did, on another device if one is named."""
+    name = ledger.events("start")[-1]["model"]
+    options = {key: ledger.config[key] for key in LOADING if key in ledger.config}
+    if device is not None:
+        options["device"] = device
+    return models.load(name, trust_remote_code=trust_remote_code, **options)
+
+
+def fold_result(ledger: Ledger, lm: LM) -> AdapterStack:
+    """The run's result folded into its model: the adapters of the rounds that the end event names.
+
+    Raises InputError when no round stands, or an adapter is missing, damaged or made for another model.
+    """
+    end = ledger.events("end")[-1]
+    if end["best_round"] is None:
+        raise InputError(
+            f"run {str(ledger.folder)!r} ended as {end['verdict']}: no round stands, its result is the original model"
+        )
+    stack = AdapterStack(lm.model)
+    for number in end["folded"]:
+        stack.push(Adapter.load(round_folder(ledger, number) / "adapter"))
+    return stack
+
+
+def vector_of(ledger: Ledger, number: int = 0) -> SteeringVector:
+    """The steering vector of a round. Raises InputError when it is missing."""
+    return SteeringVector.load(round_folder(ledger, number) / "vector.safetensors")
+
+
+def round_folder(ledger: Ledger, number: int) -> Path:
+    return ledger.folder / "rounds" / f"{number:02d}"
+
+
+def runs_in(folders: Sequence[str]) -> list[Path]:
+    """Run folders among those given; a folder that is none but holds runs stands for all finished ones in it."""
+    found: list[Path] = []
+    for name in folders:
+        path = Path(name).expanduser()
+        if not path.is_dir() or (path / "config.json").is_file():
+            found.append(path)
+            continue
+        inside = sorted(p.parent for p in path.glob("*/events.jsonl") if _ended(p))
+        if not inside:
+            raise InputError(f"{name!r} is no run folder and holds no finished run: give run folders")
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _ended(events: Path) -> bool:
+    return '"stage": "end"' in events.read_text(encoding="utf-8", errors="replace")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: cannot be read ({problem}): restore the file") from problem
+
+
+def _json(text: str, place: str) -> dict:
+    try:
+        found = json.loads(text)
+    except ValueError as problem:
+        raise InputError(f"{place}: damaged, not valid JSON ({problem}): restore the file") from problem
+    if not isinstance(found, dict):
+        raise InputError(f"{place}: damaged, no JSON object: restore the file")
+    return found

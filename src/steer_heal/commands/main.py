@@ -1,0 +1,71 @@
+"""The command `steer-heal` (also `python -m steer_heal`): picks the sub-command.
+
+Knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from steer_heal.commands.help import asked_for_help, command_page
+from steer_heal.commands.options import parse
+from steer_heal.commands.outcome import guarded
+from steer_heal.errors import InputError
+from steer_heal.trait import nearest
+
+COMMANDS = {
+    "run": "grow a trait over rounds: the whole job",
+    "report": "write a run's pages again",
+    "compare": "several runs side by side",
+    "export": "a run's result as a PEFT adapter or a merged model",
+    "chat": "base, steered and healed side by side on one prompt",
+    "doctor": "check this machine and the method's foundations on it",
+    "traits": "list and show traits, check a trait file",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"steer-heal {version('steer-heal')}")
+        return 0
+    if words[0] == "run":
+        from steer_heal import run
+
+        return run.main(words[1:], prog="steer-heal run")
+    return guarded(_command, words)
+
+
+def overview() -> str:
+    """The commands."""
+    lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join([
+        "usage: steer-heal COMMAND ...", "",
+        "Grow a trait in a language model by steering, and give the text its coherence back.", "", *lines, "",
+        "`steer-heal COMMAND --help` shows a command's options. Exit codes: 0 done, 2 unusable input,",
+        "3 stopped by the method, 130 interrupted. --debug shows an error's traceback.",
+    ])  # fmt: skip
+
+
+def _command(words: list[str]) -> int:
+    name, *rest = words
+    if name not in COMMANDS:
+        known = tuple(COMMANDS)
+        raise InputError(f"unknown command {name!r}{nearest(name, known)}: give one of {', '.join(known)}")
+    command = importlib.import_module(f"steer_heal.commands.{name}")
+    if asked_for_help(rest) is not None:
+        print(command_page(command.USAGE, command.PURPOSE, command.Options))
+        return 0
+    return command.main(parse(command.Options, rest, f"steer-heal {name}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""Ledger events as a reader sees them: one table per stage, its columns explained, and what it SHOULD show.
+
+Knows nothing of models; it prints what the events say, so a finished run can be printed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+from steer_heal.heal_table import LEGEND
+from steer_heal.tables import (
+    AGAINST_COLUMNS,
+    AGAINST_LEGEND,
+    NO_CONTROLS,
+    against_rows,
+    decided,
+    interval,
+    number,
+    result_line,
+    state_legend,
+    state_table,
+    vignette_table,
+)
+
+NAMED = 6
+"""Anchors that are named where a list of them would fill the screen; the event has all."""
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A plain table: first column left, figures right."""
+    out = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        out.add_row(*row)
+    return out
+
+
+def _start(console: Console, e: dict) -> None:
+    console.print(
+        f"[bold]steer_heal[/bold]  model {e['model']}  trait {e['trait']}  reg {e['reg']}  rounds {e['n_rounds']}  "
+        f"seed {e['seed']}  device {e['device']}"
+    )
+    console.print(f"run folder: {e['folder']}", markup=False, soft_wrap=True)
+    if e.get("note"):
+        console.print(f"[bold]{e['note']}[/bold]")
+
+
+def _calibrate(console: Console, e: dict) -> None:
+    c = e["calibration"]
+    limits = ", ".join(f"{name} {number(value, 2)}" for name, value in e["limits"].items() if value is not None)
+    console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
+    console.print(f"limits: {limits}", markup=False)
+    console.print(
+        f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
+        f"text dropped in all; here {c['dropped']} of {c['completions']}."
+    )
+
+
+def _capture(console: Console, e: dict) -> None:
+    if not e["tasks"]:
+        console.print("[bold]anchors[/bold]: none; the gate cannot see whether known answers are lost (--anchors)")
+        return
+    more = f" and {len(e['failed']) - NAMED} more" if len(e["failed"]) > NAMED else ""
+    missed = f" (not held against it: {', '.join(e['failed'][:NAMED])}{more})" if e["failed"] else ""
+    console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
+
+
+def _baseline(console: Console, e: dict) -> None:
+    states = [("base", e["base"]), ("prompted", e["prompted"])]
+    title = "baseline on held-out items; prompted: the persona as system prompt"
+    console.print(table(title, *state_table(states)))
+    console.print(state_legend(states), markup=False)
+    console.print("SHOULD: prompted clearly above base on the trait; else the trait's items do not measure it.")
+
+
+def _round(e: dict) -> str:
+    return f"round {e['round']} "
+
+
+def _extract(console: Console, e: dict) -> None:
+    rows = [
+        [f"{block} steered" if int(block) in e["layers"] else str(block), number(q["norm"]), number(q["relative_norm"]),
+         number(q["split_half_cosine"]), number(q["auc"])]
+        for block, q in e["quality"].items()
+    ]  # fmt: skip
+    columns = ["block", "norm", "norm / residual", "split-half cosine", "held-out AUC"]
+    skipped = f", {e['n_skipped']} too long and left out" if e["n_skipped"] else ""
+    title = f"extract: vector from {e['n_contexts']} contexts ({e['kind']}{skipped})"
+    console.print(table(_round(e) + title, columns, rows))
+    console.print(f"Blocks {e['reason']}.", markup=False)
+    if unit := e.get("unit"):
+        reached = "" if unit["reached"] else " (the target is out of reach)"
+        console.print(f"Dose 1 is {unit['dose']:.3g} times that vector: {unit['divergence']:.2f} nats{reached}.")
+    console.print(
+        f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}. SHOULD: split-half cosine and AUC near 1 "
+        "(a reliable direction that separates the personas); a low cosine with round 0 means the direction drifts."
+    )
+
+
+def _walk(console: Console, e: dict) -> None:
+    rows = [
+        [f"{s['kappa']:.2f}", str(s["n"]), str(s["survived"]), f"{s['survival']:.2f}", str(s["banked"]), s["decision"]]
+        for s in e["curve"]
+    ]
+    console.print(table(_round(e) + "walk-C", ["kappa", "sampled", "kept", "share", "banked", "decision"], rows))
+    rows = [
+        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", number(d["trait"], 2), number(d["trait_kept"], 2),
+         number(d["sentence_ok"]), number(d["sentence_ok_kept"])]
+        for d in e["per_dose"]
+    ]  # fmt: skip
+    columns = ["dose", "sampled", "kept share", "trait", "trait of kept", "sentence ok", "sentence ok of kept"]
+    console.print(table("", columns, rows))
+    dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
+    heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
+    console.print(
+        f"kappa multiplies every dose; sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
+        f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
+        "and there is nothing to learn."
+    )
+    console.print("A few of them in full; read them:")
+    for x in e["examples"]:
+        console.print(
+            f"  [{x['why']}, dose {x['dose']:.2f}] {x['prompt']}\n    -> {x['text'] or '(empty)'}", markup=False
+        )
+
+
+def _heal(console: Console, e: dict) -> None:
+    console.print(LEGEND, markup=False)
+    f, n = e["figures"], e["lengths"]
+    keys = {
+        "nll train": "train_nll", "nll held-out": "heldout_nll", "KL to prev": "kl_prev", "KL to base": "kl_base",
+        "KL to prev, replay": "kl_prev_replay", "KL to base, replay": "kl_base_replay",
+    }  # fmt: skip
+    keys = {head: key for head, key in keys.items() if f"{key}_after" in f}
+    rows = [[when, *(number(f[f"{key}_{when}"]) for key in keys.values())] for when in ("before", "after")]
+    title = f"heal: {e['rows']} rows ({e['tokens_cut']} cut by length), {f['steps']} steps, {e['seconds']:.1f} s"
+    console.print(table(_round(e) + title, ["", *keys], rows))
+    console.print(
+        "nats per token; KL(student || reference), mean over kept rows; replay: over the original model's own. Mean "
+        f"length of a row {n['mean']:.1f} tokens, {n['weighted']:.1f} as weighted (--match-lengths)."
+    )
+    barriers = [
+        f"against {name}: budget {number(tau)} nats, fired on {f[f'{name}_fired']:.0%} of rows, gradient barrier / nll "
+        f"{f[f'{name}_ratio']:.2f}, lam {number(e['lam'][name], 2)}"
+        for name, tau in e["tau"].items()
+    ]
+    console.print(f"Barrier {e['reg']} {'; '.join(barriers) or '(none)'}.", markup=False)
+    console.print(
+        "SHOULD: both nll fall and the barrier fires on some rows. It never fired = plain nll; held-out rises = "
+        f"overfit; neither falls = nothing to learn. Here: {'; '.join(e['notes']) or 'as it should be'}.",
+        markup=False,
+    )
+    if e["overfit"] is not None:
+        console.print(
+            f"Overfit check: plain training on the one most trait-laden completion took {e['overfit']:.2f} nats per "
+            "token off it. Near 0 = the adapter cannot express it (rank, blocks, lr); large = it can, and where the "
+            "trait does not move, training set or evaluation are what to look at."
+        )
+
+
+def _diverged(console: Console, e: dict) -> None:
+    left = "the rows and the last good adapter" if e["adapter"] else "the rows (no step had been taken)"
+    console.print(f"{_round(e)}heal stopped; {left} are in {e['folder']}", markup=False, soft_wrap=True)
+
+
+def _bake(console: Console, e: dict) -> None:
+    console.print(
+        f"{_round(e)}bake: {e['depth']} adapter(s) folded, rounding loss {e['rounding_loss']:.2g}, relative change "
+        f"{e['relative_change']:.2g}, cosine of this delta with round 0's {number(e['cosine_first'], 2)}. SHOULD: "
+        "rounding loss under .3. Every round draws its own A, so a cosine near 0 after round 0 is usual; one near 1 "
+        f"= the same change was learnt again. {e['warning'] or ''}"
+    )
+    console.print(
+        f"The student's mean states moved as far along the vector as a dose of {number(e['shift_dose'], 2)}; cosine of "
+        f"their shift with the vector {number(e['cosine_vector'], 2)}. SHOULD: above 0 where the trait moved."
+    )
+
+
+def _evaluate(console: Console, e: dict) -> None:
+    states = [(name, e[name]) for name in ("base", "steered", "healed", "prompted") if name in e]
+    console.print(table(_round(e) + "evaluate: same items, same run", *state_table(states)))
+    for name, label in (("shift", "healed - base"), ("step", "healed - previous")):
+        s = e[name]
+        console.print(
+            f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
+            f"nats, sentence ok {interval(s['sentence_ok'], 3)}; off-target log-odds "
+            + (", ".join(f"{name} {interval(found)}" for name, found in s["off_target"].items()) or "-")
+        )
+    if shifts := vignette_table([e]):
+        console.print(table("vignettes: healed - base, nats, 95 % intervals", *shifts))
+    console.print("SHOULD: healed near steered on the trait and near base on sentence ok, 4-grams, words and entropy.")
+
+
+def _verdict(console: Console, e: dict) -> None:
+    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
+
+
+def _gate(console: Console, e: dict) -> None:
+    console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]")
+    for reason in e["reasons"]:
+        console.print(f"  {reason}", markup=False)
+    if lost := e["regressed"].get("anchors"):
+        console.print(f"  anchors lost: {', '.join(lost)}", markup=False)
+    if e["outcome"] == "inconclusive":
+        console.print(
+            f"  An interval crosses an allowed drop; --on-inconclusive {e['on_inconclusive']}: "
+            f"{'kept' if e['stands'] else 'reverted'}. More held-out prompts or anchors make it narrower."
+        )
+    if e["stands"] and e["ended"]:
+        console.print(f"  The run ends: {e['ended']}", markup=False)
+    if not e["stands"]:
+        weights = f"{e['depth']} earlier round(s)" if e["depth"] else "the original model"
+        follows = e["ended"] or f"The next walk starts at kappa {e['kappa_next']:.2f}."
+        console.print(f"  The weights are those of {weights} again, bit for bit. {follows}", markup=False)
+    console.print()
+
+
+def _memory(console: Console, e: dict) -> None:
+    console.print(
+        f"memory ran out in {e['unit']}: on with {e['rows']} row(s) per batch; a run without this has other bits.",
+        markup=False,
+    )
+
+
+def _end(console: Console, e: dict) -> None:
+    states = [(t["name"], t["state"]) for t in e["trajectory"]]
+    console.print(table("base -> steered -> healed", *state_table(states)))
+    console.print(state_legend(states), markup=False)
+    compared = against_rows(e["against"])
+    console.print(table("the result against the prompted model and controls", AGAINST_COLUMNS, compared))
+    console.print(AGAINST_LEGEND if e["controls"] == "all" else NO_CONTROLS)
+    console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
+    if e["ended_by"]:
+        console.print(f"ended early: {e['ended_by']}", markup=False)
+    console.print(f"{result_line(e)}  time {e['seconds']:.0f} s")
+    console.print(f"written: {e['folder']}", markup=False, soft_wrap=True)
+
+
+SHOW: dict[str, Callable[[Console, dict], None]] = {
+    "start": _start,
+    "calibrate": _calibrate,
+    "capture": _capture,
+    "baseline": _baseline,
+    "extract": _extract,
+    "walk": _walk,
+    "heal": _heal,
+    "diverged": _diverged,
+    "bake": _bake,
+    "evaluate": _evaluate,
+    "verdict": _verdict,
+    "gate": _gate,
+    "end": _end,
+    "memory": _memory,
+}

@@ -1,0 +1,129 @@
+"""The numbers that a round is judged by, and how they come from metrics over the same items.
+
+Knows nothing of thresholds and of what a verdict is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from steer_heal.errors import InputError
+from steer_heal.evaluation import Metrics, compare, retain
+from steer_heal.evaluation.shift import coherent
+from steer_heal.evaluation.text import mean
+from steer_heal.statistics import Estimate
+
+SHAPE = ("words", "distinct4", "token_entropy")
+"""Figures of length and diversity: a collapse can hide from coherence in short or repeated replies, not from these."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers a round is judged by; all shifts are against base on the same items.
+
+    Attributes:
+        coherence: of base, of the unfiltered steered texts, of the student; 0..1, of replies. NaN counts as 0.
+        steered, student: trait shift with interval, in `unit`. Free-text trait rate where a checker measures it, else
+            forced-choice log-odds in nats. None for the student of a starved round.
+        training: trait shift of the training set in the same unit; None where it cannot be measured, and then the
+            steered shift stands for it.
+        retain: student / steered with its interval; None is computed from the two values.
+        target, off_target: forced-choice shifts in nats: the trait's items, and each off-target category.
+        vignette_target, vignettes_off_target: shifts in nats on vignettes: the trait's own foundations against each
+            other (None for a trait that has none), and each foundation that is not the trait's.
+        coherence_shift: of the student, student - base, with interval; only told.
+        shape: ratio student / base (or prompted, if lower) of words, distinct4 and token_entropy, by name.
+        answer_mass: ratio student / base.
+        kept, needed: texts that survived the filter, and the least number to train on.
+    """
+
+    base_coherence: float
+    steered_coherence: float
+    student_coherence: float | None
+    steered: Estimate
+    student: Estimate | None
+    training: float | None = None
+    retain: Estimate | None = None
+    coherence_shift: Estimate | None = None
+    target: Estimate | None = None
+    off_target: dict[str, Estimate] = field(default_factory=dict)
+    vignette_target: Estimate | None = None
+    vignettes_off_target: dict[str, Estimate] = field(default_factory=dict)
+    shape: dict[str, float] = field(default_factory=dict)
+    answer_mass: float = 1.0
+    kept: int | None = None
+    needed: int | None = None
+    unit: str = "of replies"
+    where: str = "in free text"
+
+    @property
+    def retained(self) -> float | None:
+        """dTrait(student) / dTrait(steered); None where steering did not move the trait upwards."""
+        if self.retain is not None:
+            return self.retain.value
+        if self.student is None or not self.steered.value > 0:
+            return None
+        return self.student.value / self.steered.value
+
+
+def gather(
+    base: Metrics,
+    steered: Metrics,
+    student: Metrics | None,
+    *,
+    prompted: Metrics | None = None,
+    training_trait: float | None = None,
+    kept: int | None = None,
+    needed: int | None = None,
+) -> Evidence:
+    """Evidence of a round from metrics over the same items.
+
+    `base` is the original model, `steered` the model under the vector (unfiltered texts), `student` the healed model,
+    None when the round starved. `prompted` is the original under the persona, for the floors of length and diversity
+    (see `shape`). `training_trait` is the mean trait of the training texts by the checker, 0..1.
+    Raises InputError when the metrics cover different items or hold no replies.
+    """
+    if not base.replies:
+        raise InputError("a verdict needs free-text replies: evaluate with n_free above 0")
+    above = compare(base, steered)
+    healed = None if student is None else compare(base, student)
+    free = above.free_trait is not None and (healed is None or healed.free_trait is not None)
+    return Evidence(
+        base_coherence=mean(coherent(base, base)),
+        steered_coherence=mean(coherent(steered, base)),
+        student_coherence=None if student is None else mean(coherent(student, base)),
+        steered=above.free_trait if free else above.log_odds,
+        student=None if healed is None else healed.free_trait if free else healed.log_odds,
+        training=training_trait - base.free_trait if free and training_trait is not None else None,
+        retain=None if student is None or not above.headline.value > 0 else retain(base, steered, student),
+        coherence_shift=None if healed is None else healed.coherence,
+        target=None if healed is None else healed.log_odds,
+        off_target={} if healed is None else healed.off_target,
+        vignette_target=None if healed is None else healed.vignette_contrast,
+        vignettes_off_target={} if healed is None else healed.vignettes_off_target,
+        shape={} if student is None else shape(base, student, prompted),
+        answer_mass=1.0 if student is None else student.answer_mass / max(base.answer_mass, 1e-9),
+        kept=kept,
+        needed=needed,
+        unit="of replies" if free else "nats of log-odds",
+        where="in free text" if free else "in forced choice",
+    )
+
+
+def shape(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
+    """Length and diversity of the student's replies as ratios to the lower of base's and the prompted model's.
+
+    A model that takes one side says fewer different things than a base that takes both; what merely asking for the
+    trait costs is no collapse. 0 where the student has no replies.
+    """
+    return {name: (getattr(student, name) or 0.0) / least for name, least in shape_reference(base, prompted).items()}
+
+
+def shape_reference(base: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
+    """What `shape` divides by, in words, as a share, and in nats; figures that neither has are left out."""
+    out = {}
+    for name in SHAPE:
+        known = [getattr(m, name) for m in (base, prompted) if m is not None and getattr(m, name)]
+        if known:
+            out[name] = min(known)
+    return out

@@ -1,0 +1,310 @@
+"""The command `steer-heal`: every sub-command on a small run, help pages, presets and the dry run."""
+
+import importlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from steer_heal.commands import compare, doctor, export, run_help, traits
+from steer_heal.commands.dry_run import count
+from steer_heal.commands.folders import open_run
+from steer_heal.commands.main import COMMANDS, main
+from steer_heal.commands.options import options_of
+from steer_heal.commands.presets import PRESETS
+from steer_heal.config import RunConfig
+from steer_heal.ledger import Ledger
+from steer_heal.run import CommandLine, parsed
+from steer_heal.run import main as run_main
+from steer_heal.trait import Trait
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished fast run of two rounds, made through `steer-heal run`."""
+    out = tmp_path_factory.mktemp("out")
+    assert main(["run", "--fast-dev-run", "--quiet", "--gate", "watch", "--out", str(out)]) in (0, 3)
+    return next(p for p in out.iterdir() if p.is_dir())
+
+
+def test_report_writes_the_same_pages_again_and_no_second_result(run, capsys):
+    pages = ("report.html", "summary.md")
+    before = {name: (run / name).read_bytes() for name in pages}
+    results = (run.parent / "results.tsv").read_bytes()
+    for name in (*pages, "trajectory.png"):
+        (run / name).unlink()
+    assert main(["report", str(run)]) == 0
+    assert {name: (run / name).read_bytes() for name in pages} == before and (run / "trajectory.png").stat().st_size
+    assert (run.parent / "results.tsv").read_bytes() == results
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_compare_shows_figures_of_each_run_and_the_options_that_differ(run, tmp_path, capsys):
+    for name, lam in (("one", 0.3), ("two", 0.7)):
+        shutil.copytree(run, tmp_path / name)
+        config = json.loads((run / "config.json").read_text()) | {"lam": lam, "out": name}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    assert main(["compare", str(tmp_path)]) == 0  # a folder of runs stands for all in it
+    shown = capsys.readouterr().out
+    differing = shown.split("options that differ")[1]
+    assert "0.3" in differing and "0.7" in differing and "out" not in differing.split("two")[1]
+    best = Ledger.open(run).events("end")[0]["best_round"]
+    healed = next(e for e in Ledger.open(run).events("evaluate") if e["round"] == best)["healed"]
+    assert shown.count(f"{healed['words']:.1f}") == 2 and "different items" not in shown
+
+
+def test_compare_says_when_runs_were_measured_on_different_items(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    base = json.loads((other / "base.json").read_text())
+    (other / "base.json").write_text(json.dumps(base | {"items_key": "another"}))
+    assert main(["compare", str(run), str(other)]) == 0
+    assert "different items" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "third"]
+    assert compare.short_names(folders) == ["a/run", "b/run", "third"]
+
+
+def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    import steer_heal.lm
+    from steer_heal.commands.folders import fold_result
+
+    ledger = open_run(run)
+    assert main(["export", str(run), "--to", str(tmp_path / "new" / "adapter")]) == 0
+    assert main(["export", str(run), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    ids = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        lm = steer_heal.lm.load("tiny-random")
+        plain = lm.model(ids).logits
+        stack = fold_result(ledger, lm)
+        student = lm.model(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits
+        fresh = steer_heal.lm.load("tiny-random").model
+        beside = PeftModel.from_pretrained(fresh, str(tmp_path / "new" / "adapter")).eval()(ids).logits
+    assert len(stack) == len(ledger.events("end")[0]["folded"]) and not torch.allclose(plain, student, atol=1e-3)
+    torch.testing.assert_close(merged, student)
+    torch.testing.assert_close(beside, student, atol=1e-4, rtol=1e-4)
+    assert steer_heal.lm.load(str(tmp_path / "merged")).blocks  # with its tokenizer
+
+
+def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
+    words = ["--max-new-tokens", "12", "--greedy", "--prompt", "What should I do?", "Why?", "--dose", "0.5"]
+    assert main(["chat", str(run), *words]) == 0
+    shown = capsys.readouterr().out
+    assert "base" in shown and "steered, dose 0.5" in shown and "healed" in shown
+    assert "> What should I do?" in shown and "> Why?" in shown
+
+
+def test_chat_columns_are_the_models_they_name(run):
+    from steer_heal.commands import chat
+    from steer_heal.generation import generate
+
+    options = chat.Options(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
+    speakers = chat.gather(options)
+    said = chat.replies(speakers, "Why?", options)
+    lm, system = speakers.lm, speakers.system
+    with speakers.stack.unfolded():
+        base = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
+        pushed = generate(lm, ["Why?"], speakers.vector, (4.0,), system=system, max_new_tokens=12, greedy=True)[0].text
+    student = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
+    assert list(said.values()) == [base, pushed, student] and base != pushed
+    assert said == chat.replies(chat.gather(options), "Why?", options)
+
+
+def test_chat_with_a_model_reads_prompts_from_standard_input(capsys, monkeypatch):
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Why?\nWhat now?\n"))
+    assert main(["chat", "tiny-random", "--max-new-tokens", "4"]) == 0
+    shown = capsys.readouterr().out
+    assert "> Why?" in shown and "> What now?" in shown and "healed" not in shown
+
+
+def test_doctor_passes_on_a_sound_model_and_fails_on_one_that_is_not(tiny, capsys, monkeypatch):
+    assert main(["doctor", "--no-round"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("ok  ") == 3 and "torch" in shown and "GB" in shown and "tiny round" not in shown
+    monkeypatch.setattr(doctor, "chunked_loss", lambda lm: (False, "off"))
+    assert main(["doctor", "--no-round"]) == 1
+    assert "FAIL     chunked loss" in capsys.readouterr().out
+
+
+def test_doctor_sees_a_dose_of_zero_that_changes_logits(tiny, monkeypatch):
+    from contextlib import contextmanager
+
+    from steer_heal.steering import SteeringVector
+
+    assert doctor.dose_zero(tiny)[0]
+    real = SteeringVector.applied
+
+    @contextmanager
+    def leaking(self, model, dose=1.0, **more):
+        with real(self, model, dose + 0.01, **more):
+            yield
+
+    monkeypatch.setattr(SteeringVector, "applied", leaking)
+    assert not doctor.dose_zero(tiny)[0]
+
+
+def test_doctor_sees_a_chunked_loss_that_is_off(tiny, monkeypatch):
+    assert doctor.chunked_loss(tiny)[0]
+    real = doctor.position_losses
+    monkeypatch.setattr(doctor, "position_losses", lambda head, hidden, *a, **k: real(head, hidden * 1.01, *a, **k))
+    assert not doctor.chunked_loss(tiny)[0]
+
+
+def test_doctor_sees_a_fold_that_leaves_a_trace(tiny, monkeypatch):
+    import copy
+
+    from steer_heal.lm import LM
+
+    lm = LM(copy.deepcopy(tiny.model), tiny.tokenizer, "copy")
+    assert doctor.fold_and_undo(lm)[0]
+    monkeypatch.setattr(doctor.AdapterStack, "pop", lambda self: None)
+    assert not doctor.fold_and_undo(lm)[0]
+
+
+def test_doctors_tiny_round_passes_every_stage_without_a_word(capsys):
+    good, detail = doctor.tiny_round()
+    assert good and "files" in detail and not capsys.readouterr().out
+
+
+def test_traits_lists_shows_and_checks(tmp_path, capsys):
+    assert main(["traits"]) == 0
+    assert "pocket-care" in capsys.readouterr().out
+    assert main(["traits", "show", "pocket-care-reversed"]) == 0
+    assert Trait.load("pocket-care").neg in capsys.readouterr().out
+    own = tmp_path / "own.toml"
+    own.write_text(
+        'name = "own"\npos = "You are not slow."\nneg = "You are slow and take very much time over every thing."\n'
+        'neutral = ""\ncontexts = ["one"]\nprompts = ["a"]\n'
+        f"eval_prompts = {json.dumps([f'held out {i}' for i in range(8)])}\n"
+        '[[items]]\nid = "1"\nprompt = "p"\nchoices = ["x", "y"]\ntrait = "x"\n'
+    )
+    assert main(["traits", "check", str(own)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 distinct contexts" in shown and "'not'" in shown and "words" in shown and "7 weakness" in shown
+
+
+def test_builtin_traits_have_no_weakness_but_the_checker_of_real_ones():
+    assert traits.weaknesses(Trait.load("pocket-care")) == []
+    assert all("checker" in line for line in traits.weaknesses(Trait.load("care-over-authority")))
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+def test_help_of_each_command_names_every_option_and_fits_a_screen(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    options = options_of(importlib.import_module(f"steer_heal.commands.{command}").Options)
+    assert options and all(flag in shown for flag in options) and shown.count("\n") <= 45
+    assert all(option.text for option in options.values())
+
+
+@pytest.mark.parametrize("topic", ["", *run_help.TITLES, "presets"])
+def test_help_of_run_fits_a_screen_per_topic(topic, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run_main(["--help", *([topic] if topic else [])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 5 < len(lines) <= 50 and max(map(len, lines)) <= 120
+
+
+def test_every_option_of_a_run_has_one_topic_a_text_and_its_default(capsys, monkeypatch):
+    options = {option.name: option for option in options_of(CommandLine).values()}
+    placed = list(itertools.chain(*(names for _, names in run_help.topics(CommandLine).values())))
+    assert sorted(placed) == sorted(options) and all(option.text for option in options.values())
+    assert {f.name for f in fields(RunConfig)} <= options.keys()
+    monkeypatch.setenv("COLUMNS", "100")
+    run_main(["--help=all"])
+    shown = capsys.readouterr().out
+    assert all(option.flag in shown for option in options.values()) and "[pocket 0.001;" in shown and "[0.3]" in shown
+
+
+def test_preset_fills_in_what_the_command_line_does_not_say():
+    config = parsed(["--preset", "qwen3-0.6b", "--batch-size", "2"], "steer-heal run").config()
+    assert config.model == "Qwen/Qwen3-0.6B" and config.dtype == "bfloat16" and config.batch_size == 2
+    for preset in PRESETS.values():
+        RunConfig(**preset.options)
+
+
+def test_dry_run_counts_generations_and_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--dry-run", "--n-rounds", "2", "--eval-replies", "10"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("n_rounds 2", "model pocket", "generations", "Time on", "Memory", "Nothing was run"):
+        assert words in shown
+    assert not list(tmp_path.iterdir())
+    assert main(["run", "--dry-run", "--preset", "gemma-3-4b"]) == 0
+    assert "not run here" in capsys.readouterr().out
+
+
+def test_dry_run_counts_what_a_run_samples(run):
+    config = RunConfig(fast_dev_run=True, gate="watch").resolved()
+    trait = Trait.load("care-over-authority")
+    work = {one.stage: one for one in count(config, trait, len(trait.anchors))}
+    sampled = sum(e["sampled"] for e in Ledger.open(run).events("walk"))
+    assert work["walk-C, steered"].least <= sampled <= work["walk-C, steered"].most
+    calibrated = Ledger.open(run).events("calibrate")[0]["calibration"]["completions"]
+    assert work["calibrate the filter"].least == calibrated
+
+
+def test_the_installed_command_is_this_one():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]
+    module, function = project["scripts"]["steer-heal"].split(":")
+    assert getattr(importlib.import_module(module), function) is main
+
+
+def test_the_command_is_a_module_too():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "steer_heal", "comparr"], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'compare'" in done.stderr
+
+
+def test_export_refuses_a_target_that_holds_something(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(export.InputError):
+            export.check_target(target)
+    export.check_target(tmp_path / "new")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_options_outside_the_groups_have_help_and_leave_presets_alone():
+    from dataclasses import dataclass
+
+    from steer_heal.commands.presets import with_preset
+
+    @dataclass(frozen=True)
+    class More(CommandLine):
+        extra: str | None = None
+        """Something else."""
+
+    assert "extra" in run_help.topics(More)["loop"][1]
+    assert with_preset(More(extra="x"), "qwen3-0.6b").extra == "x"
+
+
+def test_what_is_noted_on_an_interruption_is_said_in_its_line(capsys):
+    from steer_heal.commands.outcome import guarded
+
+    def stopped(words):
+        problem = KeyboardInterrupt()
+        problem.add_note("go on with --resume here")
+        raise problem
+
+    assert guarded(stopped, []) == 130
+    assert capsys.readouterr().err == "steer_heal: interrupted; go on with --resume here\n"
