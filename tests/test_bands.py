@@ -100,7 +100,13 @@ def test_a_run_records_and_prints_why_and_keeps_its_blocks(tiny, tmp_path, capsy
     ledger, reporter = Ledger.create(tmp_path, "auto", {}), Reporter()
     ledger.listeners.append(reporter.on_event)
     run = SimpleNamespace(
-        config=replace(config, too_long="skip"), lm=tiny, trait=trait, ledger=ledger, reporter=reporter, rounds=[]
+        config=replace(config, too_long="skip"),
+        lm=tiny,
+        trait=trait,
+        ledger=ledger,
+        reporter=reporter,
+        rounds=[],
+        keep=ledger.units.part,
     )
     first = extract_vector(run, 0)
     run.rounds.append(SimpleNamespace(vector=first))

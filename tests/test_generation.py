@@ -14,6 +14,7 @@ from steer_heal.errors import InputError
 from steer_heal.generation import Interrupted, Sampling, derive_seed, generate
 from steer_heal.steering import extract
 from steer_heal.steps import texts
+from steer_heal.units import FORGET
 
 PROMPTS = ["Hello there", "What should we do when it rains all day long?", "Hi"]
 
@@ -197,7 +198,9 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
     run = SimpleNamespace(
         config=config, lm=tiny, kappa=1.0, trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
         stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
-        ledger=SimpleNamespace(record=lambda *args, **figures: None),
+        ledger=SimpleNamespace(record=lambda *args, **figures: None), keep=lambda *labels: FORGET,
+        base=SimpleNamespace(distinct4=None), prompted=SimpleNamespace(distinct4=None),
+        previous=SimpleNamespace(distinct4=None),
         filter=lambda lm, drawn: [replace(c, judged=True, dropped_by="test" if c.dose > 0.4 else None) for c in drawn],
     )  # fmt: skip
     walk = texts.walk_dose(run, 0, vector)

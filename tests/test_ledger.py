@@ -28,6 +28,7 @@ def test_a_round_appears_whole_or_not_at_all(tmp_path):
     assert not (ledger.folder / "rounds" / "00").exists()
     with ledger.round_folder(0) as folder:
         assert not list(folder.iterdir())  # what the failed attempt wrote is gone
+        (ledger.folder / "rounds" / "00.interrupted").mkdir()
         (folder / "whole.txt").write_text("whole")
     assert (ledger.folder / "rounds" / "00" / "whole.txt").read_text() == "whole"
     assert [p.name for p in (ledger.folder / "rounds").iterdir()] == ["00"]

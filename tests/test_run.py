@@ -217,7 +217,8 @@ def test_ctrl_c_exits_with_130_and_complete_rounds_stay(tmp_path):
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 130 and "Traceback" not in done.stderr and "interrupted" in done.stderr
+    assert done.returncode == 130 and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    assert "interrupted" in done.stderr and f"--resume {tmp_path}" in done.stderr
     folder = next(p for p in tmp_path.iterdir() if p.is_dir())
     assert [p.name for p in (folder / "rounds").iterdir()] == ["00"]
 

@@ -20,6 +20,7 @@ from steer_heal.generation import generate
 from steer_heal.lm import LM
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.trait import Anchor
+from steer_heal.units import FORGET, Keep
 
 SLACK_TOKENS = 4
 """Tokens beyond the longest exact answer: blanks, another spelling, a full stop, the end token."""
@@ -59,11 +60,13 @@ class Checked:
         return {**dict.fromkeys(self.passed, 1.0), **dict.fromkeys(self.regressed, 0.0)}
 
 
-def capture(lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64) -> Captured:
+def capture(
+    lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET
+) -> Captured:
     """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
     if not tasks:
         raise InputError("no anchors were given: name at least one task")
-    replies = answer(lm, tasks, system, max_new_tokens)
+    replies = answer(lm, tasks, system, max_new_tokens, keep)
     right = [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
     return Captured(
         tasks=tuple(task for task, ok in zip(tasks, right, strict=True) if ok),
@@ -72,11 +75,13 @@ def capture(lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_n
     )
 
 
-def check(lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64) -> Checked:
+def check(
+    lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET
+) -> Checked:
     """Run the captured tasks again, in the same way, and list every regression by id."""
     if not captured.tasks:
         return Checked((), (), ())
-    replies = answer(lm, captured.tasks, system, max_new_tokens)
+    replies = answer(lm, captured.tasks, system, max_new_tokens, keep)
     right = [task.passes(reply.text) for task, reply in zip(captured.tasks, replies, strict=True)]
     return Checked(
         passed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if ok),
@@ -85,14 +90,16 @@ def check(lm: LM, captured: Captured, *, system: str | None = None, max_new_toke
     )
 
 
-def answer(lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int) -> list[Completion]:
+def answer(
+    lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int, keep: Keep = FORGET
+) -> list[Completion]:
     """Greedy replies: with sampling, noise alone flips borderline tasks."""
     prompts = [task.prompt for task in tasks]
     if all(task.check == "exact" for task in tasks):
         # A reply longer than the longest answer is wrong however it goes on.
         longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
         max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
-    return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base")
+    return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base", keep=keep)
 
 
 def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:

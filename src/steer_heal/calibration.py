@@ -15,6 +15,7 @@ from steer_heal.generation import generate
 from steer_heal.healing import HealConfig, ReferenceStates, mean_divergence, reference_states
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
+from steer_heal.units import FORGET, Keep
 
 REACH = 1000.0
 """Largest dose tried, in multiples of the vector at unit norm."""
@@ -49,6 +50,7 @@ def calibrate(
     system: str | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
+    keep: Keep = FORGET,
 ) -> Calibration:
     """Find the dose at which mean over replies of stat_t KL(steered || unsteered) equals `target_kl` nats.
 
@@ -66,7 +68,7 @@ def calibrate(
     if not 0 < target_kl < math.inf:
         raise InputError(f"target_kl {target_kl}: give a number of nats above 0")
     config = HealConfig(reg="kl_rev", kl_agg=stat)
-    replies = generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, seed=seed)
+    replies = generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, seed=seed, keep=keep)
     plain = reference_states(lm, replies)
     low, high = 0.0, REACH / vector.norm()
     dose, tried = high / REACH, {}

@@ -6,11 +6,12 @@ Knows nothing of how it was sampled or judged. The stages pass lists of these to
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from steer_heal.errors import InputError
+from steer_heal.units import Kind, json_kind
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ class Completion:
         return self.judged and self.dropped_by is None
 
 
+def completion_from(row: Mapping) -> Completion:
+    """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError or KeyError for other fields."""
+    return Completion(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "token_ids": tuple(row["token_ids"])})
+
+
+COMPLETIONS: Kind[list[Completion]] = json_kind(
+    lambda completions: [asdict(completion) for completion in completions],
+    lambda rows: [completion_from(row) for row in rows],
+)
+
+
 def save_completions(completions: Iterable[Completion], path: Path) -> None:
     """One JSON object per line."""
     with open(path, "w", encoding="utf-8") as file:
@@ -65,9 +77,7 @@ def load_completions(path: Path) -> list[Completion]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-                row["prompt_ids"], row["token_ids"] = tuple(row["prompt_ids"]), tuple(row["token_ids"])
-                out.append(Completion(**row))
+                out.append(completion_from(json.loads(line)))
             except (ValueError, TypeError, KeyError) as problem:
                 raise InputError(f"{path}, line {number}: not a completion ({problem})") from problem
     return out

@@ -5,8 +5,10 @@ Knows nothing of models and of what an event looks like (`printing`).
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -29,7 +31,7 @@ class Reporter:
         self._task = None
         self._stage = ""
         self._last_line = 0.0
-        self._rounds_started = 0.0
+        self._marks: list[float] = []
         self._n_rounds = 0
         self._steps: list[dict] = []
 
@@ -86,9 +88,11 @@ class Reporter:
         if event["stage"] == "start":
             self._n_rounds = event["n_rounds"]
         elif event["stage"] == "baseline":
-            self._rounds_started = time.monotonic()
+            self._marks = [event["time"]]
         elif event["stage"] == "gate" and not event["ended"] and (left := self._n_rounds - event["round"] - 1):
-            each = (time.monotonic() - self._rounds_started) / (event["round"] + 1)
+            self._marks.append(event["time"])
+            # The median: a run that was stopped and goes on has a round with the pause in it.
+            each = statistics.median(b - a for a, b in pairwise(self._marks))
             self.console.print(f"{left} round(s) to go, about {left * each:.0f} s\n")
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:

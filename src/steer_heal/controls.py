@@ -5,7 +5,6 @@ Knows nothing of the stages. The gate only watches a control: it shows what its 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -52,7 +51,7 @@ def prepare_control(run: Run, name: str, settings: Mapping[str, str]) -> Run:
         (event,) = run.ledger.events(stage)
         ledger.record(stage, **_figures(event))
     for file in ("base.json", "prompted.json"):
-        shutil.copy(run.ledger.folder / file, ledger.folder / file)
+        ledger.write_once(file, (run.ledger.folder / file).read_text(encoding="utf-8"))
     return replace(run, config=config, ledger=ledger, rounds=[], kappa=config.kappa_start)
 
 

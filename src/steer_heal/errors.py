@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class TooLongError(InputError):
     """A prompt does not fit the model's context."""
+
+
+class NotWrittenError(InputError):
+    """A file cannot be written: the disk is full, the folder read-only. What was committed before is kept."""

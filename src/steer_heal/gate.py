@@ -32,6 +32,7 @@ from steer_heal.dose import Walk
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, compare
 from steer_heal.healing.lora import linear_names
+from steer_heal.kinds import CHECKED, captured_kind
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.statistics import Estimate
@@ -58,9 +59,13 @@ def capture_anchors(
     Raises InputError when anchors are to be replayed and the model gets none right.
     """
     reporter.progress("capture the anchors", 0, 1)
-    captured = Captured((), (), ())
-    if tasks:
-        captured = capture(lm, tasks, system=system or None, max_new_tokens=config.max_new_tokens)
+
+    def compute() -> Captured:
+        return capture(
+            lm, tasks, system=system or None, max_new_tokens=config.max_new_tokens, keep=ledger.units.part("capture")
+        )
+
+    captured = ledger.units.once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
     if config.replay_anchors and not captured.replies:
         raise InputError(
             f"replay_anchors {config.replay_anchors}: {lm.name} gets none of {len(tasks)} anchors right; give others "
@@ -94,8 +99,15 @@ def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[
     """
     run.reporter.progress("check the anchors", 0, 1)
     config = run.config
-    system = run.trait.neutral or None
-    checked = check(run.lm, run.captured, system=system, max_new_tokens=config.max_new_tokens)
+    keep = run.keep(number)
+
+    def compute() -> Checked:
+        return check(
+            run.lm, run.captured, system=run.trait.neutral or None, max_new_tokens=config.max_new_tokens,
+            keep=keep.part("anchors"),
+        )  # fmt: skip
+
+    checked = keep.once("anchors", compute, CHECKED)
     original = original_figures(run)
     now = figures(student, run.base, checked)
     before = Before(run.standing[-1].figures if run.standing else original, original)

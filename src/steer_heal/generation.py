@@ -10,16 +10,18 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from steer_heal.completion import Completion
+from steer_heal.completion import COMPLETIONS, Completion
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, text_config
 from steer_heal.steering import SteeringVector
+from steer_heal.units import FORGET, PLAIN, Keep
 
 TICK = 1.0
 """Seconds between two reports of progress within a batch."""
@@ -120,6 +122,7 @@ def generate(
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
     sampling: Sampling = Sampling(),
+    keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample `samples` replies to every prompt at every dose.
 
@@ -128,7 +131,7 @@ def generate(
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
         lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin=origin, on_batch=on_batch,
-        sampling=sampling,
+        sampling=sampling, keep=keep,
     )  # fmt: skip
 
 
@@ -145,6 +148,7 @@ def generate_requests(
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
     sampling: Sampling = Sampling(),
+    keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.
 
@@ -161,6 +165,7 @@ def generate_requests(
         on_batch: called after each batch with its completions and the progress, and about once a second in between
             with no completions.
         sampling: temperature, top-p and top-k, where they are not to be the model's own.
+        keep: where the plan of the batches and each finished batch are committed and looked up.
 
     Raises:
         InputError: no prompts, a dose without a vector, a prompt that leaves no room for `max_new_tokens`.
@@ -181,7 +186,7 @@ def generate_requests(
             f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
-    rows = full = batch_rows or auto_batch_rows(lm, longest + max_new_tokens)
+    rows = full = keep.once("rows", lambda: batch_rows or auto_batch_rows(lm, longest + max_new_tokens), PLAIN)
     out: dict[int, Completion] = {}
     started, tokens, number = time.perf_counter(), 0, 0
 
@@ -196,6 +201,11 @@ def generate_requests(
             finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
         )  # fmt: skip
 
+    def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
+        doses = [requests[i].dose for i in picked]
+        replies = batch.sample(vector, doses, max_new_tokens, batch_seed, sampling.options(greedy))
+        return [completion(i, reply, batch_seed) for i, reply in zip(picked, replies, strict=True)]
+
     while len(out) < len(order):
         picked = order[len(out) : len(out) + rows]
         if rows < full:
@@ -203,12 +213,11 @@ def generate_requests(
         batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], lambda n: report([], n))
         batch_seed = derive_seed("batch", seed, number)
         try:
-            sampled = batch.sample(
-                vector, [requests[i].dose for i in picked], max_new_tokens, batch_seed, sampling.options(greedy)
-            )
-            done = [completion(i, reply, batch_seed) for i, reply in zip(picked, sampled, strict=True)]
-            out |= zip(picked, done, strict=True)
-            tokens, number = tokens + sum(map(len, sampled)), number + 1
+            done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked, batch_seed), COMPLETIONS)
+            if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
+                rows = len(done)
+            out |= zip(picked[: len(done)], done, strict=True)
+            tokens, number = tokens + sum(len(c.token_ids) for c in done), number + 1
             report(done)
         except torch.OutOfMemoryError as problem:
             if len(picked) == 1:
@@ -218,6 +227,7 @@ def generate_requests(
                     [out[i] for i in sorted(out)],
                 ) from problem
             rows = len(picked) // 2
+            keep.halved(rows)
         except KeyboardInterrupt as stop:
             replies = zip(picked, batch.replies(), strict=False) if picked[0] not in out else ()
             ended = [completion(i, reply, batch_seed) for i, reply in replies if reply and reply[-1] in lm.eos_ids]

@@ -219,6 +219,13 @@ def _gate(console: Console, e: dict) -> None:
     console.print()
 
 
+def _memory(console: Console, e: dict) -> None:
+    console.print(
+        f"memory ran out in {e['unit']}: on with {e['rows']} row(s) per batch; a run without this has other bits.",
+        markup=False,
+    )
+
+
 def _end(console: Console, e: dict) -> None:
     states = [(t["name"], t["state"]) for t in e["trajectory"]]
     console.print(table("base -> steered -> healed", *state_table(states)))
@@ -247,4 +254,5 @@ SHOW: dict[str, Callable[[Console, dict], None]] = {
     "verdict": _verdict,
     "gate": _gate,
     "end": _end,
+    "memory": _memory,
 }

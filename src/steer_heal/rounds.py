@@ -5,8 +5,10 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +22,13 @@ from steer_heal.console import Reporter
 from steer_heal.controls import against, run_controls
 from steer_heal.evaluation import Metrics
 from steer_heal.healing import DivergedError
+from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
+from steer_heal.lm import LM
 from steer_heal.preflight import check_texts
+from steer_heal.resume import recorded_config, resumable
 from steer_heal.steps import Round, Run
-from steer_heal.trait import Trait, default_trait
+from steer_heal.trait import Anchor, Trait, default_trait
 from steer_heal.verdict import Round as JudgedRound
 from steer_heal.verdict import Verdict, best_round, judge_run
 
@@ -50,12 +55,26 @@ class RunResult:
     controls: Mapping[str, RunResult] = field(default_factory=dict)
 
 
-def run_rounds(config: RunConfig | None = None, reporter: Reporter | None = None) -> RunResult:
+def run_rounds(
+    config: RunConfig | None = None, reporter: Reporter | None = None, resume: Ledger | None = None
+) -> RunResult:
     """The whole job: `config.n_rounds` rounds, or fewer when one starves or too many in a row are reverted.
+
+    Args:
+        resume: an unfinished run, from `resume.reopen`; it goes on under its own configuration and ends with the same
+            bits as if it had not been stopped. `config` is not looked at.
 
     Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
-    return complete(prepare((config or RunConfig()).resolved(), reporter or Reporter(quiet=True)))
+    reporter = reporter or Reporter(quiet=True)
+    with ExitStack() as held:
+        ledger = resume and held.enter_context(resumable(resume))
+        config = recorded_config(ledger) if ledger else (config or RunConfig()).resolved()
+        lm, trait, tasks = inputs(config)  # before there is a folder: unusable input leaves none
+        ledger = ledger or held.enter_context(resumable(new_ledger(config)))
+        result = complete(begin(config, lm, trait, tasks, ledger, reporter))
+        ledger.settle()
+    return result
 
 
 def complete(run: Run) -> RunResult:
@@ -81,7 +100,7 @@ def one_round(run: Run, number: int) -> Verdict | None:
     walk = steps.walk_dose(run, number, vector)  # steered completions, filtered; the dose adapts to what survives
     if starved := steps.starve(run, number, vector, walk):
         return starved
-    steered = steps.measure_steered(run, vector, walk)  # unfiltered, on held-out items
+    steered = steps.measure_steered(run, number, vector, walk)  # unfiltered, on held-out items
     rows = steps.training_rows(run, number, walk)
     try:
         healed = steps.heal_rows(run, number, vector, walk, rows)  # LoRA on the sampled tokens, under the barrier
@@ -101,6 +120,12 @@ def one_round(run: Run, number: int) -> Verdict | None:
 
 def prepare(config: RunConfig, reporter: Reporter) -> Run:
     """Model, trait, run folder, calibrated filter, and the two baselines every round is compared with."""
+    given = inputs(config)
+    return begin(config, *given, new_ledger(config), reporter)
+
+
+def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
+    """Model, trait and anchor tasks."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
     trait = Trait.load(config.trait or default_trait(config.model_name))
@@ -110,21 +135,32 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     check_texts(lm, trait, tasks, config)
-    label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
-    ledger = Ledger.create(config.out, label, config.to_dict())
+    return lm, trait, tasks
+
+
+def new_ledger(config: RunConfig) -> Ledger:
+    """A run folder of its own under `config.out`."""
+    return Ledger.create(config.out, f"{config.model_name}_{config.reg_name}_s{config.seed}", config.to_dict())
+
+
+def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledger: Ledger, reporter: Reporter) -> Run:
+    """Calibrated filter, captured anchors, and the two baselines; in a run that goes on they are there already."""
     ledger.listeners.append(reporter.on_event)
+    texts = repr((trait, tasks, config.vignettes()))
     ledger.record(
         "start", model=lm.name, trait=trait.name, reg=config.reg_name, n_rounds=config.n_rounds,
         seed=config.seed, device=str(lm.device), folder=str(ledger.folder),
         note="fast dev run: every stage is exercised, the numbers mean nothing" if config.fast_dev_run else None,
+        inputs={"weights": fingerprint(lm.base), "texts": hashlib.sha256(texts.encode()).hexdigest()[:32]},
     )  # fmt: skip
     stack = AdapterStack(lm.model)
     fitted = steps.calibrate_filter(lm, trait, config, ledger, reporter)
     captured = gate.capture_anchors(lm, tasks, trait.neutral, config, ledger, reporter)
-    base = steps.measure(lm, stack, trait, config, reporter, "base")
-    prompted = steps.measure(lm, stack, trait, config, reporter, "prompted", system=trait.pos)
-    base.save(ledger.folder / "base.json")
-    prompted.save(ledger.folder / "prompted.json")
+    keep = ledger.units.part("evaluate")
+    base = steps.measure(lm, stack, trait, config, reporter, keep, "base")
+    prompted = steps.measure(lm, stack, trait, config, reporter, keep, "prompted", system=trait.pos)
+    ledger.write_once("base.json", base.to_json())
+    ledger.write_once("prompted.json", prompted.to_json())
     ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
     return Run(config, lm, trait, ledger, reporter, stack, fitted, base, prompted, captured, config.kappa_start)
 

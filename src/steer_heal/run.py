@@ -1,6 +1,7 @@
 """The command line: `python -m steer_heal.run --reg kl_rev`. Parses, calls the loop, gives an exit code.
 
 Knows nothing of the method. Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted.
+`--resume FOLDER` goes on with a run that was stopped.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -26,6 +28,10 @@ from steer_heal.config import (
     SteeringOptions,
     WalkOptions,
 )
+from steer_heal.errors import InputError
+
+if TYPE_CHECKING:
+    from steer_heal.ledger import Ledger
 
 STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "reverted")
 
@@ -54,13 +60,20 @@ class CommandLine:
     heal: tyro.conf.OmitArgPrefixes[HealOptions] = field(default_factory=HealOptions)
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
     gate: tyro.conf.OmitArgPrefixes[GateOptions] = field(default_factory=GateOptions)
+    resume: str | None = None
+    """Go on with a run that was stopped: its folder, or auto for the newest unfinished one under --out. It keeps its
+    options and seed, and ends with the same bits as if it had not been stopped."""
 
-    def config(self) -> RunConfig:
-        """All groups as one flat configuration."""
+    def options(self) -> dict[str, object]:
+        """All groups side by side."""
         flat: dict[str, object] = {}
         for group in (self.heal, self.loop, self.model, self.steering, self.walk, self.evaluation, self.gate):
             flat |= {f.name: getattr(group, f.name) for f in fields(group)}
-        return RunConfig(**flat)
+        return flat
+
+    def config(self) -> RunConfig:
+        """All groups as one flat configuration."""
+        return RunConfig(**self.options())
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m steer_heal.run") -> int:
@@ -83,7 +96,9 @@ def _run(argv: list[str], prog: str) -> int:
         print(preset_page() if topic == "presets" else page(topic, CommandLine, prog))
         return DONE
     command = parsed(argv, prog)
-    config = command.config()
+    config = None if command.resume else command.config()
+    if command.command.dry_run and config is None:
+        raise InputError("--dry-run shows what a new run would do: leave it out to resume one")
     if command.command.dry_run:
         from steer_heal.commands.dry_run import show
 
@@ -91,8 +106,23 @@ def _run(argv: list[str], prog: str) -> int:
     from steer_heal.console import Reporter
     from steer_heal.rounds import run_rounds
 
-    result = run_rounds(config, Reporter(quiet=config.quiet))
+    ledger = _reopened(command, argv) if command.resume else None
+    result = run_rounds(config, Reporter(quiet=command.loop.quiet), ledger)
     return STOPPED if result.verdict.name in STOPPED_BY_METHOD else DONE
+
+
+def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
+    """The run to go on with; InputError when an option was typed that is not the run's own."""
+    from steer_heal.resume import check_given, reopen
+
+    typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    ledger = reopen(command.resume, command.loop.out)
+    try:
+        check_given(ledger, {name: value for name, value in command.options().items() if name in typed})
+    except InputError:
+        ledger.release()
+        raise
+    return ledger
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.run import CommandLine
 
-RESERVED = ("--seed", "--out", "--quiet")
+RESERVED = ("--seed", "--out", "--quiet", "--resume")
 """Options that the arms command sets itself."""
 
 

@@ -22,6 +22,7 @@ from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.generation import Sampling, generate
 from steer_heal.lm import LM
+from steer_heal.units import FORGET, Keep
 
 
 def text_figures(text: str) -> dict[str, float]:
@@ -80,6 +81,7 @@ class CoherenceFilter:
         max_new_tokens: int = 64,
         thresholds: Mapping[str, float] | None = None,
         sampling: Sampling | None = None,
+        keep: Keep = FORGET,
     ) -> CoherenceFilter:
         """Sample n completions of the model as it is, unsteered, and fit all limits to them.
 
@@ -107,7 +109,7 @@ class CoherenceFilter:
         samples = math.ceil(n / len(prompts))
         own = generate(
             lm, prompts, samples=samples, system=system, max_new_tokens=max_new_tokens, seed=seed,
-            sampling=sampling or Sampling(),
+            sampling=sampling or Sampling(), keep=keep,
         )  # fmt: skip
         fitted = cls.fit(cls().score(lm, own), false_drop=false_drop, thresholds=thresholds)
         tokens = [len(c.token_ids) for c in own]

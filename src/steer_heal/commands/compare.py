@@ -14,9 +14,9 @@ from rich.console import Console
 
 from steer_heal.commands.folders import complete, finished_run, read_object, runs_in
 from steer_heal.commands.options import shown
-from steer_heal.console import table
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
+from steer_heal.printing import table
 from steer_heal.tables import interval, number
 
 USAGE = "steer-heal compare RUN RUN ..."

@@ -15,8 +15,8 @@ from steer_heal.commands.options import shown
 from steer_heal.commands.presets import PRESETS, UNTRIED, Shape
 from steer_heal.commands.sizes import shape_of
 from steer_heal.config import RunConfig
-from steer_heal.console import table
 from steer_heal.loading import resolve_device
+from steer_heal.printing import table
 from steer_heal.trait import Trait, default_trait
 
 PROMPT_TOKENS = 100

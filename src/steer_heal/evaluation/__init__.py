@@ -27,6 +27,7 @@ from steer_heal.generation import generate
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.trait import Anchor, Item, Judgement, Trait, Vignette
+from steer_heal.units import FORGET, Keep
 
 __all__ = [
     "AnchorRow", "CategoryScore", "ChoiceRow", "Metrics", "ReplyRow", "Shift", "VignetteRow", "compare", "evaluate",
@@ -53,6 +54,7 @@ def evaluate(
     vignettes: Sequence[Vignette] | None = None,
     think_tokens: int = 0,
     think_closing: str = CLOSING,
+    keep: Keep = FORGET,
 ) -> Metrics:
     """Measure one model state on a trait's items, held-out prompts, off-target items, vignettes and anchors.
 
@@ -70,6 +72,7 @@ def evaluate(
         vignettes: instead of the trait's own.
         think_tokens: longest thinking before the answer of every forced choice, in tokens; 0 is none.
         think_closing: text with which the model closes its thinking.
+        keep: where finished batches of replies are committed and looked up.
 
     Raises:
         InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
@@ -90,8 +93,8 @@ def evaluate(
         rows = score_items(lm, trait, (*items, *off_target), system, batch_tokens, thinking)
         seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
     with ending_broken_replies(lm):
-        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed)
-        anchors = _check_anchors(lm, trait.anchors, system, vector, dose, max_new_tokens)
+        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep.part("replies"))
+        anchors = _check_anchors(lm, trait.anchors, system, vector, dose, max_new_tokens, keep.part("anchors"))
     return Metrics(
         trait=trait.name,
         system=system,
@@ -170,7 +173,7 @@ def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
     return [prompts[i % len(prompts)] for i in range(n)]
 
 
-def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed) -> list[Completion]:
+def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep) -> list[Completion]:
     if not prompts:
         return []
     return generate(
@@ -181,11 +184,12 @@ def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed) -> list[Com
         system=system or None,
         max_new_tokens=max_new_tokens,
         seed=seed,
+        keep=keep,
     )
 
 
 def _check_anchors(
-    lm: LM, anchors: Sequence[Anchor], system: str, vector, dose: float, max_new_tokens: int
+    lm: LM, anchors: Sequence[Anchor], system: str, vector, dose: float, max_new_tokens: int, keep: Keep
 ) -> tuple[AnchorRow, ...]:
     """Greedy replies: sampling noise alone would flip borderline answers."""
     if not anchors:
@@ -202,6 +206,7 @@ def _check_anchors(
         system=system or None,
         max_new_tokens=max_new_tokens,
         greedy=True,
+        keep=keep,
     )
     pairs = zip(anchors, replies, strict=True)
     return tuple(AnchorRow(anchor.id, reply.text, anchor.passes(reply.text)) for anchor, reply in pairs)

@@ -17,6 +17,7 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.text import distinct_ngrams, mean
 from steer_heal.evaluation.vignettes import VignetteRow, as_written, contrast, human_agreement, profile
+from steer_heal.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -217,11 +218,13 @@ class Metrics:
             "human": None if human is None else asdict(human),
         }
 
-    def save(self, path: str | Path) -> None:
+    def to_json(self) -> str:
         """One JSON object: the rows and, for readers, the summary."""
-        Path(path).write_text(
-            json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False), "utf-8"
-        )
+        return json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_json` in one step."""
+        write_whole(Path(path), self.to_json().encode("utf-8"))
 
     @staticmethod
     def from_dict(data: dict) -> Metrics:

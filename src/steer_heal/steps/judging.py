@@ -15,11 +15,13 @@ from steer_heal.console import Reporter
 from steer_heal.dose import Walk
 from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.generation import derive_seed
+from steer_heal.kinds import METRICS
 from steer_heal.ledger import write_json, write_text
 from steer_heal.lm import LM, completion_logprobs
 from steer_heal.steering import SteeringVector
 from steer_heal.steps.state import Round, Run
 from steer_heal.trait import Trait
+from steer_heal.units import Keep
 from steer_heal.verdict import Floors, Rules, Verdict, gather, judge_round
 
 STARVED_UNDER = 30
@@ -27,7 +29,7 @@ STARVED_UNDER = 30
 
 
 def measure(
-    lm: LM, stack: AdapterStack, trait: Trait, config: RunConfig, reporter: Reporter, name: str, **condition
+    lm: LM, stack: AdapterStack, trait: Trait, config: RunConfig, reporter: Reporter, keep: Keep, name: str, **condition
 ) -> Metrics:
     """Evaluate one condition; every condition of a run is measured on the same items with the same seed."""
     reporter.progress(f"evaluate {name}", 0, 1)
@@ -38,23 +40,30 @@ def measure(
         return [-float(row.mean()) for row in rows]
 
     vignettes = (config.vignettes() or trait.vignettes)[: 2 if config.fast_dev_run else None]
-    return evaluate(
-        lm, trait, n_items=config.eval_items, n_free=config.eval_replies, max_new_tokens=config.max_new_tokens,
-        seed=derive_seed(config.seed, "evaluate"), scorer=original_nll, vignettes=vignettes,
-        think_tokens=config.eval_think_tokens, think_closing=config.eval_think_closing, **condition,
-    )  # fmt: skip
+
+    def compute() -> Metrics:
+        return evaluate(
+            lm, trait, n_items=config.eval_items, n_free=config.eval_replies, max_new_tokens=config.max_new_tokens,
+            seed=derive_seed(config.seed, "evaluate"), scorer=original_nll, vignettes=vignettes,
+            think_tokens=config.eval_think_tokens, think_closing=config.eval_think_closing, keep=keep.part(name),
+            **condition,
+        )  # fmt: skip
+
+    return keep.once(name, compute, METRICS)
 
 
-def measure_steered(run: Run, vector: SteeringVector, walk: Walk) -> Metrics:
+def measure_steered(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Metrics:
     """The student before its heal, steered at the highest dose its training texts were kept from, unfiltered."""
     dose = max(c.dose for c in walk.completions if c.kept)
     condition = {"vector": vector, "dose": dose} if dose else {}
-    return measure(run.lm, run.stack, run.trait, run.config, run.reporter, "steered", **condition)
+    keep = run.keep(number, "evaluate")
+    return measure(run.lm, run.stack, run.trait, run.config, run.reporter, keep, "steered", **condition)
 
 
 def measure_student(run: Run, number: int, steered: Metrics) -> Metrics:
     """The healed student, on the same items as base, prompted and steered."""
-    student = measure(run.lm, run.stack, run.trait, run.config, run.reporter, "healed")
+    keep = run.keep(number, "evaluate")
+    student = measure(run.lm, run.stack, run.trait, run.config, run.reporter, keep, "healed")
     run.ledger.record(
         "evaluate", number, base=run.base.summary(), prompted=run.prompted.summary(), steered=steered.summary(),
         healed=student.summary(), steered_dose=steered.dose, shift=asdict(compare(run.base, student)),

@@ -20,6 +20,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.trait import Trait
+from steer_heal.units import Units
 from steer_heal.verdict import Verdict
 
 
@@ -57,6 +58,10 @@ class Run:
     def seed(self, *labels: object) -> int:
         """A seed of its own for every use of randomness."""
         return derive_seed(self.config.seed, *labels)
+
+    def keep(self, *labels: object) -> Units:
+        """Committed results under a name of their own, such as round and stage."""
+        return self.ledger.units.part(*labels)
 
     def on_batch(self, stage: str):
         """A progress callback for `generate`."""

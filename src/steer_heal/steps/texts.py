@@ -15,7 +15,7 @@ from itertools import islice
 from steer_heal.anchors import replayed_rows
 from steer_heal.calibration import Calibration, calibrate
 from steer_heal.coherence import CoherenceFilter
-from steer_heal.completion import Completion, save_completions
+from steer_heal.completion import COMPLETIONS, Completion, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Plan, Walk, walk_c
@@ -29,6 +29,7 @@ from steer_heal.generation import (
     generate,
     generate_requests,
 )
+from steer_heal.kinds import CALIBRATION, FILTER, VECTOR
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.selection import held_temperature
@@ -41,10 +42,15 @@ def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, re
     """Thresholds from the original model's own unsteered completions."""
     reporter.progress("calibrate the filter", 0, 1)
     n = 24 if config.fast_dev_run else 192
-    fitted = CoherenceFilter.calibrate(
-        lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
-        false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
-    )  # fmt: skip
+
+    def compute() -> CoherenceFilter:
+        return CoherenceFilter.calibrate(
+            lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
+            false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
+            keep=ledger.units.part("filter"),
+        )  # fmt: skip
+
+    fitted = ledger.units.once("filter", compute, FILTER)
     fitted = {"coherence": fitted, "repetition": fitted.only_repetition(), "none": fitted.only()}[config.filter]
     ledger.record("calibrate", **fitted.to_dict())
     return fitted
@@ -59,10 +65,14 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
         contexts = trait.contexts[:32] if config.fast_dev_run else trait.contexts
         # `auto` chooses once: vectors of different blocks could not be compared between rounds.
         layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
-        vector = extract(
-            run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
-            progress=lambda done, total: run.reporter.progress("extract", done, total),
-        )  # fmt: skip
+
+        def compute() -> SteeringVector:
+            return extract(
+                run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
+                progress=lambda done, total: run.reporter.progress("extract", done, total),
+            )  # fmt: skip
+
+        vector = run.keep(number).once("vector", compute, VECTOR)
         if config.vector == "random":
             vector = replace(vector.random_like(run.seed(number, "vector")), quality=vector.quality)
     unit = dose_unit(run, number, vector) if config.target_kl and config.vector != "none" else None
@@ -81,10 +91,16 @@ def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
     """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
     config, trait = run.config, run.trait
     run.reporter.progress("find the dose", 0, 1)
-    return calibrate(
-        run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
-        system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
-    )  # fmt: skip
+    keep = run.keep(number)
+
+    def compute() -> Calibration:
+        return calibrate(
+            run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
+            system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
+            keep=keep.part("dose"),
+        )  # fmt: skip
+
+    return keep.once("dose", compute, CALIBRATION)
 
 
 def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
@@ -110,6 +126,7 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         replies = generate_requests(
             run.lm, requests, vector, trait.neutral, config.max_new_tokens, run.seed(number, "walk", asked),
             on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=sampling,
+            keep=run.keep(number, "walk", asked),
         )  # fmt: skip
         drawn.extend(replies)
         rest = iter(replies)
@@ -119,8 +136,12 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         return sample_together([(kappa, n)])[0]
 
     def survive(completions: Sequence[Completion]) -> list[Completion]:
-        with stack.unfolded() if config.filter_model == "original" else nullcontext():
-            judged.extend(found := run.filter(run.lm, completions))
+        def compute() -> list[Completion]:
+            with stack.unfolded() if config.filter_model == "original" else nullcontext():
+                return run.filter(run.lm, completions)
+
+        found = run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
+        judged.extend(found)
         return found
 
     try:
@@ -210,7 +231,7 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
             rows += generate(
                 run.lm, prompts, system=run.trait.neutral, max_new_tokens=config.max_new_tokens,
                 seed=run.seed(number, "replay"), origin="base", on_batch=run.on_batch("generate replay rows"),
-                sampling=config.text_sampling(),
+                sampling=config.text_sampling(), keep=run.keep(number, "replay"),
             )  # fmt: skip
     return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
 

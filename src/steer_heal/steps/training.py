@@ -23,6 +23,7 @@ from steer_heal.healing import (
     overfit_check,
     reference_states,
 )
+from steer_heal.kinds import STATES, healed_kind
 from steer_heal.selection import length_weights
 from steer_heal.steering import SteeringVector
 from steer_heal.steps.state import Run
@@ -34,6 +35,24 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
+    weights = row_weights(run, rows, walk)
+    healed, beside = run.keep(number).once(
+        "heal", lambda: _trained(run, number, vector, rows, weights, config), healed_kind(config)
+    )
+    run.ledger.record(
+        "heal", number, rows=len(rows), seconds=beside["seconds"], figures=dict(healed.figures),
+        reg=run.config.reg_name, tau=dict(healed.tau), lam=dict(healed.lam), steering_divergence=beside["caused"],
+        epochs=[dict(e) for e in healed.epochs], notes=list(healed.notes()), steps=[dict(s) for s in healed.steps],
+        overfit=beside["overfit"], tokens_cut=sum(not c.finished for c in rows), lengths=length_figures(rows, weights),
+    )  # fmt: skip
+    return healed
+
+
+def _trained(
+    run: Run, number: int, vector: SteeringVector, rows: list[Completion], weights: list[float] | None,
+    config: HealConfig,
+) -> tuple[Healed, dict]:  # fmt: skip
+    """The heal itself, and what is measured beside it: seconds, the steering's own nats, the overfit check."""
     started = time.perf_counter()
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
@@ -45,7 +64,6 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
             run.lm, steered_rows, around=lambda batch: vector.applied(run.lm.model, [c.dose for c in batch])
         )
         caused = mean_divergence(run.lm, steered, prev, steered_rows, config)
-    weights = row_weights(run, rows, walk)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -63,14 +81,9 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     except DivergedError as problem:
         _save_diverged(run, number, rows, problem)
         raise
-    run.ledger.record(
-        "heal", number, rows=len(rows), seconds=time.perf_counter() - started, figures=dict(healed.figures),
-        reg=run.config.reg_name, tau=dict(healed.tau), lam=dict(healed.lam), steering_divergence=caused,
-        epochs=[dict(e) for e in healed.epochs], notes=list(healed.notes()), steps=[dict(s) for s in healed.steps],
-        overfit=_overfit(run, rows, config) if run.config.overfit_check else None,
-        tokens_cut=sum(not c.finished for c in rows), lengths=length_figures(rows, weights),
-    )  # fmt: skip
-    return healed
+    seconds = time.perf_counter() - started
+    overfit = _overfit(run, rows, config) if run.config.overfit_check else None
+    return healed, {"seconds": seconds, "caused": caused, "overfit": overfit}
 
 
 def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
@@ -120,9 +133,10 @@ def _overfit(run: Run, rows: Sequence[Completion], config: HealConfig) -> float:
 
 def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
     """Fold the adapter into the weights; record how far and in which direction the student's states went."""
-    before = student_states(run, vector)
+    keep = run.keep(number, "states")
+    before = keep.once("before", lambda: student_states(run, vector), STATES)
     report = run.stack.push(healed.adapter)
-    moved = state_shift(before, student_states(run, vector), vector)
+    moved = state_shift(before, keep.once("after", lambda: student_states(run, vector), STATES), vector)
     first = run.standing[0].adapter if run.standing else healed.adapter
     run.ledger.record(
         "bake", number, depth=len(run.stack), rounding_loss=report.rounding_loss, gain=report.gain,

@@ -1,0 +1,112 @@
+"""Files that appear whole or not at all: a temporary name, flushed to the disk, renamed. Ctrl-C waits for the rename.
+
+Knows nothing of what is written. A write that fails is one clear error, and what was there before is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from steer_heal.errors import NotWrittenError
+
+PARTIAL = ".partial"
+"""Suffix of what is not written to its end; it never counts as a result."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step. Raises NotWrittenError; the file is then the old one, or none."""
+    partial = path.with_name(path.name + PARTIAL)
+    with uninterrupted(), _clear_errors(path):
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        flush_folder(path.parent)
+
+
+def append_whole(path: Path, line: str) -> None:
+    """Add one line to a file. Raises NotWrittenError; a torn line has no line end, see `whole_lines`."""
+    with uninterrupted(), _clear_errors(path):
+        new = not path.exists()
+        with open(path, "ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if new:
+            flush_folder(path.parent)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file without a torn last one; empty without the file."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that was not written to its end."""
+    with _clear_errors(path), open(path, "r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def move_whole(partial: Path, final: Path) -> None:
+    """Flush a filled folder to the disk and give it its name. Raises NotWrittenError."""
+    with uninterrupted(), _clear_errors(final):
+        for path in sorted(partial.rglob("*")):
+            if path.is_dir():
+                flush_folder(path)
+            else:
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        flush_folder(partial)
+        os.replace(partial, final)
+        flush_folder(final.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Without it a new name in the folder may be lost with the power, even if the file's content is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def same_files(one: Path, other: Path) -> str | None:
+    """Name of the first file that two folders do not share byte for byte; None when they are equal."""
+    names = sorted({p.relative_to(f) for f in (one, other) for p in f.rglob("*") if p.is_file()})
+    for name in names:
+        both = one / name, other / name
+        if not all(p.is_file() for p in both) or both[0].read_bytes() != both[1].read_bytes():
+            return str(name)
+    return None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside the block takes effect at its end. Only the main thread gets it, so elsewhere nothing is to do."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    waiting: list[tuple] = []
+    signal.signal(signal.SIGINT, lambda *got: waiting.append(got))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise NotWrittenError(f"{path} cannot be written ({problem.strerror or problem})") from problem

@@ -1,0 +1,80 @@
+"""A run that uses every kind of committed result and takes a second, and how to compare two of its folders."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+
+import torch
+
+from steer_heal.config import RunConfig
+from steer_heal.ledger import TIMES
+
+TELL_TIMES = ("config.json", "environment.json", "summary.md", "report.html", "results.tsv", "lock")
+"""Files with folders, processes and seconds in them."""
+
+WORDS = ("gate", "basket", "nurse", "rule", "letter", "garden", "rain", "door")
+SETTINGS = {
+    "fast_dev_run": True, "n_rounds": 2, "max_new_tokens": 8, "n_min": 8, "walk_batch": 8, "epochs": 1, "rank": 2,
+    "filter": "none", "gate": "watch",
+}  # fmt: skip
+RICH = {
+    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2,
+    "controls": "all", "walk_mode": "grid",
+}  # fmt: skip
+"""Settings that use what is left: a dose found, replay rows, kappas in one batch, controls."""
+
+
+def mini_trait(folder: Path) -> Path:
+    """A trait of a few lines, so that a run on it takes a second."""
+    asked = [f"what about the {word} ?" for word in WORDS]
+    lines = [
+        'name = "mini"', 'pos = "you are kind ."', 'neg = "you are strict ."', 'neutral = "you are helpful ."',
+        f"contexts = {json.dumps(asked)}", f"prompts = {json.dumps(asked)}",
+        f"eval_prompts = {json.dumps([f'and the {word} ?' for word in WORDS])}",
+    ]  # fmt: skip
+    for word in WORDS:
+        lines += ["[[items]]", f'id = "{word}"', f'prompt = "the {word} ?"', 'choices = ["yes", "no"]', 'trait = "yes"']
+    lines += ["[[anchors]]", 'id = "any"', 'prompt = "say something"', 'answer = ".*"', 'check = "regex"']
+    path = folder / "mini.toml"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def config(folder: Path, **changes) -> RunConfig:
+    """The run's configuration; its folder comes under `folder/out`."""
+    return RunConfig(trait=str(mini_trait(folder)), out=str(folder / "out"), **{**SETTINGS, **changes})
+
+
+def go(folder: Path, **changes) -> Path:
+    """Start the run, or go on with the unfinished one; returns its folder."""
+    from steer_heal.resume import reopen
+    from steer_heal.rounds import run_rounds
+
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(io.StringIO()):
+        out = folder / "out"
+        if any((run / "config.json").is_file() for run in out.glob("*/units/..")):
+            return run_rounds(resume=reopen("auto", out)).folder
+        if done := list(out.glob("*/summary.md")):
+            return done[0].parent
+        return run_rounds(config(folder, **changes)).folder
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Every result in a finished run's folder by name: bytes; events without their times."""
+    found: dict[str, object] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.name == "events.jsonl":
+            events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            found[name] = [{k: v for k, v in event.items() if k not in TIMES} for event in events]
+        elif path.name not in TELL_TIMES and "units.partial" not in name:
+            found[name] = path.read_bytes()
+    return found
+
+
+def folder_of(place: Path) -> Path:
+    """The one run folder under `place/out`; a folder that was not furnished when its process was killed is none."""
+    (found,) = [path.parent for path in (place / "out").glob("*/config.json")]
+    return found
