@@ -38,7 +38,9 @@ from steer_heal.ledger import Ledger
 from steer_heal.report import markdown_table
 from steer_heal.statistics import Estimate
 from steer_heal.steering import SteeringVector
+from steer_heal.steps.training import row_weights
 from steer_heal.trait import Trait, default_trait
+from steer_heal.units import FORGET
 from steer_heal.verdict import Floors, gather, under_floors
 
 DEFAULT_GRID = (
@@ -76,6 +78,7 @@ class Setting:
     stack: AdapterStack
     number: int
     rows: list[Completion]
+    weights: Sequence[float] | None
     references: Mapping[str, ReferenceStates]
     vector: SteeringVector
     lam0: Mapping[str, float] | None
@@ -160,13 +163,16 @@ def load_setting(run_dir: Path, number: int) -> Setting:
     base = Metrics.load(run_dir / "base.json")
     previous = read_metrics(folders[number - 1], "healed") if number else base
     _check_student(lm, trait, config, previous)
-    rows = [c for c in load_completions(folders[number] / "completions.jsonl") if c.kept]
+    sampled = load_completions(folders[number] / "completions.jsonl")
+    rows = [c for c in sampled if c.kept]
+    lengths = ledger.events("calibrate")[0]["calibration"]["tokens"]
     prev = reference_states(lm, rows)
     with stack.unfolded():
         original = reference_states(lm, rows) if number else prev
     carried = config.lam_mode == "budget" and number
     return Setting(
-        config, lm, trait, stack, number, rows, {"prev": prev, "base": original},
+        config, lm, trait, stack, number, rows, row_weights(config.match_lengths, rows, lengths, sampled),
+        {"prev": prev, "base": original},
         SteeringVector.load(folders[number] / "vector.safetensors"),
         ledger.events("heal")[number - 1]["lam"] if carried else None,
         base, read_metrics(folders[number], "steered"), previous,
@@ -198,12 +204,14 @@ def heal_once(setting: Setting, config: HealConfig) -> tuple[Healed, Metrics]:
         caused = mean_divergence(setting.lm, steered, setting.references["prev"], rows, config)
     healed = heal(
         setting.lm, setting.rows, config, setting.references, round=setting.number, steering_divergence=caused,
-        lam0=setting.lam0,
+        lam0=setting.lam0, weights=setting.weights,
     )  # fmt: skip
     setting.stack.push(healed.adapter)
     try:
         quiet = Reporter(quiet=True)
-        return healed, steps.measure(setting.lm, setting.stack, setting.trait, setting.config, quiet, "healed")
+        return healed, steps.measure(
+            setting.lm, setting.stack, setting.trait, setting.config, quiet, FORGET, "healed"
+        )  # fmt: skip
     finally:
         setting.stack.pop()
 

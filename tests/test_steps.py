@@ -151,7 +151,7 @@ def test_the_original_models_own_rows_keep_their_weight(run, tiny):
     now = run(match_lengths="base")
     now = replace(now, filter=replace(now.filter, calibration={"tokens": LONG * 20}))
     rows = [completion(tiny, i, n, origin="base" if i % 4 == 1 else "steered") for i, n in enumerate(SHORT)]
-    weights = training.row_weights(now, rows, walk_of(rows, now))
+    weights = training.row_weights(now.config.match_lengths, rows, now.filter.calibration["tokens"], rows)
     assert [w for w, row in zip(weights, rows, strict=True) if row.origin == "base"] == [1.0] * 4
     assert len({w for w, row in zip(weights, rows, strict=True) if row.origin != "base"}) == 2
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from steer_heal.errors import InputError
 from steer_heal.files import write_whole
@@ -44,6 +44,7 @@ PLAIN = json_kind()
 """Numbers, strings, lists and mappings with string keys."""
 
 
+@runtime_checkable
 class Keep(Protocol):
     """Where results go that are not to be computed twice."""
 

@@ -35,7 +35,7 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
-    weights = row_weights(run, rows, walk)
+    weights = row_weights(run.config.match_lengths, rows, run.filter.calibration["tokens"], walk.completions)
     healed, beside = run.keep(number).once(
         "heal", lambda: _trained(run, number, vector, rows, weights, config), healed_kind(config)
     )
@@ -98,12 +98,15 @@ def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: D
     run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
 
 
-def row_weights(run: Run, rows: Sequence[Completion], walk: Walk) -> list[float] | None:
-    """Weights that undo what the filter did to the length of the student's own texts; others' texts keep weight 1."""
-    wanted = {
-        "base": run.filter.calibration["tokens"],
-        "sampled": [len(c.token_ids) for c in walk.completions if c.finished],
-    }.get(run.config.match_lengths)
+def row_weights(
+    match_lengths: str, rows: Sequence[Completion], base: Sequence[int], sampled: Sequence[Completion]
+) -> list[float] | None:
+    """Weights that undo what the filter did to the length of the student's own texts; others' texts keep weight 1.
+
+    `match_lengths` says as what lengths should be spread: `base`, those of the original model's texts in tokens, or
+    `sampled`, those of the walk's completions; `none` gives no weights.
+    """
+    wanted = {"base": base, "sampled": [len(c.token_ids) for c in sampled if c.finished]}.get(match_lengths)
     own = [i for i, c in enumerate(rows) if c.origin != "base"]
     if not wanted or not own:
         return None
