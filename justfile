@@ -35,3 +35,11 @@ results *options:
 # what the filter does to labelled texts
 filter-report:
     uv run python scripts/filter_report.py
+
+# teach the embedded model what it fails without losing what it can, over shares of replayed anchors and barriers
+ladder:
+    uv run python scripts/ladder.py --seeds 0 1 2
+
+# real and shuffled pairs with and without the barrier: content, or one constant shift?
+matrix:
+    uv run python scripts/matrix.py --seeds 0 1 2

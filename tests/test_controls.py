@@ -20,7 +20,8 @@ NAMES = ["unsteered", "random vector", "shuffled pairs"]
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
     """A fast run with all controls."""
-    return run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, controls="all", out=str(tmp_path_factory.mktemp("out"))))
+    out = str(tmp_path_factory.mktemp("out"))
+    return run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, controls="all", tau_rel=0.5, out=out))
 
 
 def test_every_control_is_a_run_of_its_own_with_one_setting_changed(controlled):
@@ -30,11 +31,14 @@ def test_every_control_is_a_run_of_its_own_with_one_setting_changed(controlled):
         folder = controlled.folder / "controls" / name.replace(" ", "-")
         ledger = Ledger.open(folder)
         own = {"controls", "gate", "doses"} | settings.keys()
+        own |= {"tau", "tau_rel"} if name == "unsteered" else set()  # nothing steered, nothing to take a share of
         assert {key for key in whole if whole[key] != ledger.config[key]} <= own
         assert all(ledger.config[key] == value for key, value in settings.items())
         assert ledger.events("end") and (folder / "report.html").is_file() and (folder / "rounds" / "00").is_dir()
     doses = Ledger.open(controlled.folder / "controls" / "unsteered").events("walk")[0]["per_dose"]
     assert [d["dose"] for d in doses] == [0.0]
+    budget = Ledger.open(controlled.folder / "controls" / "unsteered").events("heal")[0]["tau"]
+    assert budget == Ledger.open(controlled.folder).events("heal")[0]["tau"]
 
 
 def test_controls_have_the_budget_and_the_items_of_the_run(controlled):
@@ -62,7 +66,7 @@ def test_differences_are_paired_with_the_result_and_have_intervals(controlled):
 
 
 def test_the_result_is_the_same_with_and_without_controls(controlled, tmp_path):
-    alone = run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, out=str(tmp_path)))
+    alone = run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, tau_rel=0.5, out=str(tmp_path)))
     fresh = steer_heal.lm.load("tiny-random")
     stack = AdapterStack(fresh.model)
     for number in Ledger.open(controlled.folder).events("end")[0]["folded"]:

@@ -42,6 +42,9 @@ def prepare_control(run: Run, name: str, settings: Mapping[str, str]) -> Run:
     changed = {**settings, "controls": "none", "gate": "watch"}
     if settings.get("vector") == "none":
         changed["doses"] = (0.0,)
+        # Without steering there is no divergence of its own to take a share of: the run's budget in nats instead.
+        if run.config.tau_rel is not None and (heals := run.ledger.events("heal")):
+            changed |= {"tau_rel": None, "tau": max(heals[0]["tau"].values(), default=run.config.tau)}
     config = replace(run.config, **changed)
     ledger = run.ledger.part(f"controls/{name.replace(' ', '-')}", config.to_dict())
     ledger.listeners.append(run.reporter.of_control(name))
