@@ -83,6 +83,7 @@ class Setting:
     vector: SteeringVector
     lam0: Mapping[str, float] | None
     base: Metrics
+    prompted: Metrics
     steered: Metrics
     previous: Metrics
 
@@ -175,7 +176,7 @@ def load_setting(run_dir: Path, number: int) -> Setting:
         {"prev": prev, "base": original},
         SteeringVector.load(folders[number] / "vector.safetensors"),
         ledger.events("heal")[number - 1]["lam"] if carried else None,
-        base, read_metrics(folders[number], "steered"), previous,
+        base, Metrics.load(run_dir / "prompted.json"), read_metrics(folders[number], "steered"), previous,
     )  # fmt: skip
 
 
@@ -230,7 +231,8 @@ def row_of(setting: Setting, name: str, seeds: Sequence[int], found: Sequence[tu
     base, students = setting.base, [metrics for _, metrics in found]
     shift = compare(joined([base] * len(students)), joined(students))
     floors = Floors(coherence=setting.config.coherence_floor)
-    under = [f for m in students for f in under_floors(gather(base, setting.steered, m), floors)]
+    evidence = [gather(base, setting.steered, m, prompted=setting.prompted) for m in students]
+    under = [f for found in evidence for f in under_floors(found, floors)]
     figures = [healed.figures for healed, _ in found if healed is not None]
     fired = [value for f in figures for key, value in f.items() if key.endswith("_fired")]
     moved = [m.log_odds - base.log_odds for m in students]
