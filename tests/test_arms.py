@@ -1,14 +1,13 @@
 """Arms: what is run and what is refused; figures of states that stand; comparisons and the bar on chosen figures."""
 
 import csv
-import importlib.util
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from arm_folders import metrics, write_run
+from script_modules import script
 
 from steer_heal.arms import Arm, bar_lines, make_jobs, matched, paired, parse_arm, read_run, run_jobs, select
 from steer_heal.arms import running as r
@@ -19,18 +18,6 @@ from steer_heal.arms.reading import State, figures
 from steer_heal.arms.tables import bar_summary, combined_rows, matched_rows, paired_rows
 from steer_heal.errors import InputError
 from steer_heal.rounds import run_rounds
-
-
-def script(name):
-    """A module of scripts/, which is no package."""
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and tyro look their module up by name.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 command_line = script("arms")
 
