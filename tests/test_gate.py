@@ -113,6 +113,16 @@ def test_reverts_end_the_run_when_too_many_in_a_row_or_at_the_lowest_dose(stands
     assert (found is None) == (words is None) and (words is None or words in found.text)
 
 
+def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up_to_its_start(
+    tmp_path, scripted, monkeypatch
+):  # fmt: skip
+    scripted(False, False, True, True, True)
+    monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
+    run_rounds(RunConfig(n_rounds=5, epochs=1, out=str(tmp_path), **TINY))
+    ledger = Ledger.open(next(p for p in tmp_path.iterdir() if p.is_dir()))
+    assert [e["kappa_next"] for e in ledger.events("gate")] == pytest.approx([0.7, 0.49, 0.7, 1.0, 1.0])
+
+
 def moved(*shifts):
     """Estimates from (value, half width)."""
     return [Estimate(value, value - half, value + half, 64) for value, half in shifts]
@@ -289,12 +299,17 @@ def metrics(words, anchors=()):
 
 
 def test_what_is_asked_follows_the_configuration_and_what_was_captured():
-    config = RunConfig(max_drop=0.03, total_drop=0.07, coherence_floor=0.9)
+    config = RunConfig(max_drop=0.03, total_drop=0.07, coherence_drop=0.02, coherence_floor=0.9)
     task = Anchor("a", "p", "b")
     asked = {one.figure: one for one in gate.checks_of(config, metrics(40), metrics(30), Captured((task,), (), ()))}
-    assert asked["coherence"] == Check("coherence", share=0.9, max_drop=0.03, total_drop=0.07)
+    assert asked["coherence"] == Check("coherence", share=0.9, max_drop=0.03, total_drop=0.02)
     assert asked["anchors"] == Check("anchors", max_drop=0.03, total_drop=0.07)
-    assert asked["words"].floor == pytest.approx(0.8 * 30) and {"distinct4", "token_entropy"} <= asked.keys()
+    assert (
+        asked["words"].floor == 30 and "prompted" in asked["words"].floor_words
+    )  # asking alone costs more than a fifth
+    assert {"distinct4", "token_entropy"} <= asked.keys()
+    asked = {one.figure: one for one in gate.checks_of(config, metrics(40), metrics(36), Captured((), (), ()))}
+    assert asked["words"].floor == pytest.approx(0.8 * 40) and "base" in asked["words"].floor_words
     none = gate.checks_of(config, metrics(40), metrics(30), Captured((), (), ()))
     assert "anchors" not in {one.figure for one in none}
 

@@ -157,27 +157,28 @@ def asked_of_transformers(lm, monkeypatch, **options):
     seen, real = {}, lm.model.generate
     monkeypatch.setattr(lm.model, "generate", lambda **given: (seen.update(given), real(**given))[1])
     generate(lm, ["Hi"], max_new_tokens=2, **options)
-    return {name: seen.get(name, "the model's") for name in ("do_sample", "temperature", "top_p", "top_k")}
+    return {name: seen.get(name, "the model's") for name in ("do_sample", "temperature", "top_p", "top_k", "min_p")}
 
 
 def test_sampling_is_the_models_own_unless_given(tiny, monkeypatch):
     own = "the model's"
     assert asked_of_transformers(tiny, monkeypatch) == {
-        "do_sample": True, "temperature": own, "top_p": own, "top_k": own,
+        "do_sample": True, "temperature": own, "top_p": own, "top_k": own, "min_p": own,
     }  # fmt: skip
-    assert asked_of_transformers(tiny, monkeypatch, sampling=Sampling(temperature=0.5, top_k=3)) == {
-        "do_sample": True, "temperature": 0.5, "top_p": own, "top_k": 3,
+    assert asked_of_transformers(tiny, monkeypatch, sampling=Sampling(temperature=0.5, top_k=3, min_p=0.1)) == {
+        "do_sample": True, "temperature": 0.5, "top_p": own, "top_k": 3, "min_p": 0.1,
     }  # fmt: skip
     cold = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=Sampling(temperature=1e-4))
     assert [c.token_ids for c in cold] == [
         c.token_ids for c in generate(tiny, PROMPTS * 5, max_new_tokens=8, greedy=True)
     ]
-    one = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=Sampling(top_k=1))
-    assert [c.token_ids for c in one] == [c.token_ids for c in cold]
+    for only_the_likeliest in (Sampling(top_k=1), Sampling(min_p=0.999)):
+        one = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=only_the_likeliest)
+        assert [c.token_ids for c in one] == [c.token_ids for c in cold]
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"top_k": -1}]
+    "options", [{"temperature": 0.0}, {"temperature": float("nan")}, {"top_p": 1.5}, {"top_k": -1}, {"min_p": 1.0}]
 )
 def test_impossible_sampling_is_one_clear_error(options):
     with pytest.raises(InputError, match=next(iter(options))):

@@ -255,10 +255,11 @@ def test_ctrl_c_while_the_filter_judges_saves_what_was_sampled(prepared, run, mo
 
 def test_the_text_temperature_follows_the_students_lost_diversity(run):
     left = SimpleNamespace(distinct4=0.5)
-    fresh = run(text_temperature=0.9, diversity_gain=2.0)
-    assert text_sampling(replace(fresh, base=left, prompted=left, rounds=[])).temperature == pytest.approx(0.9)
+    fresh = run(text_temperature=0.9, diversity_gain=2.0, text_min_p=0.02)
+    assert text_sampling(replace(fresh, base=left, rounds=[])).temperature == pytest.approx(0.9)
     healed = SimpleNamespace(stands=True, healed=SimpleNamespace(distinct4=0.4))
-    held = replace(fresh, base=left, prompted=SimpleNamespace(distinct4=0.6), rounds=[healed])
+    held = replace(fresh, base=left, rounds=[healed])
+    assert text_sampling(held).min_p == 0.02
     assert text_sampling(held).temperature == pytest.approx(0.9 * (1 + 2 * 0.2))
     off = replace(held, config=replace(held.config, text_temperature=None, diversity_gain=0.0))
     assert text_sampling(off).temperature is None  # the model's own

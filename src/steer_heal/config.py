@@ -61,10 +61,13 @@ class SteeringOptions:
     text_temperature: float | None = None
     """Sampling temperature of the training texts; under 1 every round sharpens the student. Follows the model."""
     diversity_gain: float | None = None
-    """Feedback on that temperature: it rises by this times the share of distinct 4-grams that the student has lost
-    against base (or the prompted model, if lower); 0: none. Follows the model."""
+    """Feedback on that temperature: it rises by this times the share of base's distinct 4-grams that the student has
+    lost; 0: none. Follows the model."""
     text_top_p: float | None = None
     """Top-p of the training texts; under 1 it sharpens too. Follows the model."""
+    text_min_p: float | None = None
+    """Min-p of the training texts: a token needs this share of the likeliest one's probability, after the temperature;
+    it keeps hot texts sound. Follows the model."""
     vector: Literal["real", "random", "none"] = "real"
     """Control: a random vector of the same norm (with a target_kl, of the same divergence), or no steering."""
     vector_from: Literal["each", "first"] = "each"
@@ -141,12 +144,15 @@ class GateOptions:
     max_drop: float = 0.05
     """Largest drop of coherence, and of anchors, that one round may cause, as a share (0..1)."""
     total_drop: float = 0.10
-    """Largest drop of each against the original model: what all rounds together may cost."""
+    """Largest drop of anchors against the original model: what all rounds together may cost."""
+    coherence_drop: float = 0.025
+    """The same for coherence, as a share (0..1) of sound sentences or replies."""
     on_inconclusive: Literal["estimate", "keep", "revert"] = "estimate"
     """When an interval crosses an allowed drop. estimate: kept if the drop found is within it; revert: only what is
     shown to be no worse is kept (needs about 100 prompts and anchors); keep: kept unless surely worse."""
-    max_reverts: int = 2
-    """Reverted rounds in a row after which the run ends; until then each next one starts at a lower dose."""
+    max_reverts: int = 4
+    """Reverted rounds in a row after which the run ends; each starts the next one at a lower dose, a kept one at a
+    higher one again."""
     early_stop: bool = False
     """End the run when two standing rounds in a row moved the trait's log-odds by no more than their noise."""
     anchors: str | None = None
@@ -256,7 +262,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
         shares = {"replay": 0.9, "replay_anchors": 0.9, "coherence_floor": 1.0, "false_drop": 0.5, "max_drop": 1.0,
-                  "total_drop": 1.0}  # fmt: skip
+                  "total_drop": 1.0, "coherence_drop": 1.0}  # fmt: skip
         for name, high in shares.items():
             if not 0 <= getattr(self, name) <= high:
                 raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {high}")
@@ -294,7 +300,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
 
     def text_sampling(self) -> Sampling:
         """How training texts, and those that the filter is calibrated on, are sampled; None: the model's own way."""
-        return Sampling(self.text_temperature, self.text_top_p)
+        return Sampling(self.text_temperature, self.text_top_p, min_p=self.text_min_p)
 
     def heal_config(self, seed: int) -> HealConfig:
         """The heal's own options with a seed of their own."""

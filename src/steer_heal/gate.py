@@ -76,19 +76,21 @@ def capture_anchors(
 
 
 def checks_of(config: RunConfig, base: Metrics, prompted: Metrics, captured: Captured) -> tuple[Check, ...]:
-    """What the gate asks of a student: the floors of the verdict, and allowed drops of coherence and anchors.
+    """What the gate asks of a student: floors, and allowed drops of coherence and anchors.
 
-    Without captured anchors nothing is asked of them. Floors of length and diversity are those of `verdict.shape`.
+    Without captured anchors nothing is asked of them. Length and diversity must keep the verdict's share of base's;
+    where the prompted model itself is under that, as for a trait of short replies, it is the floor.
     """
-    drops = {"max_drop": config.max_drop, "total_drop": config.total_drop}
     floors = Floors(coherence=config.coherence_floor)
-    checks = [Check("coherence", share=floors.coherence, **drops)]
+    checks = [Check("coherence", share=floors.coherence, max_drop=config.max_drop, total_drop=config.coherence_drop)]
     if captured.tasks:
-        checks.append(Check("anchors", **drops))
-    for name, reference in shape_reference(base, prompted).items():
+        checks.append(Check("anchors", max_drop=config.max_drop, total_drop=config.total_drop))
+    least = shape_reference(base, prompted)
+    for name, own in shape_reference(base).items():
         share = getattr(floors, name)
-        words = f"{share:.0%} of {reference:.3g}, the lower of base and prompted"
-        checks.append(Check(name, floor=share * reference, floor_words=words))
+        floor = min(share * own, least[name])
+        words = "of the prompted model" if floor < share * own else f"{share:.0%} of base's {own:.3g}"
+        checks.append(Check(name, floor=floor, floor_words=words))
     return tuple(checks)
 
 
@@ -144,8 +146,11 @@ def settle(run: Run, done: Round, walk: Walk) -> Verdict | None:
         run.stack.pop()
         run.kappa *= run.config.kappa_shrink
         ended = enough(run)
-    elif run.config.early_stop:
-        ended = stalled(movements(run))
+    else:
+        # Back up again: the round that was too much may have been bad luck.
+        run.kappa = min(run.config.kappa_start, run.kappa / run.config.kappa_shrink)
+        if run.config.early_stop:
+            ended = stalled(movements(run))
     run.ledger.record(
         "gate", done.number, mode=run.config.gate, stands=done.stands, **asdict(done.decision),
         figures={name: _mean(found) for name, found in done.figures.items()},

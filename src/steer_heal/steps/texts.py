@@ -160,9 +160,8 @@ def text_sampling(run: Run) -> Sampling:
     """How this round's texts are sampled: the hotter, the less diverse the student (`held_temperature`)."""
     start, gain = run.config.text_sampling(), run.config.diversity_gain
     own = getattr(run.lm.base.generation_config, "temperature", None) or 1.0
-    lowest = min(run.base.distinct4 or 0.0, run.prompted.distinct4 or 0.0)
-    left = run.previous.distinct4 or 0.0
-    heat = held_temperature(start.temperature or own, gain, left, lowest) if gain else start.temperature
+    left, reference = run.previous.distinct4 or 0.0, run.base.distinct4 or 0.0
+    heat = held_temperature(start.temperature or own, gain, left, reference) if gain else start.temperature
     return replace(start, temperature=heat)
 
 
