@@ -44,6 +44,10 @@ ladder:
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
 
+# bring the map of the house in CONTRIBUTING.md up to date
+map:
+    uv run python scripts/house_map.py
+
 # run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py

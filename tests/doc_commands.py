@@ -2,7 +2,7 @@
 
 import argparse
 import functools
-import importlib
+import importlib.util
 import os
 import re
 import runpy
@@ -52,9 +52,8 @@ def check(words):
             check_command(rest)
         case ["python", path, *rest] if path.startswith("scripts/"):
             check_script(path, rest)
-        case ["python", "-m", module, *rest] if module.startswith("steer_heal."):
-            if rest or not hasattr(importlib.import_module(module), "main"):
-                raise UnknownCommand(shlex.join(words))
+        case ["python", "-m", module, *rest] if module.startswith("steer_heal.") and all(map(str.isupper, rest)):
+            assert importlib.util.find_spec(module), f"there is no module {module}"
         case ["just", *rest]:
             done = subprocess.run([just(), "--dry-run", *rest], cwd=ROOT, capture_output=True, text=True)
             assert not rest or done.returncode == 0, done.stderr
