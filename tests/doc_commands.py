@@ -115,8 +115,20 @@ class Parsed(BaseException):
         self.found, self.flags = found, frozenset(flags)
 
 
+def takes_options(path):
+    """Whether a script reads its command line; one that does not would do its work when it is run."""
+    return bool(re.search(r"^(import|from) (tyro|argparse)\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE))
+
+
 def read_by_script(path, words):
-    """What a script reads from its command line; `words` None: only which options it has. The rest of it never runs."""
+    """What a script reads from its command line; `words` None: only which options it has. The rest of it never runs.
+
+    Raises UnknownCommand for a script without options that is given some.
+    """
+    if not takes_options(path):
+        if words:
+            raise UnknownCommand(f"{path} takes no options")
+        return Parsed(None, ())
     cli, subcommands = tyro.cli, tyro.extras.subcommand_cli_from_dict
     parse_args = argparse.ArgumentParser.parse_args
 
@@ -169,6 +181,5 @@ def known_flags():
         if name != "run":
             flags |= set(options_of(importlib.import_module(f"steer_heal.commands.{name}").Options))
     for path in sorted((ROOT / "scripts").glob("*.py")):
-        if re.search(r"tyro|argparse", path.read_text(encoding="utf-8")):
-            flags |= read_by_script(f"scripts/{path.name}", None).flags
+        flags |= read_by_script(f"scripts/{path.name}", None).flags
     return flags

@@ -1,5 +1,6 @@
 """What the documentation tells a reader to type works as printed: every code block, command, option and link."""
 
+import ast
 import json
 import re
 import tomllib
@@ -133,6 +134,16 @@ def test_commands_within_the_text_are_ones_that_their_programs_take(page, tmp_pa
                     raise AssertionError(f"{name(page)}:{line}: {code}: {problem}") from problem
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+def test_commands_in_the_docstring_of_a_script_are_ones_that_it_takes(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    typed = re.findall(r"(?:^ *|`)((?:uv run )?python scripts/[^`\n]*)", text, flags=re.MULTILINE)
+    assert typed
+    for words in doc_commands.command_lines("\n".join(typed)):
+        doc_commands.check(words)
+
+
 @every_page
 def test_options_within_the_text_exist(page):
     for line, code in inline_code(page):
@@ -191,6 +202,7 @@ def test_a_block_that_nothing_would_run_is_refused(text, tmp_path):
         "steer-heal export RUN",
         "uv run python scripts/arms.py --sedes 0",
         "uv run python scripts/nothing.py",
+        "uv run python scripts/build_word_pairs.py --quick",
         "uv run just nothing",
         "uv run pytest tests/test_nothing.py",
         "uv run python scripts/carry_over.py pocket,nothing=1",

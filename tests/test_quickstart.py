@@ -6,6 +6,7 @@ import re
 
 import nbformat
 import pytest
+from doc_pages import ROOT, anchors
 from script_modules import script
 
 notebook = script("notebook")
@@ -123,6 +124,16 @@ def test_committed_notebook_is_small_and_tells_nothing_of_a_machine(committed):
         set(committed.metadata) == {"kernelspec", "language_info"} and committed.metadata.kernelspec.name == "python3"
     )
     assert committed == notebook.strip(nbformat.reads(raw, as_version=4)), "run `just notebook`"
+
+
+def test_its_links_lead_somewhere(committed):
+    texts = [cell.source for cell in committed.cells if cell.cell_type == "markdown"]
+    targets = [target for text in texts for target in re.findall(r"\]\(([^)]+)\)", text)]
+    assert len(targets) > 5
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        page = (ROOT / "docs" / path).resolve()
+        assert page.is_file() and (not anchor or anchor in anchors(page)), target
 
 
 def test_a_failing_cell_is_an_exit_code_and_nothing_is_written(tmp_path, capsys):
