@@ -43,3 +43,11 @@ ladder:
 # real and shuffled pairs with and without the barrier: content, or one constant shift?
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
+
+# bring the map of the house in CONTRIBUTING.md up to date
+map:
+    uv run python scripts/house_map.py
+
+# run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
+notebook:
+    uv run python scripts/notebook.py
