@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from healing_data import completion
 
 import steer_heal.generation
@@ -251,6 +252,19 @@ def test_ctrl_c_while_the_filter_judges_saves_what_was_sampled(prepared, run, mo
     path = now.ledger.folder / "rounds" / "00.interrupted" / "completions.jsonl"
     assert len(path.read_text().splitlines()) == now.config.walk_batch
     assert not json.loads(path.read_text().splitlines()[0])["judged"]
+
+
+def test_a_rounds_vector_is_the_students_own_the_first_ones_or_the_mean_of_both(prepared, run):
+    now, other = prepared[1], prepared[1].random_like(1)
+    first = replace(other, vectors={i: 3.0 * v for i, v in other.vectors.items()})
+    after = [SimpleNamespace(vector=first, stands=True)]
+    found = {}
+    for name in ("each", "first", "mixed"):
+        found[name] = steps.extract_vector(replace(run(vector_from=name), rounds=after), 1).flat()
+    assert torch.equal(found["each"], now.flat()) and torch.equal(found["first"], first.flat())
+    torch.testing.assert_close(found["mixed"], 0.5 * (now.flat() + other.flat()))  # the first one at the new one's norm
+    alone = steps.extract_vector(run(vector_from="mixed"), 0)
+    assert torch.equal(alone.flat(), now.flat())
 
 
 def test_the_text_temperature_follows_the_students_lost_diversity(run):

@@ -70,8 +70,9 @@ class SteeringOptions:
     it keeps hot texts sound. Follows the model."""
     vector: Literal["real", "random", "none"] = "real"
     """Control: a random vector of the same norm (with a target_kl, of the same divergence), or no steering."""
-    vector_from: Literal["each", "first"] = "each"
-    """Extract the vector anew from each round's student, or keep round 0's."""
+    vector_from: Literal["each", "first", "mixed"] = "each"
+    """Extract the vector anew from each round's student, keep round 0's, or take the mean of both, at the new one's
+    norm in each block."""
     max_new_tokens: int | None = None
     """Longest reply, in tokens. Follows the model."""
 

@@ -110,6 +110,11 @@ class SteeringVector:
         """Each block's direction with L2 norm 1."""
         return self._derived({i: v / v.norm() for i, v in self._items()})
 
+    def scaled_like(self, other: SteeringVector) -> SteeringVector:
+        """Each block's direction with the L2 norm that `other` has there."""
+        self._check_same_shape(other)
+        return self._derived({i: v / v.norm() * other.vectors[i].norm() for i, v in self._items()})
+
     def __mul__(self, factor: float) -> SteeringVector:
         return self._derived({i: v * factor for i, v in self._items()})
 

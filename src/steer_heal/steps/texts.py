@@ -73,6 +73,9 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
             )  # fmt: skip
 
         vector = run.keep(number).once("vector", compute, VECTOR)
+        if run.rounds and config.vector_from == "mixed":
+            first = run.rounds[0].vector.scaled_like(vector)
+            vector = replace(0.5 * (vector + first), quality=vector.quality)
         if config.vector == "random":
             vector = replace(vector.random_like(run.seed(number, "vector")), quality=vector.quality)
     unit = dose_unit(run, number, vector) if config.target_kl and config.vector != "none" else None
