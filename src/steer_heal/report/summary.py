@@ -54,6 +54,10 @@ def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
     ]
     shifts = vignette_table(ledger.events("evaluate"))
     vignettes = ["## Vignettes, healed against base", markdown_table(*shifts), VIGNETTE_LEGEND] if shifts else []
+    each = shift_rows(ledger)
+    measured = ["## Healed against base, paired, 95 % intervals", markdown_table(SHIFT_COLUMNS, each)] if each else []
+    columns, rows = round_table(ledger.events())
+    trained = ["## What each round did", markdown_table(columns, rows), ROUND_LEGEND] if rows else []
     parts = [
         f"# {end['verdict']}",
         end["text"],
@@ -65,24 +69,16 @@ def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
         "## Base -> steered -> healed",
         markdown_table(*state_table(trajectory(ledger))),
         state_legend(trajectory(ledger)),
-        "## Healed against base, paired, 95 % intervals",
-        markdown_table(SHIFT_COLUMNS, shift_rows(ledger)),
+        *measured,
         *vignettes,
-        "## What each round did",
-        markdown_table(*round_table(ledger.events())),
-        ROUND_LEGEND,
+        *trained,
         "## Against the prompted model and controls",
         markdown_table(AGAINST_COLUMNS, against_rows(end["against"])),
         AGAINST_LEGEND if end["controls"] == "all" else NO_CONTROLS,
         "## Verdict and gate, round by round",
         "\n".join(round_stories(ledger)),
-        *(
-            part
-            for plot in plots
-            for part in (f"## {plot.heading}", f"![{plot.heading}]({plot.name}.png)", plot.reading)
-        ),
-        "## Completions of the last round, in full",
-        *texts,
+        *(f"## {plot.heading}\n\n![{plot.heading}]({plot.name}.png)\n\n{plot.reading}" for plot in plots),
+        *(["## Completions of the last round, in full", *texts] if texts else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 4.6, 3.5
 """Of a panel, in inches."""
-EDGES = {"left": 0.62, "right": 0.14, "top": 0.36, "bottom": 0.5}
+EDGES = {"left": 0.74, "right": 0.14, "top": 0.36, "bottom": 0.5}
 """Room around a panel's axes for its labels, in inches."""
 DPI = 130
 MARKS = {

@@ -35,12 +35,15 @@ def mark(axis: Axes, x: Span, y: Span, kind: str, colour: str, **style) -> None:
 
 
 def label(axis: Axes, x: float, y: float, text: str, theme: Theme, colour: str, at: tuple[int, int] = (6, 5)) -> None:
-    """Words beside a point, readable over lines."""
+    """Words beside a point, readable over lines; to its left where they would leave the panel on the right."""
     from matplotlib.patheffects import withStroke
 
+    left, right = axis.get_xlim()
+    aside = len(text) > 2 and x > left + 0.6 * (right - left)
     axis.annotate(
-        text, (x, y), xytext=at, textcoords="offset points", fontsize=8, fontweight="bold", color=colour, zorder=9,
-        path_effects=[withStroke(linewidth=2.5, foreground=theme.paper)], annotation_clip=True,
+        text, (x, y), xytext=(-at[0] if aside else at[0], at[1]), textcoords="offset points", fontsize=8,
+        fontweight="bold", color=colour, zorder=9, ha="right" if aside else "left", annotation_clip=True,
+        path_effects=[withStroke(linewidth=2.5, foreground=theme.paper)],
     )  # fmt: skip
 
 
@@ -77,9 +80,10 @@ def draw_map(axis: Axes, theme: Theme, x: Course, y: Course) -> None:
         if (other := y.other(name)) is not None:
             kind, colour = ("diamond", theme.prompted) if name == "prompted" else ("cross", theme.control)
             mark(axis, found, other, kind, colour, zorder=3)
-            if name != "prompted":
-                label(axis, found.value, other.value, name, theme, colour)
     axis.plot([x.base], [y.base], "s", color=theme.base, zorder=5)
+    for name, found in x.others:
+        if name != "prompted" and (other := y.other(name)) is not None:
+            label(axis, found.value, other.value, name, theme, theme.control)
 
 
 def map_keys(course: Course) -> tuple[Key, ...]:

@@ -75,7 +75,7 @@ def drawer(course: Course, limits: tuple[float, float] | None):
         axis.plot(x, y, "^" if kind == "triangle" else "o", color=colour, zorder=4, **fill)
 
     def draw(axis: Axes, theme: Theme) -> None:
-        last = max((step.number for step in course.steps), default=0)
+        last = max((step.number for step in course.steps), default=-1)
         axis.axhline(course.base, color=theme.base, linewidth=1.1)
         if prompted := course.other("prompted"):
             axis.axhline(prompted.value, color=theme.prompted, linewidth=1.6, linestyle=":")
@@ -92,7 +92,7 @@ def drawer(course: Course, limits: tuple[float, float] | None):
             if step.best and step.healed:
                 axis.plot([step.number], [inside(step.healed.value)], "o", markersize=12, markerfacecolor="none",
                           markeredgecolor=theme.healed, markeredgewidth=1.2, zorder=5)  # fmt: skip
-        every = max(1, -(-(last + 1) // 12))
+        every = max(1, -(-(last + 1) // 11))
         axis.set_xticks([-1, *range(0, last + 1, every)], ["base", *map(str, range(0, last + 1, every))])
         axis.set_xlim(-1.4, last + 0.4)
         if limits:
