@@ -22,15 +22,17 @@ from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.ledger import Ledger
 from steer_heal.report import html, markdown_table, plots, summary, write_pages
 from steer_heal.report.course import Course, Span, Step, levels, shifts
-from steer_heal.report.facts import cards, options
+from steer_heal.report.facts import TONES, cards, options
 from steer_heal.report.filtering import filtered_rounds
 from steer_heal.report.folder import measured
 from steer_heal.report.handover import snippets
 from steer_heal.report.plots.drawing import Panel, png, svg
+from steer_heal.report.plots.marks import apart, numbered
 from steer_heal.report.plots.theme import DARK, LIGHT, darkened
 from steer_heal.report.replies import diary, side_by_side
 from steer_heal.report.summary import quoted
 from steer_heal.rounds import run_rounds
+from steer_heal.verdict import VERDICTS
 
 SECTIONS = ("short", "trajectory", "trait_coherence", "off_target", "rounds", "dose", "filter", "replies", "diary",
             "made", "load")  # fmt: skip
@@ -374,6 +376,23 @@ def test_a_picture_is_as_wide_as_its_panels(folder):
     plot = plots(Ledger.open(folder))[0]
     assert png(plot) == (folder / "trajectory.png").read_bytes()
     assert [panel.title for panel in plot.panels][:1] == ["Trait in forced choice"]
+
+
+def test_labels_at_the_same_height_are_moved_apart_and_others_stay():
+    assert apart([0.5, 0.1, 0.5, 0.52], 0.05, 1.0) == pytest.approx([0.5, 0.1, 0.55, 0.6])
+    assert apart([1.0, 0.99, 0.2], 0.05, 1.0) == pytest.approx([1.0, 0.95, 0.2])
+
+
+def test_of_many_rounds_the_first_the_best_and_a_last_one_apart_from_it_are_numbered():
+    def rounds(n, best):
+        return [Step(i, None, None, True, i == best) for i in range(n)]
+
+    assert numbered(rounds(4, 2)) == [0, 1, 2, 3] and numbered(rounds(10, None)) == [0, 9]
+    assert numbered(rounds(10, 4)) == [0, 4, 9] and numbered(rounds(10, 8)) == [0, 8]
+
+
+def test_every_verdict_has_a_colour():
+    assert set(TONES) == set(VERDICTS) and set(TONES.values()) == {"good", "fair", "bad"}
 
 
 def test_quotes_of_many_lines_stay_quotes_and_tables_tables(folder):

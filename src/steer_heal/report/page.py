@@ -61,12 +61,12 @@ def html(ledger: Ledger, drawn: Sequence[Plot] | None = None) -> str:
     script = environment.get_template("report.js").render()
     changed, usual = options(ledger)
     return environment.get_template("report.html").render(
-        start=start, end=end, tone=TONES.get(end["verdict"], "fair"), meaning=VERDICTS.get(end["verdict"], ""),
-        tones=TONES, headline=headline(ledger), cards=cards(ledger), plots=plots(ledger) if drawn is None else drawn,
-        tables=tables(ledger), verdicts=ledger.events("verdict"), gates=gate_stories(ledger),
-        filtered=filtered_rounds(ledger), shown=side_by_side(ledger), diary=diary(ledger), changed=changed,
-        usual=usual, environment=environment_rows(ledger), snippets=snippets(ledger), name=ledger.folder.name,
-        light=LIGHT.colours, dark=DARK.colours, script=script,
+        start=start, note=start.get("note"), end=end, tone=TONES.get(end["verdict"], "fair"), tones=TONES,
+        meaning=VERDICTS.get(end["verdict"], ""), headline=headline(ledger), cards=cards(ledger),
+        plots=plots(ledger) if drawn is None else drawn, tables=tables(ledger), verdicts=ledger.events("verdict"),
+        gates=gate_stories(ledger), filtered=filtered_rounds(ledger), shown=side_by_side(ledger),
+        diary=diary(ledger), changed=changed, usual=usual, environment=environment_rows(ledger),
+        snippets=snippets(ledger), name=ledger.folder.name, light=LIGHT.colours, dark=DARK.colours, script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from steer_heal.ledger import Ledger
 from steer_heal.report.plots.drawing import Key, Panel, Plot
-from steer_heal.report.plots.marks import FEW, label
+from steer_heal.report.plots.marks import FEW, apart, label
 from steer_heal.report.plots.theme import Theme, ramp
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def by_dose(key: str, walks: Sequence[Mapping]) -> Callable[[Axes, Theme], None]
     """How to draw a figure by dose, a line per round."""
 
     def draw(axis: Axes, theme: Theme) -> None:
+        ends = []
         for i, walk in enumerate(walks):
             points = [(d["dose"], d[key]) for d in walk["per_dose"] if d[key] is not None]
             if not points:
@@ -68,7 +69,9 @@ def by_dose(key: str, walks: Sequence[Mapping]) -> Callable[[Axes, Theme], None]
             style = {"color": theme.steered, "alpha": ramp(i, len(walks)), "markersize": 4.5}
             axis.plot(*zip(*points, strict=True), "o-", **style)
             if len(walks) <= FEW or i in (0, len(walks) - 1):
-                label(axis, *points[-1], str(walk["round"]), theme, theme.steered, (6, -3))
+                ends.append((*points[-1], walk["round"]))
+        for (x, _, number), y in zip(ends, apart([y for _, y, _ in ends], 0.06, 1.0), strict=True):
+            label(axis, x, y, str(number), theme, theme.steered, (6, -3))
         axis.set_ylim(0, 1.03)
         axis.set_xlim(left=0)
         axis.margins(x=0.08)

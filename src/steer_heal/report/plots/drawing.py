@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 4.6, 3.5
+WIDTH, HEIGHT = 4.2, 3.2
 """Of a panel, in inches."""
 EDGES = {"left": 0.74, "right": 0.14, "top": 0.36, "bottom": 0.5}
 """Room around a panel's axes for its labels, in inches."""

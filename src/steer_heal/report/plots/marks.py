@@ -5,6 +5,7 @@ Knows nothing of runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW = 4
-"""Up to so many rounds each has its number beside it; of more, the first, the last and the best one."""
+"""Up to so many rounds each has its number and intervals; of more, the first, the best and the last one."""
 
 
 def numbered(steps: Sequence[Step]) -> list[int]:
-    """Rounds whose number is written beside them."""
+    """Rounds whose number and intervals are drawn; the last one not beside the best, where both would overlap."""
+    numbers = [step.number for step in steps]
     if len(steps) <= FEW:
-        return [step.number for step in steps]
-    return [s.number for i, s in enumerate(steps) if s.best or i in (0, len(steps) - 1)]
+        return numbers
+    best = [step.number for step in steps if step.best]
+    last = [number for number in numbers[-1:] if all(abs(number - other) > 1 for other in best)]
+    return sorted({numbers[0], *best, *last})
 
 
-def mark(axis: Axes, x: Span, y: Span, kind: str, colour: str, **style) -> None:
+def mark(axis: Axes, x: Span, y: Span, kind: str, colour: str, cross: bool = True, **style) -> None:
     """A model as a point, with its intervals as a faint cross."""
     look = {"color": colour, "markeredgecolor": colour} | MARKS[kind] | {"linestyle": ""} | style
-    across, up = ([[arm] for arm in found.arms] for found in (x, y))
-    axis.errorbar([x.value], [y.value], xerr=across, yerr=up, fmt="none", ecolor=colour, elinewidth=1, alpha=0.4)
+    if cross:
+        across, up = ([[arm] for arm in found.arms] for found in (x, y))
+        axis.errorbar([x.value], [y.value], xerr=across, yerr=up, fmt="none", ecolor=colour, elinewidth=1, alpha=0.4)
     axis.plot([x.value], [y.value], **look)
 
 
@@ -45,6 +50,17 @@ def label(axis: Axes, x: float, y: float, text: str, theme: Theme, colour: str, 
         fontweight="bold", color=colour, zorder=9, ha="right" if aside else "left", annotation_clip=True,
         path_effects=[withStroke(linewidth=2.5, foreground=theme.paper)],
     )  # fmt: skip
+
+
+def apart(values: Sequence[float], gap: float, top: float) -> list[float]:
+    """Heights for labels, in the order of the values: at least a gap between any two, none above the top."""
+    out, below, above = list(values), -math.inf, top + gap
+    upwards = sorted(range(len(values)), key=lambda i: values[i])
+    for i in upwards:
+        out[i] = below = max(values[i], below + gap)
+    for i in reversed(upwards):
+        out[i] = above = min(out[i], above - gap)
+    return out
 
 
 def draw_map(axis: Axes, theme: Theme, x: Course, y: Course) -> None:
@@ -65,12 +81,12 @@ def draw_map(axis: Axes, theme: Theme, x: Course, y: Course) -> None:
     axis.plot(*zip(*path, strict=True), color=theme.healed, zorder=2)
     for across, up in both:
         if across.steered and up.steered:
-            mark(axis, across.steered, up.steered, "triangle", theme.steered, zorder=3)
+            mark(axis, across.steered, up.steered, "triangle", theme.steered, across.number in shown, zorder=3)
             if across.number in shown:
                 label(axis, across.steered.value, up.steered.value, str(across.number), theme, theme.steered)
         if across.healed and up.healed:
             kind = "circle" if across.stands else "hollow"
-            mark(axis, across.healed, up.healed, kind, theme.healed, zorder=4)
+            mark(axis, across.healed, up.healed, kind, theme.healed, across.number in shown, zorder=4)
             if across.best:
                 axis.plot([across.healed.value], [up.healed.value], "o", markersize=12, markerfacecolor="none",
                           markeredgecolor=theme.healed, markeredgewidth=1.2, zorder=4)  # fmt: skip
@@ -81,9 +97,9 @@ def draw_map(axis: Axes, theme: Theme, x: Course, y: Course) -> None:
             kind, colour = ("diamond", theme.prompted) if name == "prompted" else ("cross", theme.control)
             mark(axis, found, other, kind, colour, zorder=3)
     axis.plot([x.base], [y.base], "s", color=theme.base, zorder=5)
-    for name, found in x.others:
-        if name != "prompted" and (other := y.other(name)) is not None:
-            label(axis, found.value, other.value, name, theme, theme.control)
+    controls = [(name, found, y.other(name)) for name, found in x.others if name != "prompted" and y.other(name)]
+    for i, (name, found, other) in enumerate(controls):
+        label(axis, found.value, other.value, name, theme, theme.control, (6, 5 + 10 * i))
 
 
 def map_keys(course: Course) -> tuple[Key, ...]:

@@ -38,10 +38,15 @@ def off_target_plot(ledger: Ledger) -> Plot | None:
     if not shown:
         return None
     panels = tuple(
-        Panel(f"Target against {name}", f"target - base ({where}, nats)", f"{name} - base (nats)",
-              alt(name, target, other), drawer(target, other))
+        Panel(
+            f"Target against {name} ({where})",
+            "target - base (nats)",
+            f"{name} - base (nats)",
+            alt(name, target, other),
+            drawer(target, other),
+        )
         for name, target, other, where in shown
-    )  # fmt: skip
+    )
     more = f" The {MOST} of {len(found)} that moved most are shown." if len(found) > MOST else ""
     reading = (
         "The trait's own items across, another category upwards, both as differences to base. Between the dotted "
