@@ -206,7 +206,7 @@ def heal_by(pocket_run, monkeypatch, tmp_path):
         monkeypatch.setattr(steps, "extract_vector", lambda run, number: vector)
         monkeypatch.setattr(steps, "walk_dose", lambda run, number, vector: walk)
         monkeypatch.setattr(steps, "heal_rows", heal_rows)
-        (tmp_path / "base.json").write_text("{}")
+        ledger.write_once("base.json", prepared.base.to_json())
         return rounds.complete(replace(prepared, config=config, ledger=ledger, rounds=[]))
 
     return go

@@ -13,7 +13,7 @@ from steer_heal.commands.folders import complete, finished_run
 from steer_heal.errors import InputError
 
 USAGE = "steer-heal report RUN"
-PURPOSE = "Write report.html, summary.md and trajectory.png of a finished run again, from its events and completions."
+PURPOSE = "Write report.html, summary.md and the plots of a finished run again, from what its folder holds."
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ def main(options: Options) -> int:
     ledger = finished_run(options.run)
     try:
         with complete(ledger):
-            write_pages(ledger)
+            written = write_pages(ledger)
     except OSError as problem:
         raise InputError(f"run folder {options.run!r}: cannot be written ({problem.strerror})") from problem
-    for name in ("report.html", "summary.md", "trajectory.png"):
-        print(ledger.folder / name)
+    for path in written:
+        print(path)
     return 0

@@ -1,0 +1,84 @@
+"""What a finished run's folder holds beside its events, read whole or refused with one line that names the file.
+
+Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from steer_heal.coherence import CoherenceFilter
+from steer_heal.completion import Completion, load_completions
+from steer_heal.errors import InputError
+from steer_heal.evaluation import Metrics
+from steer_heal.headline import event
+from steer_heal.ledger import Ledger
+
+LEFT_NO_FOLDER = "diverged"
+"""Verdict of a round whose heal broke off: what it left is in `rounds/NN.diverged/`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The steered and the healed model of one round, with all their replies."""
+
+    number: int
+    steered: Metrics
+    healed: Metrics
+
+
+def round_folders(ledger: Ledger) -> dict[int, Path]:
+    """By number the folders of the rounds that were judged. Raises InputError for a missing one."""
+    judged = [e["round"] for e in ledger.events("verdict") if e["verdict"] != LEFT_NO_FOLDER]
+    found = {number: ledger.folder / "rounds" / f"{number:02d}" for number in judged}
+    for path in found.values():
+        if not path.is_dir():
+            raise InputError(f"{path} is missing: restore that folder of the run")
+    return found
+
+
+def base_of(ledger: Ledger) -> Metrics:
+    """The original model as it was measured."""
+    return Metrics.load(ledger.folder / "base.json")
+
+
+def measured(ledger: Ledger, number: int) -> Measured:
+    """A round's models. Raises InputError when its metrics are missing or damaged."""
+    path = round_folders(ledger)[number] / "metrics.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Measured(number, Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"]))
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
+    except (ValueError, TypeError, KeyError) as problem:
+        raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
+
+
+def completions(ledger: Ledger, number: int) -> list[Completion]:
+    """All texts of a round's walk. Raises InputError when the file is missing or damaged."""
+    path = round_folders(ledger)[number] / "completions.jsonl"
+    try:
+        return load_completions(path)
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
+
+
+def filter_of(ledger: Ledger) -> CoherenceFilter:
+    """The filter as it judged the run's texts."""
+    return CoherenceFilter.from_dict(event(ledger, "calibrate"))
+
+
+def environment_of(ledger: Ledger) -> dict:
+    """What the run was made with. Raises InputError when the file is missing or damaged."""
+    path = ledger.folder / "environment.json"
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
+    except ValueError as problem:
+        raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: damaged, no JSON object: restore the file")
+    return found
