@@ -11,7 +11,8 @@ from steer_heal import generation
 from steer_heal.completion import load_completions, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import Interrupted, Sampling, derive_seed, generate
+from steer_heal.generation import Interrupted, derive_seed, generate
+from steer_heal.sampling import Sampling
 from steer_heal.steering import extract
 from steer_heal.steps import texts
 from steer_heal.units import FORGET

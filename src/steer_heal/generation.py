@@ -20,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from steer_heal.completion import COMPLETIONS, Completion
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, text_config
+from steer_heal.sampling import MODELS_OWN, Sampling
 from steer_heal.steering import SteeringVector
 from steer_heal.units import FORGET, PLAIN, Keep
 
@@ -34,37 +35,6 @@ class Request:
     prompt: str
     dose: float
     row: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; None keeps what the model's generation config says.
-
-    Attributes:
-        temperature: divides the logits, above 0.
-        top_p: the likeliest tokens that together hold this share (0..1] of the probability.
-        top_k: the likeliest k tokens; 0 for no limit.
-
-    Raises InputError on an impossible value.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature {self.temperature}: give a number above 0, such as 0.8, or greedy")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p}: give a share above 0 and at most 1, such as 0.95")
-        if self.top_k is not None and self.top_k < 0:
-            raise InputError(f"top_k {self.top_k}: give a number of tokens, 0 for no limit")
-
-    def options(self, greedy: bool) -> dict[str, float | None]:
-        """Arguments for transformers' `generate`."""
-        if greedy:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {"do_sample": True} | {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -121,7 +91,7 @@ def generate(
     batch_rows: int | None = None,
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample `samples` replies to every prompt at every dose.
@@ -147,7 +117,7 @@ def generate_requests(
     batch_rows: int | None = None,
     origin: str = "steered",
     on_batch: Callable[[list[Completion], Progress], None] | None = None,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.

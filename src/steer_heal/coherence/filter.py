@@ -20,8 +20,9 @@ from steer_heal.coherence.rules import GATES, REPETITION_GATES, RULES, Rule, bre
 from steer_heal.coherence.soup import soup_figures
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.generation import Sampling, generate
+from steer_heal.generation import generate
 from steer_heal.lm import LM
+from steer_heal.sampling import Sampling
 from steer_heal.units import FORGET, Keep
 
 

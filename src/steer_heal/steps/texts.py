@@ -24,7 +24,6 @@ from steer_heal.generation import (
     Interrupted,
     MemoryShortError,
     Request,
-    Sampling,
     derive_seed,
     generate,
     generate_requests,
@@ -32,6 +31,7 @@ from steer_heal.generation import (
 from steer_heal.kinds import CALIBRATION, FILTER, VECTOR
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
+from steer_heal.sampling import Sampling
 from steer_heal.selection import held_temperature
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.steps.state import Run
