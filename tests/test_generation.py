@@ -201,7 +201,7 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
         stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
         ledger=SimpleNamespace(record=lambda *args, **figures: None), keep=lambda *labels: FORGET,
         base=SimpleNamespace(distinct4=None), prompted=SimpleNamespace(distinct4=None),
-        previous=SimpleNamespace(distinct4=None),
+        previous=SimpleNamespace(distinct4=None), reporter=SimpleNamespace(verbose=False),
         filter=lambda lm, drawn: [replace(c, judged=True, dropped_by="test" if c.dose > 0.4 else None) for c in drawn],
     )  # fmt: skip
     walk = texts.walk_dose(run, 0, vector)

@@ -39,16 +39,24 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well."""
+    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well.
+
+    `rows` is the number of replies in a batch as planned. Tokens are those sampled now, not what is read back.
+    """
 
     done: int
     total: int
+    rows: int
     tokens: int
     seconds: float
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
+
+
+OnBatch = Callable[[list[Completion], Progress], None]
+"""Hears of the completions of each batch, and about once a second in between of none, and how far the call is."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -90,7 +98,7 @@ def generate(
     greedy: bool = False,
     batch_rows: int | None = None,
     origin: str = "steered",
-    on_batch: Callable[[list[Completion], Progress], None] | None = None,
+    on_batch: OnBatch | None = None,
     sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
@@ -116,7 +124,7 @@ def generate_requests(
     greedy: bool = False,
     batch_rows: int | None = None,
     origin: str = "steered",
-    on_batch: Callable[[list[Completion], Progress], None] | None = None,
+    on_batch: OnBatch | None = None,
     sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
@@ -158,11 +166,11 @@ def generate_requests(
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
     rows = full = keep.once("rows", lambda: batch_rows or auto_batch_rows(lm, longest + max_new_tokens), PLAIN)
     out: dict[int, Completion] = {}
-    started, tokens, number = time.perf_counter(), 0, 0
+    started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
     def report(done: list[Completion], running: int = 0) -> None:
         if on_batch:
-            on_batch(done, Progress(len(out), len(requests), tokens + running, time.perf_counter() - started))
+            on_batch(done, Progress(len(out), len(requests), rows, tokens + running, time.perf_counter() - started))
 
     def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
         r = requests[i]
@@ -172,6 +180,8 @@ def generate_requests(
         )  # fmt: skip
 
     def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
+        nonlocal fresh
+        fresh = number
         doses = [requests[i].dose for i in picked]
         replies = batch.sample(vector, doses, max_new_tokens, batch_seed, sampling.options(greedy))
         return [completion(i, reply, batch_seed) for i, reply in zip(picked, replies, strict=True)]
@@ -187,7 +197,8 @@ def generate_requests(
             if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
                 rows = len(done)
             out |= zip(picked[: len(done)], done, strict=True)
-            tokens, number = tokens + sum(len(c.token_ids) for c in done), number + 1
+            tokens += sum(len(c.token_ids) for c in done) if fresh == number else 0
+            number += 1
             report(done)
         except torch.OutOfMemoryError as problem:
             if len(picked) == 1:

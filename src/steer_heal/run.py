@@ -44,6 +44,8 @@ class CommandOptions:
     """Settings for a published model: gemma-3-4b, qwen3-0.6b or llama-3.1-8b; other options beat it."""
     dry_run: bool = False
     """Print the resolved options, the number of generations, an estimate of time and memory; run nothing."""
+    verbose: bool = False
+    """Also print every batch with its plan and tokens/s, every step of a heal, and the texts at the filter's limits."""
     debug: bool = False
     """Print the traceback of an error about the input."""
 
@@ -96,6 +98,8 @@ def _run(argv: list[str], prog: str) -> int:
         print(preset_page() if topic == "presets" else page(topic, CommandLine, prog))
         return DONE
     command = parsed(argv, prog)
+    if command.command.verbose and command.loop.quiet:
+        raise InputError("--quiet and --verbose exclude each other: leave one of them out")
     config = None if command.resume else command.config()
     if command.command.dry_run and config is None:
         raise InputError("--dry-run shows what a new run would do: leave it out to resume one")
@@ -107,7 +111,7 @@ def _run(argv: list[str], prog: str) -> int:
     from steer_heal.rounds import run_rounds
 
     ledger = _reopened(command, argv) if command.resume else None
-    result = run_rounds(config, Reporter(quiet=command.loop.quiet), ledger)
+    result = run_rounds(config, Reporter(quiet=command.loop.quiet, verbose=command.command.verbose), ledger)
     return STOPPED if result.verdict.name in STOPPED_BY_METHOD else DONE
 
 

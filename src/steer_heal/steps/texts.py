@@ -47,7 +47,7 @@ def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, re
         return CoherenceFilter.calibrate(
             lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
             false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
-            keep=ledger.units.part("filter"),
+            keep=ledger.units.part("filter"), on_batch=reporter.batches("calibrate the filter"),
         )  # fmt: skip
 
     fitted = ledger.units.once("filter", compute, FILTER)
@@ -97,7 +97,7 @@ def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
         return calibrate(
             run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
             system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
-            keep=keep.part("dose"),
+            keep=keep.part("dose"), on_batch=run.reporter.batches("find the dose"),
         )  # fmt: skip
 
     return keep.once("dose", compute, CALIBRATION)
@@ -150,6 +150,8 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         finished = stop.finished if isinstance(stop, (Interrupted, MemoryShortError)) else []
         save_interrupted(run, number, [*judged, *drawn[len(judged) :], *finished])
         raise
+    if run.reporter.verbose:
+        run.reporter.note(f"{run.filter.report(walk.completions)}\n")
     run.ledger.record(
         "walk", number, kappa_start=run.kappa, temperature=sampling.temperature, **_walk_figures(run, walk)
     )  # fmt: skip
