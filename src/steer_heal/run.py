@@ -16,7 +16,7 @@ import tyro
 from steer_heal.commands.help import asked_for_help
 from steer_heal.commands.options import parse
 from steer_heal.commands.outcome import DONE, STOPPED, guarded
-from steer_heal.commands.presets import with_preset
+from steer_heal.commands.presets import PRESETS, with_preset
 from steer_heal.commands.run_help import page, preset_page, topics
 from steer_heal.config import (
     EvaluationOptions,
@@ -116,13 +116,17 @@ def _run(argv: list[str], prog: str) -> int:
 
 
 def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
-    """The run to go on with; InputError when an option was typed that is not the run's own."""
+    """The run to go on with; InputError when an option was typed, or set by a preset, that is not the run's own."""
     from steer_heal.resume import check_given, reopen
 
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    preset = command.command.preset
     ledger = reopen(command.resume, command.loop.out)
     try:
         check_given(ledger, {name: value for name, value in command.options().items() if name in typed})
+        if preset is not None:
+            of_preset = {name: value for name, value in PRESETS[preset].options.items() if name not in typed}
+            check_given(ledger, of_preset, preset)
     except InputError:
         ledger.release()
         raise
