@@ -20,6 +20,7 @@ from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Plan, Walk, walk_c
 from steer_heal.evaluation import free_prompts
+from steer_heal.files import whole_folder
 from steer_heal.generation import (
     Interrupted,
     MemoryShortError,
@@ -169,11 +170,12 @@ def text_sampling(run: Run) -> Sampling:
 
 
 def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -> None:
-    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`."""
-    folder = run.ledger.folder / "rounds" / f"{number:02d}.interrupted"
-    folder.mkdir(exist_ok=True)
-    save_completions(completions, folder / "completions.jsonl")
-    run.ledger.record("interrupted", number, completions=len(completions))
+    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`.
+
+    No event: a run that goes on records what one that was not stopped does.
+    """
+    with whole_folder(run.ledger.folder / "rounds" / f"{number:02d}.interrupted") as folder:
+        save_completions(completions, folder / "completions.jsonl")
 
 
 def _walk_figures(run: Run, walk: Walk) -> dict:
