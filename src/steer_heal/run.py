@@ -98,6 +98,9 @@ def _run(argv: list[str], prog: str) -> int:
         print(preset_page() if topic == "presets" else page(topic, CommandLine, prog))
         return DONE
     command = parsed(argv, prog)
+    given = {**command.options(), "resume": command.resume, "preset": command.command.preset}
+    if empty := next((name for name, value in given.items() if value == ""), None):
+        raise InputError(f"--{empty.replace('_', '-')} is empty: give a value, or leave it out")
     if command.command.verbose and command.loop.quiet:
         raise InputError("--quiet and --verbose exclude each other: leave one of them out")
     config = None if command.resume else command.config()
