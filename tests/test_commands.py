@@ -275,6 +275,15 @@ def test_the_command_is_a_module_too():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'compare'" in done.stderr
 
 
+def test_compare_names_models_that_were_left_to_their_defaults(run):
+    ledger, other = Ledger.open(run), Ledger.open(run)
+    found = compare.options_of_run(ledger)
+    assert ledger.config["model"] is None and found["model"] == "tiny-random" and found["trait"]
+    assert compare.differences([found, {**compare.options_of_run(other), "model": "pocket"}]) == {
+        "model": ["tiny-random", "pocket"]
+    }
+
+
 def test_export_refuses_a_target_that_holds_something(tmp_path):
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +21,7 @@ PLAIN_INTERVAL = 10.0
 """Seconds between progress lines when the output is no terminal."""
 
 
+@runtime_checkable
 class Sampled(Protocol):
     """A reply as far as it is shown here: its dose and its tokens."""
 
@@ -28,6 +29,7 @@ class Sampled(Protocol):
     token_ids: Sequence[int]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """How far sampling has come (`generation.Progress`): replies, rows per batch, tokens sampled, seconds."""
 

@@ -57,7 +57,7 @@ def main(options: Options) -> int:
             rows.append([name, *row(ledger)])
     console.print(table("", COLUMNS, rows))
     console.print(LEGEND)
-    differing = differences([ledger.config for ledger in ledgers])
+    differing = differences([options_of_run(ledger) for ledger in ledgers])
     if differing:
         rows = [[option, *map(str, values)] for option, values in differing.items()]
         console.print("options that differ:")
@@ -81,6 +81,12 @@ def row(ledger: Ledger) -> list[str]:
         number(healed.get("words"), 1), number(divergence), str(sum(not e["stands"] for e in ledger.events("gate"))),
         f"{end['seconds']:.0f}",
     ]  # fmt: skip
+
+
+def options_of_run(ledger: Ledger) -> dict:
+    """A run's options, with the model and trait that it used where they were left to their defaults."""
+    start = ledger.events("start")[-1]
+    return {**ledger.config, "model": start["model"], "trait": ledger.config.get("trait") or start["trait"]}
 
 
 def differences(configs: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
