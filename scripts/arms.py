@@ -25,6 +25,7 @@ from steer_heal.arms import ArmRun, Failure, Job, make_jobs, read_run, run_jobs,
 from steer_heal.arms.definitions import DEFAULT_ARMS
 from steer_heal.arms.plots import write_plots
 from steer_heal.arms.running import alone, finished, minutes, recorded_source, source_hash, stale
+from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 
 
@@ -104,15 +105,8 @@ def machine(folder: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 some run failed, 2 unusable input, 130 interrupted."""
-    arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.FlagCreatePairsOff,), description=__doc__)
-    try:
-        return 1 if arms(arguments) else 0
-    except InputError as problem:
-        print(f"arms: {problem}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("arms: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
-        return 130
+    again = "the same command goes on with the runs that are missing"
+    return run_script(Arguments, lambda given: 1 if arms(given) else 0, argv, __doc__, "arms", again)
 
 
 if __name__ == "__main__":

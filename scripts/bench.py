@@ -17,15 +17,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from steer_heal.benchmarks.bake import BakeBench, bench_bake
 from steer_heal.benchmarks.extract import ExtractBench, bench_extract
 from steer_heal.benchmarks.filter import FilterBench, bench_filter
 from steer_heal.benchmarks.generate import GenerateBench, bench_generate
 from steer_heal.benchmarks.heal import HealBench, bench_heal
 from steer_heal.benchmarks.loss import LossBench, bench_loss
+from steer_heal.commands.outcome import guarded
+from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
+from steer_heal.trait import nearest
 
 BENCHES = {
     "generate": (GenerateBench, bench_generate),
@@ -39,14 +40,19 @@ BENCHES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and print one bench; 2 for unusable input."""
-    chosen = tyro.extras.subcommand_cli_from_dict({name: kind for name, (kind, _) in BENCHES.items()}, args=argv)
-    run = {kind: bench for kind, bench in BENCHES.values()}[type(chosen)]
-    try:
-        print(run(chosen), flush=True)
-    except InputError as problem:
-        print(f"bench: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__.strip()}\n\n`scripts/bench.py BENCH --help` shows a bench's options.")
+        return 0
+    if name not in BENCHES:
+        return guarded(_unknown, [name])
+    kind, bench = BENCHES[name]
+    about = f"scripts/bench.py {name}: {kind.__doc__}"
+    return run_script(kind, lambda given: print(bench(given), flush=True), rest, about, "bench")
+
+
+def _unknown(words: list[str]) -> int:
+    raise InputError(f"unknown bench {words[0]!r}{nearest(words[0], tuple(BENCHES))}: give one of {', '.join(BENCHES)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 import tyro
 
 import steer_heal as sh
+from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.generation import derive_seed
@@ -274,24 +275,23 @@ def write(cells: Sequence[Cell], arguments: Arguments, notes: Sequence[str] = ()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run every case, print and write the table; 2 for unusable input."""
-    arguments = tyro.cli(Arguments, args=argv)
-    try:
-        if not arguments.cases or not arguments.seeds:
-            raise InputError("give at least one case and one seed")
-        for case in arguments.cases:
-            parse(case)
-        cells: list[Cell] = []
-        notes: list[str] = []
-        for case in arguments.cases:
-            cells += run_case(case, arguments, notes)
-            text = write(cells, arguments, notes)  # after each case, so that an interruption leaves those done
-            print(f"done: {case}", flush=True)
-        print(f"\n{text}\n\nwritten to {arguments.out}")
-    except InputError as problem:
-        print(f"carry_over: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    """Parse, run every case; 2 for unusable input."""
+    return run_script(Arguments, carry_over, argv, __doc__, "carry_over")
+
+
+def carry_over(arguments: Arguments) -> None:
+    """Run every case, print and write the table. Raises InputError for unusable input."""
+    if not arguments.cases or not arguments.seeds:
+        raise InputError("give at least one case and one seed")
+    for case in arguments.cases:
+        parse(case)
+    cells: list[Cell] = []
+    notes: list[str] = []
+    for case in arguments.cases:
+        cells += run_case(case, arguments, notes)
+        text = write(cells, arguments, notes)  # after each case, so that an interruption leaves those done
+        print(f"done: {case}", flush=True)
+    print(f"\n{text}\n\nwritten to {arguments.out}")
 
 
 if __name__ == "__main__":

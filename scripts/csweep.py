@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
+from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 from steer_heal.lm import load
 from steer_heal.steering import extract
@@ -106,12 +106,7 @@ def run(arguments: Arguments) -> Sweep:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, sweep; 2 for unusable input."""
-    try:
-        run(tyro.cli(Arguments, args=argv))
-    except InputError as problem:
-        print(f"csweep: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(Arguments, lambda given: run(given) and None, argv, __doc__, "csweep")
 
 
 if __name__ == "__main__":

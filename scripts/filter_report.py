@@ -7,17 +7,21 @@ uv run python scripts/filter_report.py --pocket         # what perplexity adds, 
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from steer_heal.coherence import CoherenceFilter
 from steer_heal.coherence.proof import ALL, TIGHT, Proof, filters, label_of, prove
+from steer_heal.commands.script import run_script
 from steer_heal.completion import Completion
+from steer_heal.errors import InputError
 from steer_heal.generation import derive_seed, generate
 from steer_heal.lm import load
 from steer_heal.statistics import wilson
@@ -108,20 +112,36 @@ def show(proof: Proof, each: int) -> None:
             print(f"\n[dose {c.dose:g}, {c.dropped_by or 'kept'}, {surprise}] {c.prompt}\n  {c.text}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the tables and the misses."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--split", choices=("tune", "held_out", "both"), default="both")
-    parser.add_argument("--quiet", action="store_true", help="tables only, no misses")
-    parser.add_argument("--pocket", action="store_true", help="measure the perplexity gates on pocket texts instead")
-    parser.add_argument("--each", type=int, default=96, help="with --pocket: completions per dose")
-    args = parser.parse_args(argv)
-    if args.pocket:
+@dataclass(frozen=True)
+class Arguments:
+    """What to report on."""
+
+    split: Literal["tune", "held_out", "both"] = "both"
+    """Part of the labelled texts."""
+    quiet: bool = False
+    """Tables only, no misses."""
+    pocket: bool = False
+    """Measure the perplexity gates on pocket texts instead."""
+    each: int = 96
+    """With --pocket: completions per dose."""
+
+
+def report(arguments: Arguments) -> None:
+    """Print the tables and the misses. Raises InputError for an impossible number of completions."""
+    if arguments.each < 1:
+        raise InputError(f"--each {arguments.each}: give at least 1 completion per dose")
+    if arguments.pocket:
         torch.set_num_threads(1)
-        return show(pocket_proof(n_each=args.each), 0 if args.quiet else 5)
-    for split in ("tune", "held_out") if args.split == "both" else (args.split,):
-        families(split, args.quiet)
+        show(pocket_proof(n_each=arguments.each), 0 if arguments.quiet else 5)
+        return
+    for split in ("tune", "held_out") if arguments.split == "both" else (arguments.split,):
+        families(split, arguments.quiet)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, report; 2 for unusable input."""
+    return run_script(Arguments, report, argv, __doc__, "filter_report")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,10 +19,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-import tyro
-
 from steer_heal import anchors as gate
 from steer_heal import study, surgery
+from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import DivergedError, HealConfig
@@ -250,13 +249,7 @@ def write(out: Path, about: str, attempts: Sequence[Attempt], notes: Sequence[st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, climb; 2 for unusable input."""
-    arguments = tyro.cli(Arguments, args=argv)
-    try:
-        climb(arguments)
-    except InputError as problem:
-        print(f"ladder: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(Arguments, lambda given: climb(given) and None, argv, __doc__, "ladder")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-import tyro
-
 from steer_heal import study
 from steer_heal.adapter import Adapter
+from steer_heal.commands.script import run_script
 from steer_heal.completion import Completion
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
@@ -301,13 +300,7 @@ def write_csv(path: Path, columns: Sequence[Column]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, build; 2 for unusable input."""
-    arguments = tyro.cli(Arguments, args=argv)
-    try:
-        build(arguments)
-    except InputError as problem:
-        print(f"matrix: {problem}", file=sys.stderr)
-        return 2
-    return 0
+    return run_script(Arguments, lambda given: build(given) and None, argv, __doc__, "matrix")
 
 
 if __name__ == "__main__":

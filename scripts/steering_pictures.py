@@ -5,8 +5,9 @@ Writes `steering_vector.png`, `steering_dose.png`, `steering_walk.png` and `stee
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from matplotlib.figure import Figure
 
 import steer_heal as sh
 from steer_heal.coherence.proof import ALL, FREE, LABELS, TIGHT, Proof
+from steer_heal.commands.script import run_script
+from steer_heal.errors import InputError
 from steer_heal.generation import Request, generate_requests
 from steer_heal.sweep import plot_sweep, sweep
 
@@ -138,19 +141,31 @@ def filter_picture(proof: Proof, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Draw all four."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "docs")
-    args = parser.parse_args(argv)
+@dataclass(frozen=True)
+class Arguments:
+    """Where to draw."""
+
+    out: Path = Path(__file__).resolve().parents[1] / "docs"
+    """Folder of the four pictures."""
+
+
+def draw(arguments: Arguments) -> None:
+    """Draw all four. Raises InputError without their folder."""
+    if not arguments.out.is_dir():
+        raise InputError(f"--out {str(arguments.out)!r} is no folder: make it first")
     torch.set_num_threads(1)
     lm, trait = sh.load("pocket"), sh.Trait.load("pocket-care")
-    vector_picture(lm, trait, args.out / "steering_vector.png")
+    vector_picture(lm, trait, arguments.out / "steering_vector.png")
     vector = sh.extract(lm, trait.pos, trait.neg, trait.contexts)
-    plot_sweep(sweep(lm, trait, vector, DOSES, n_free=96), args.out / "steering_dose.png")
-    walk_picture(walks(lm, trait), args.out / "steering_walk.png")
-    filter_picture(pocket_proof(), args.out / "steering_filter.png")
+    plot_sweep(sweep(lm, trait, vector, DOSES, n_free=96), arguments.out / "steering_dose.png")
+    walk_picture(walks(lm, trait), arguments.out / "steering_walk.png")
+    filter_picture(pocket_proof(), arguments.out / "steering_filter.png")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, draw; 2 for unusable input."""
+    return run_script(Arguments, draw, argv, __doc__, "steering_pictures")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

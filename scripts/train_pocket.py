@@ -24,9 +24,9 @@ if __name__ == "__main__" and any(os.environ.get(name) != value for name, value 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing  # noqa: E402
-import tyro  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
+from steer_heal.commands.script import run_script  # noqa: E402
 from steer_heal.pocket import WEIGHTS  # noqa: E402
 from steer_heal.pocket.datacard import run_checks, write_card  # noqa: E402
 from steer_heal.pocket.measure import Pocket, Sampling  # noqa: E402
@@ -42,6 +42,7 @@ class Options:
     """What to do and with what."""
 
     only: Literal["all", "train", "checks", "traits"] = "all"
+    """Part of the work."""
     stages: tuple[int, ...] = tuple(range(len(STAGES)))
     """Which stages to train; one that is not the first goes on from the saved weights."""
     steps: int | None = None
@@ -51,7 +52,9 @@ class Options:
     count: int = 192
     """Replies per row of the checks."""
     weights: Path = WEIGHTS
+    """Folder of the weights."""
     docs: Path = DOCS
+    """Folder of log, picture and data card."""
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -121,4 +124,4 @@ def main(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Options)))
+    sys.exit(run_script(Options, main, None, __doc__, "train_pocket"))

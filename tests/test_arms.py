@@ -388,4 +388,4 @@ def test_the_command_refuses_what_it_cannot_use_with_one_line(tmp_path, capsys):
     for wrong in (["--arms", "nowhere"], ["--seeds", "1", "1"], ["--levels", "0"], ["--tables"]):
         assert command_line.main([*wrong, "--out", str(tmp_path / "none")]) == 2
         said = capsys.readouterr().err.strip()
-        assert said.startswith("arms: ") and "\n" not in said
+        assert said.startswith("steer_heal: ") and "\n" not in said

@@ -21,6 +21,24 @@ OPTIONS = [
     ("run stray", "'stray'", "--help"),
     ("run --quiet yes", "'yes'", "--help"),
     ("run --no-quiet", "--no-quiet", "--quiet"),
+    ("run --quiet --verbose", "--quiet and --verbose", "leave one of them out"),
+    ("run --resume=", "--resume is empty", "leave it out"),
+    ("run --resume", "--resume without a value", "give a value"),
+    ("run --model=", "--model is empty", "leave it out"),
+    ("run --trait=", "--trait is empty", "leave it out"),
+    ("run --out=", "--out is empty", "leave it out"),
+    ("run --preset=", "unknown preset ''", "gemma-3-4b"),
+    ("run --reg=", "--reg is empty", "leave it out"),
+    ("run --n-rounds=", "--n-rounds", "a whole number"),
+    ("run --dry-run --resume {files}/runs/sound", "--dry-run", "leave it out to resume"),
+    ("--versoin", "unknown option --versoin", "steer-heal --help"),
+    ("doctor extra", "'extra'", "--help"),
+    ("doctor --model=", "''", "saved by transformers"),
+    ("doctor --device nope", "'nope' is unknown", "cpu"),
+    ("traits list pocket-care", "takes no 'pocket-care'", "give show"),
+    ("chat pocket --dose", "--dose without a value", "a number"),
+    ("compare", "0 runs given", "at least two"),
+    ("export {files}/runs/sound --to /proc/nowhere", "/proc/nowhere", "choose another"),
     ("run --lam abc", "--lam abc", "a number", "0.3"),
     ("run --lam=abc", "--lam abc", "a number"),
     ("run --lam", "--lam without a value", "a number"),
@@ -185,7 +203,7 @@ RUNS = [
     ("report {runs}/unfinished", "not finished", "run it again"),
     ("report {runs}/no_stage", "events.jsonl, line 1", "no stage"),
     ("report {runs}/poor_end", "the end event has no 'verdict'", "restore"),
-    ("compare {runs}/sound", "1 run given", "at least two"),
+    ("compare {runs}/sound", "1 run given", "at least two different ones"),
     ("compare {runs}/sound {runs}/unfinished", "not finished", "run it again"),
     ("compare {runs}/sound {runs}/no_shift", "an event lacks 'shift'", "damaged"),
     ("compare {files}/traits", "holds no finished run", "give run folders"),
@@ -295,9 +313,10 @@ def test_a_cached_model_loads_without_network_and_without_waiting(files, monkeyp
 
 
 def test_debug_shows_the_traceback_of_bad_input(capsys):
-    assert main(["run", "--lam", "-1", "--debug"]) == 2
-    shown = capsys.readouterr().err
-    assert "Traceback" in shown and shown.splitlines()[-1].startswith("steer_heal: lam -1")
+    for words in (["run", "--lam", "-1", "--debug"], ["--debug", "run", "--lam", "-1"]):
+        assert main(words) == 2
+        shown = capsys.readouterr().err
+        assert "Traceback" in shown and shown.splitlines()[-1].startswith("steer_heal: lam -1")
 
 
 def test_an_unexpected_exception_stays_a_traceback(monkeypatch):

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
+from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
-from steer_heal.lm import pick_layers
 from steer_heal.steering import Quality, SteeringVector, choose_band, extract
 from steer_heal.steps import extract_vector
 

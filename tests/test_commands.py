@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steer_heal.commands import compare, doctor, export, run_help, traits
+from steer_heal.commands import checks, compare, export, run_help, traits
 from steer_heal.commands.dry_run import count
 from steer_heal.commands.folders import open_run
 from steer_heal.commands.main import COMMANDS, main
@@ -80,7 +80,7 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_pat
     from transformers import AutoModelForCausalLM
 
     import steer_heal.lm
-    from steer_heal.commands.folders import fold_result
+    from steer_heal.commands.handed_over import fold_result
 
     ledger = open_run(run)
     assert main(["export", str(run), "--to", str(tmp_path / "new" / "adapter")]) == 0
@@ -109,19 +109,19 @@ def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
 
 
 def test_chat_columns_are_the_models_they_name(run):
-    from steer_heal.commands import chat
+    from steer_heal.commands import chat, speakers
     from steer_heal.generation import generate
 
     options = chat.Options(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
-    speakers = chat.gather(options)
-    said = chat.replies(speakers, "Why?", options)
-    lm, system = speakers.lm, speakers.system
-    with speakers.stack.unfolded():
+    found = speakers.gather(options)
+    said = speakers.replies(found, "Why?", options)
+    lm, system = found.lm, found.system
+    with found.stack.unfolded():
         base = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
-        pushed = generate(lm, ["Why?"], speakers.vector, (4.0,), system=system, max_new_tokens=12, greedy=True)[0].text
+        pushed = generate(lm, ["Why?"], found.vector, (4.0,), system=system, max_new_tokens=12, greedy=True)[0].text
     student = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
     assert list(said.values()) == [base, pushed, student] and base != pushed
-    assert said == chat.replies(chat.gather(options), "Why?", options)
+    assert said == speakers.replies(speakers.gather(options), "Why?", options)
 
 
 def test_chat_with_a_model_reads_prompts_from_standard_input(capsys, monkeypatch):
@@ -137,7 +137,7 @@ def test_doctor_passes_on_a_sound_model_and_fails_on_one_that_is_not(tiny, capsy
     assert main(["doctor", "--no-round"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("ok  ") == 3 and "torch" in shown and "GB" in shown and "tiny round" not in shown
-    monkeypatch.setattr(doctor, "chunked_loss", lambda lm: (False, "off"))
+    monkeypatch.setattr(checks, "chunked_loss", lambda lm: (False, "off"))
     assert main(["doctor", "--no-round"]) == 1
     assert "FAIL     chunked loss" in capsys.readouterr().out
 
@@ -147,7 +147,7 @@ def test_doctor_sees_a_dose_of_zero_that_changes_logits(tiny, monkeypatch):
 
     from steer_heal.steering import SteeringVector
 
-    assert doctor.dose_zero(tiny)[0]
+    assert checks.dose_zero(tiny)[0]
     real = SteeringVector.applied
 
     @contextmanager
@@ -156,14 +156,14 @@ def test_doctor_sees_a_dose_of_zero_that_changes_logits(tiny, monkeypatch):
             yield
 
     monkeypatch.setattr(SteeringVector, "applied", leaking)
-    assert not doctor.dose_zero(tiny)[0]
+    assert not checks.dose_zero(tiny)[0]
 
 
 def test_doctor_sees_a_chunked_loss_that_is_off(tiny, monkeypatch):
-    assert doctor.chunked_loss(tiny)[0]
-    real = doctor.position_losses
-    monkeypatch.setattr(doctor, "position_losses", lambda head, hidden, *a, **k: real(head, hidden * 1.01, *a, **k))
-    assert not doctor.chunked_loss(tiny)[0]
+    assert checks.chunked_loss(tiny)[0]
+    real = checks.position_losses
+    monkeypatch.setattr(checks, "position_losses", lambda head, hidden, *a, **k: real(head, hidden * 1.01, *a, **k))
+    assert not checks.chunked_loss(tiny)[0]
 
 
 def test_doctor_sees_a_fold_that_leaves_a_trace(tiny, monkeypatch):
@@ -172,13 +172,13 @@ def test_doctor_sees_a_fold_that_leaves_a_trace(tiny, monkeypatch):
     from steer_heal.lm import LM
 
     lm = LM(copy.deepcopy(tiny.model), tiny.tokenizer, "copy")
-    assert doctor.fold_and_undo(lm)[0]
-    monkeypatch.setattr(doctor.AdapterStack, "pop", lambda self: None)
-    assert not doctor.fold_and_undo(lm)[0]
+    assert checks.fold_and_undo(lm)[0]
+    monkeypatch.setattr(checks.AdapterStack, "pop", lambda self: None)
+    assert not checks.fold_and_undo(lm)[0]
 
 
 def test_doctors_tiny_round_passes_every_stage_without_a_word(capsys):
-    good, detail = doctor.tiny_round()
+    good, detail = checks.tiny_round()
     assert good and "files" in detail and not capsys.readouterr().out
 
 
@@ -273,6 +273,15 @@ def test_the_command_is_a_module_too():
         [sys.executable, "-m", "steer_heal", "comparr"], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'compare'" in done.stderr
+
+
+def test_compare_names_models_that_were_left_to_their_defaults(run):
+    ledger, other = Ledger.open(run), Ledger.open(run)
+    found = compare.options_of_run(ledger)
+    assert ledger.config["model"] is None and found["model"] == "tiny-random" and found["trait"]
+    assert compare.differences([found, {**compare.options_of_run(other), "model": "pocket"}]) == {
+        "model": ["tiny-random", "pocket"]
+    }
 
 
 def test_export_refuses_a_target_that_holds_something(tmp_path):

@@ -132,7 +132,7 @@ def test_impossible_input_is_one_clear_line(setting, capsys):
     for flags in (["--layers", "x"], ["--doses", "1", "auto"], ["--model", "./nowhere"]):
         assert csweep.main(flags) == 2
         shown = capsys.readouterr().err
-        assert shown.startswith("csweep: ") and shown.count("\n") == 1
+        assert shown.startswith("steer_heal: ") and shown.count("\n") == 1
 
 
 def test_layers_are_fractions_indices_or_auto():

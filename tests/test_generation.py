@@ -11,7 +11,8 @@ from steer_heal import generation
 from steer_heal.completion import load_completions, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import Interrupted, Sampling, derive_seed, generate
+from steer_heal.generation import Interrupted, derive_seed, generate
+from steer_heal.sampling import Sampling
 from steer_heal.steering import extract
 from steer_heal.steps import texts
 from steer_heal.units import FORGET
@@ -201,7 +202,7 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
         stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
         ledger=SimpleNamespace(record=lambda *args, **figures: None), keep=lambda *labels: FORGET,
         base=SimpleNamespace(distinct4=None), prompted=SimpleNamespace(distinct4=None),
-        previous=SimpleNamespace(distinct4=None),
+        previous=SimpleNamespace(distinct4=None), reporter=SimpleNamespace(verbose=False),
         filter=lambda lm, drawn: [replace(c, judged=True, dropped_by="test" if c.dose > 0.4 else None) for c in drawn],
     )  # fmt: skip
     walk = texts.walk_dose(run, 0, vector)

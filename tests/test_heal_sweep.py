@@ -1,33 +1,22 @@
 """The sweep of one round: same student, same items, same initial adapter; what stands in its table and files."""
 
 import csv
-import importlib.util
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from script_modules import script
 
 from steer_heal.adapter import Adapter
+from steer_heal.arms.reading import read_round
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig
+from steer_heal.reheal.table import _cells as cells
 from steer_heal.rounds import run_rounds
 from steer_heal.statistics import Estimate
-
-
-def script(name):
-    """A module of scripts/, which is no package."""
-    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and tyro look their module up by name.
-    importlib.import_module("sys").modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 hs = script("heal_sweep")
 
@@ -49,7 +38,7 @@ def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(r
     stored = Adapter.load(run_dir / "rounds" / "01" / "adapter")
     for name in stored.modules:
         torch.testing.assert_close(healed.adapter.b[name], stored.b[name], atol=1e-6, rtol=1e-4)
-    then = hs.read_metrics(run_dir / "rounds" / "01", "healed")
+    then = read_round(run_dir / "rounds" / "01")[1]
     assert metrics.items_key == then.items_key
     assert metrics.log_odds == pytest.approx(then.log_odds, abs=1e-4)
     assert len(setting.stack) == 1  # the round before it, and nothing of the sweep
@@ -95,7 +84,7 @@ def test_rows_are_ranked_by_trait_above_the_floors_and_never_by_the_ratio():
 
 
 def test_coherence_per_nat_is_blank_where_the_trait_moved_less_than_its_noise():
-    assert row("a", 0.05).per_nat is None and hs._cells(row("a", 0.05))[7] == ""
+    assert row("a", 0.05).per_nat is None and cells(row("a", 0.05))[7] == ""
     assert row("a", 0.5).per_nat == pytest.approx(-0.04)
     assert row("a", -0.5).per_nat == pytest.approx(-0.04)  # the sign is that of coherence
 
@@ -123,6 +112,8 @@ def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
         ([str(run_dir), "--round", "7"], "no healed round 7"),
         ([str(run_dir), "--grid", "kl"], "unknown"),
         ([str(changed)], "have changed"),
+        ([str(run_dir), "--rond", "1"], "did you mean --round"),
+        ([str(run_dir), "--round", "one"], "a whole number"),
     ]
     for arguments, words in cases:
         assert hs.main(arguments) == 2

@@ -240,7 +240,7 @@ def test_unusable_rows_are_one_line_and_exit_code_2(content, words, tmp_path, ca
     rows.write_text(content)
     assert ladder.main(["--rows", str(rows), "--max-new-tokens", "8", "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err.split("\r")[-1].splitlines()  # the loader's progress bar comes before
-    assert words in shown[-1] and sum(line.startswith("ladder: ") for line in shown) == 1
+    assert words in shown[-1] and sum(line.startswith("steer_heal: ") for line in shown) == 1
 
 
 def test_equal_steps_reach_the_operation():

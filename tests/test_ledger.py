@@ -28,7 +28,8 @@ def test_a_round_appears_whole_or_not_at_all(tmp_path):
     assert not (ledger.folder / "rounds" / "00").exists()
     with ledger.round_folder(0) as folder:
         assert not list(folder.iterdir())  # what the failed attempt wrote is gone
-        (ledger.folder / "rounds" / "00.interrupted").mkdir()
+        for left in ("00.interrupted", "00.interrupted.partial"):
+            (ledger.folder / "rounds" / left).mkdir()
         (folder / "whole.txt").write_text("whole")
     assert (ledger.folder / "rounds" / "00" / "whole.txt").read_text() == "whole"
     assert [p.name for p in (ledger.folder / "rounds").iterdir()] == ["00"]

@@ -150,4 +150,4 @@ def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
     ):
         assert matrix.main([*arguments, "--out", str(tmp_path / "out")]) == 2
         shown = capsys.readouterr().err.splitlines()
-        assert words in shown[-1] and sum(line.startswith("matrix: ") for line in shown) == 1
+        assert words in shown[-1] and sum(line.startswith("steer_heal: ") for line in shown) == 1

@@ -74,6 +74,26 @@ def test_a_run_that_was_interrupted_ends_as_if_it_had_not_been(place, whole):
     assert len(table) == 2 and table[1].startswith(before.name)
 
 
+def test_a_run_that_was_interrupted_twice_while_its_texts_were_sampled_ends_as_if_it_had_not_been(
+    tmp_path, monkeypatch
+):
+    for name in ("plain", "cut"):
+        (tmp_path / name).mkdir()
+    plain, real = go(tmp_path / "plain", n_rounds=1), steps.texts.generate_requests
+
+    def stop(*args, **kwargs):
+        drawn = real(*args, **kwargs)
+        raise generation.Interrupted(drawn[:5], [])
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(steps.texts, "generate_requests", stop)
+            go(tmp_path / "cut", n_rounds=1)
+        left = folder_of(tmp_path / "cut") / "rounds" / "00.interrupted" / "completions.jsonl"
+        assert len(left.read_text("utf-8").splitlines()) == 5
+    assert content(go(tmp_path / "cut")) == content(plain)
+
+
 def test_what_is_committed_is_not_computed_again(place, monkeypatch):
     for module, name in ((steps.texts, "extract"), (gate, "capture"), (steps.judging, "evaluate")):
         monkeypatch.setattr(module, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} again"))

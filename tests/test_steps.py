@@ -235,9 +235,9 @@ def test_an_interrupted_walk_saves_the_completions_of_finished_batches(prepared,
         steps.walk_dose(now, 0, prepared[1])
     folder = now.ledger.folder / "rounds" / "00.interrupted"
     saved = load_completions(folder / "completions.jsonl")
-    assert len(saved) == calls[0] + 5 == now.ledger.events("interrupted")[0]["completions"]
+    assert len(saved) == calls[0] + 5
     assert all(c.judged for c in saved[: calls[0]]) and not any(c.judged for c in saved[calls[0] :])
-    assert not now.ledger.events("walk")
+    assert not now.ledger.events("walk") and not now.ledger.events("interrupted")
 
 
 def test_ctrl_c_while_the_filter_judges_saves_what_was_sampled(prepared, run, monkeypatch):

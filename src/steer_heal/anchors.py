@@ -16,7 +16,7 @@ from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.evaluation.metrics import Metrics
 from steer_heal.evaluation.shift import coherent
-from steer_heal.generation import generate
+from steer_heal.generation import OnBatch, generate
 from steer_heal.lm import LM
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.trait import Anchor
@@ -61,12 +61,13 @@ class Checked:
 
 
 def capture(
-    lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET
-) -> Captured:
+    lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> Captured:  # fmt: skip
     """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
     if not tasks:
         raise InputError("no anchors were given: name at least one task")
-    replies = answer(lm, tasks, system, max_new_tokens, keep)
+    replies = answer(lm, tasks, system, max_new_tokens, keep, on_batch)
     right = [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
     return Captured(
         tasks=tuple(task for task, ok in zip(tasks, right, strict=True) if ok),
@@ -76,12 +77,13 @@ def capture(
 
 
 def check(
-    lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET
-) -> Checked:
+    lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> Checked:  # fmt: skip
     """Run the captured tasks again, in the same way, and list every regression by id."""
     if not captured.tasks:
         return Checked((), (), ())
-    replies = answer(lm, captured.tasks, system, max_new_tokens, keep)
+    replies = answer(lm, captured.tasks, system, max_new_tokens, keep, on_batch)
     right = [task.passes(reply.text) for task, reply in zip(captured.tasks, replies, strict=True)]
     return Checked(
         passed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if ok),
@@ -91,15 +93,19 @@ def check(
 
 
 def answer(
-    lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int, keep: Keep = FORGET
-) -> list[Completion]:
+    lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> list[Completion]:  # fmt: skip
     """Greedy replies: with sampling, noise alone flips borderline tasks."""
     prompts = [task.prompt for task in tasks]
     if all(task.check == "exact" for task in tasks):
         # A reply longer than the longest answer is wrong however it goes on.
         longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
         max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
-    return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base", keep=keep)
+    return generate(
+        lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base", keep=keep,
+        on_batch=on_batch,
+    )  # fmt: skip
 
 
 def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
+from steer_heal.generation import OnBatch, generate
 from steer_heal.healing import HealConfig, ReferenceStates, mean_divergence, reference_states
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
@@ -51,6 +51,7 @@ def calibrate(
     max_new_tokens: int = 64,
     seed: int = 0,
     keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
 ) -> Calibration:
     """Find the dose at which mean over replies of stat_t KL(steered || unsteered) equals `target_kl` nats.
 
@@ -68,7 +69,9 @@ def calibrate(
     if not 0 < target_kl < math.inf:
         raise InputError(f"target_kl {target_kl}: give a number of nats above 0")
     config = HealConfig(reg="kl_rev", kl_agg=stat)
-    replies = generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, seed=seed, keep=keep)
+    replies = generate(
+        lm, prompts, system=system, max_new_tokens=max_new_tokens, seed=seed, keep=keep, on_batch=on_batch
+    )
     plain = reference_states(lm, replies)
     low, high = 0.0, REACH / vector.norm()
     dose, tried = high / REACH, {}

@@ -11,11 +11,11 @@ from typing import Literal
 
 import tyro
 
-from steer_heal.barriers import DivergenceFunction
+from steer_heal.barriers.names import DivergenceFunction
 from steer_heal.dose import DoseConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import Sampling
 from steer_heal.healing.config import HealConfig
+from steer_heal.sampling import Sampling
 from steer_heal.trait import Vignette
 from steer_heal.trait_file import read_vignettes
 

@@ -6,6 +6,7 @@ Knows nothing of what is written. A write that fails is one clear error, and wha
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -66,6 +67,25 @@ def move_whole(partial: Path, final: Path) -> None:
         flush_folder(partial)
         os.replace(partial, final)
         flush_folder(final.parent)
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill; it gets its name when the block ends without an exception, in place of one that has it.
+
+    Raises NotWrittenError.
+    """
+    partial, before = (final.with_name(f"{final.name}{suffix}") for suffix in (PARTIAL, f".before{PARTIAL}"))
+    with _clear_errors(final):
+        for left in (partial, before):
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+    yield partial
+    with uninterrupted(), _clear_errors(final):
+        if final.exists():
+            os.replace(final, before)
+        move_whole(partial, final)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:

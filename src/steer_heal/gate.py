@@ -62,8 +62,9 @@ def capture_anchors(
 
     def compute() -> Captured:
         return capture(
-            lm, tasks, system=system or None, max_new_tokens=config.max_new_tokens, keep=ledger.units.part("capture")
-        )
+            lm, tasks, system=system or None, max_new_tokens=config.max_new_tokens, keep=ledger.units.part("capture"),
+            on_batch=reporter.batches("capture the anchors"),
+        )  # fmt: skip
 
     captured = ledger.units.once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
     if config.replay_anchors and not captured.replies:
@@ -106,7 +107,7 @@ def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[
     def compute() -> Checked:
         return check(
             run.lm, run.captured, system=run.trait.neutral or None, max_new_tokens=config.max_new_tokens,
-            keep=keep.part("anchors"),
+            keep=keep.part("anchors"), on_batch=run.reporter.batches("check the anchors"),
         )  # fmt: skip
 
     checked = keep.once("anchors", compute, CHECKED)

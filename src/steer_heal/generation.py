@@ -20,6 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from steer_heal.completion import COMPLETIONS, Completion
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, text_config
+from steer_heal.sampling import MODELS_OWN, Sampling
 from steer_heal.steering import SteeringVector
 from steer_heal.units import FORGET, PLAIN, Keep
 
@@ -37,53 +38,25 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; None keeps what the model's generation config says.
-
-    Attributes:
-        temperature: divides the logits, above 0.
-        top_p: the likeliest tokens that together hold this share (0..1] of the probability.
-        top_k: the likeliest k tokens; 0 for no limit.
-        min_p: tokens with at least this share [0..1) of the likeliest one's probability (Nguyen et al. 2024), judged
-            after the temperature: with heat it lets the plausible alternatives in and keeps the implausible out.
-
-    Raises InputError on an impossible value.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise InputError(f"temperature {self.temperature}: give a number above 0, such as 0.8, or greedy")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p {self.top_p}: give a share above 0 and at most 1, such as 0.95")
-        if self.top_k is not None and self.top_k < 0:
-            raise InputError(f"top_k {self.top_k}: give a number of tokens, 0 for no limit")
-        if self.min_p is not None and not 0 <= self.min_p < 1:
-            raise InputError(f"min_p {self.min_p}: give a share from 0 to under 1, such as 0.02")
-
-    def options(self, greedy: bool) -> dict[str, float | None]:
-        """Arguments for transformers' `generate`."""
-        if greedy:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
-        return {"do_sample": True} | {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
 class Progress:
-    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well."""
+    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well.
+
+    `rows` is the number of replies in a batch as planned. Tokens are those sampled now, not what is read back.
+    """
 
     done: int
     total: int
+    rows: int
     tokens: int
     seconds: float
 
     @property
     def tokens_per_second(self) -> float:
         return self.tokens / max(self.seconds, 1e-9)
+
+
+OnBatch = Callable[[list[Completion], Progress], None]
+"""Hears of the completions of each batch, and about once a second in between of none, and how far the call is."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -125,8 +98,8 @@ def generate(
     greedy: bool = False,
     batch_rows: int | None = None,
     origin: str = "steered",
-    on_batch: Callable[[list[Completion], Progress], None] | None = None,
-    sampling: Sampling = Sampling(),
+    on_batch: OnBatch | None = None,
+    sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample `samples` replies to every prompt at every dose.
@@ -151,8 +124,8 @@ def generate_requests(
     greedy: bool = False,
     batch_rows: int | None = None,
     origin: str = "steered",
-    on_batch: Callable[[list[Completion], Progress], None] | None = None,
-    sampling: Sampling = Sampling(),
+    on_batch: OnBatch | None = None,
+    sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
     """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.
@@ -193,11 +166,11 @@ def generate_requests(
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
     rows = full = keep.once("rows", lambda: batch_rows or auto_batch_rows(lm, longest + max_new_tokens), PLAIN)
     out: dict[int, Completion] = {}
-    started, tokens, number = time.perf_counter(), 0, 0
+    started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
     def report(done: list[Completion], running: int = 0) -> None:
         if on_batch:
-            on_batch(done, Progress(len(out), len(requests), tokens + running, time.perf_counter() - started))
+            on_batch(done, Progress(len(out), len(requests), rows, tokens + running, time.perf_counter() - started))
 
     def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
         r = requests[i]
@@ -207,6 +180,8 @@ def generate_requests(
         )  # fmt: skip
 
     def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
+        nonlocal fresh
+        fresh = number
         doses = [requests[i].dose for i in picked]
         replies = batch.sample(vector, doses, max_new_tokens, batch_seed, sampling.options(greedy))
         return [completion(i, reply, batch_seed) for i, reply in zip(picked, replies, strict=True)]
@@ -222,7 +197,8 @@ def generate_requests(
             if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
                 rows = len(done)
             out |= zip(picked[: len(done)], done, strict=True)
-            tokens, number = tokens + sum(len(c.token_ids) for c in done), number + 1
+            tokens += sum(len(c.token_ids) for c in done) if fresh == number else 0
+            number += 1
             report(done)
         except torch.OutOfMemoryError as problem:
             if len(picked) == 1:

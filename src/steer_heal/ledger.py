@@ -220,7 +220,8 @@ class Ledger:
         if not final.exists():
             move_whole(partial, final)
             # What an interrupted attempt at this round left for readers.
-            shutil.rmtree(final.with_name(f"{final.name}.interrupted"), ignore_errors=True)
+            for left in final.parent.glob(f"{final.name}.interrupted*"):
+                shutil.rmtree(left, ignore_errors=True)
             return
         other = same_files(partial, final)
         shutil.rmtree(partial)

@@ -5,7 +5,6 @@ Knows nothing of steering and training. Nothing here changes the user's tokenize
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,29 +209,6 @@ def find_blocks(model: nn.Module) -> str:
             "use a decoder-only causal language model"
         )
     return found[0]
-
-
-def pick_layers(layers: Sequence[float], n_layers: int) -> tuple[int, ...]:
-    """Block indices of a band.
-
-    Integers are indices (negative from the end). Two floats in 0..1 are a band of relative depth, block i of n
-    lying at i / (n - 1); the band is rounded outwards, so it is never empty. Raises InputError for an index out
-    of range, an empty selection or a band that is not 0 <= low <= high <= 1.
-    """
-    if isinstance(layers, str):
-        raise InputError(f"layers {layers!r}: give block indices or a band of two fractions; `auto` is for extract")
-    if len(layers) == 2 and any(isinstance(x, float) for x in layers):
-        low, high = layers
-        if not 0 <= low <= high <= 1:
-            raise InputError(f"layer band {tuple(layers)}: give fractions with 0 <= low <= high <= 1")
-        last = n_layers - 1
-        first, final = math.floor(low * last + 1e-9), math.ceil(high * last - 1e-9)
-        return tuple(range(first, final + 1))
-    if not layers:
-        raise InputError("no layers were given: name block indices or a band of two fractions")
-    if not all(isinstance(x, int) and -n_layers <= x < n_layers for x in layers):
-        raise InputError(f"layers {tuple(layers)}: the model has blocks 0 to {n_layers - 1}")
-    return tuple(sorted({x % n_layers for x in layers}))
 
 
 @torch.no_grad()

@@ -67,6 +67,7 @@ def _capture(console: Console, e: dict) -> None:
     more = f" and {len(e['failed']) - NAMED} more" if len(e["failed"]) > NAMED else ""
     missed = f" (not held against it: {', '.join(e['failed'][:NAMED])}{more})" if e["failed"] else ""
     console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
+    console.print("SHOULD: most of them right; only these can be seen to be lost.")
 
 
 def _baseline(console: Console, e: dict) -> None:
@@ -96,6 +97,11 @@ def _extract(console: Console, e: dict) -> None:
         reached = "" if unit["reached"] else " (the target is out of reach)"
         console.print(f"Dose 1 is {unit['dose']:.3g} times that vector: {unit['divergence']:.2f} nats{reached}.")
     console.print(
+        "norm: length of the vector; norm / residual: as a share of the block's mean state; split-half cosine: between "
+        "the vectors of two halves of the contexts; held-out AUC: how well it tells the personas apart on contexts "
+        "that it was not made from (0.5 = not at all)."
+    )
+    console.print(
         f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}. SHOULD: split-half cosine and AUC near 1 "
         "(a reliable direction that separates the personas); a low cosine with round 0 means the direction drifts."
     )
@@ -117,7 +123,9 @@ def _walk(console: Console, e: dict) -> None:
     dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
-        f"kappa multiplies every dose; sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
+        "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; trait and "
+        "sentence ok: shares by the trait's checker, of all and of the kept.\n"
+        f"Sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
         f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
         "and there is nothing to learn."
     )
@@ -188,11 +196,14 @@ def _evaluate(console: Console, e: dict) -> None:
         console.print(
             f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
             f"nats, sentence ok {interval(s['sentence_ok'], 3)}; off-target log-odds "
-            + (", ".join(f"{name} {interval(found)}" for name, found in s["off_target"].items()) or "-")
+            + (", ".join(f"{name} {interval(found)}".rstrip() for name, found in s["off_target"].items()) or "-")
         )
     if shifts := vignette_table([e]):
         console.print(table("vignettes: healed - base, nats, 95 % intervals", *shifts))
-    console.print("SHOULD: healed near steered on the trait and near base on sentence ok, 4-grams, words and entropy.")
+    console.print(
+        "Columns as under the baseline; shifts are paired item by item. SHOULD: healed near steered on the trait and "
+        "near base on sentence ok, 4-grams, words and entropy."
+    )
 
 
 def _verdict(console: Console, e: dict) -> None:
@@ -200,7 +211,9 @@ def _verdict(console: Console, e: dict) -> None:
 
 
 def _gate(console: Console, e: dict) -> None:
-    console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]")
+    console.print(
+        f"[bold]{_round(e)}gate: {decided(e)}[/bold]. SHOULD: kept; each line is one check, with what it allows."
+    )
     for reason in e["reasons"]:
         console.print(f"  {reason}", markup=False)
     if lost := e["regressed"].get("anchors"):

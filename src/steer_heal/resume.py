@@ -92,14 +92,18 @@ def differing(recorded: Mapping, config: RunConfig) -> list[str]:
     return [name for name in {**recorded, **now} if recorded.get(name) != now.get(name)]
 
 
-def check_given(ledger: Ledger, given: Mapping[str, object]) -> None:
-    """Raises InputError when an option that was given is not the run's own: a resumed run is what it was."""
+def check_given(ledger: Ledger, given: Mapping[str, object], preset: str | None = None) -> None:
+    """Raises InputError when an option that was given is not the run's own: a resumed run is what it was.
+
+    `preset` names the preset that gave the options, if it was not the user.
+    """
     config = recorded_config(ledger)
     wanted = replace(config, **{k: v for k, v in given.items() if k not in NOT_BITS}).resolved()
     for name in differing(plain(config.to_dict()), wanted):
-        option = f"--{name.replace('_', '-')}"
+        option = f"--{name.replace('_', '-')} {getattr(wanted, name)}"
+        said = f"--preset {preset} ({option})" if preset else option
         raise InputError(
-            f"{option} {getattr(wanted, name)} is not what {str(ledger.folder)!r} was started with "
+            f"{said} is not what {str(ledger.folder)!r} was started with "
             f"({getattr(config, name)}): leave it out to resume, or start a new run"
         )
 

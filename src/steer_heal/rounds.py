@@ -19,7 +19,7 @@ from steer_heal import lm as models
 from steer_heal.bake import AdapterStack
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
-from steer_heal.controls import against, run_controls
+from steer_heal.controls import CONTROLS, against, run_controls
 from steer_heal.evaluation import Metrics
 from steer_heal.healing import DivergedError
 from steer_heal.healing.references import fingerprint
@@ -146,6 +146,7 @@ def new_ledger(config: RunConfig) -> Ledger:
 def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledger: Ledger, reporter: Reporter) -> Run:
     """Calibrated filter, captured anchors, and the two baselines; in a run that goes on they are there already."""
     ledger.listeners.append(reporter.on_event)
+    reporter.plan(config.n_rounds, 1 + len(CONTROLS) if config.controls == "all" else 1)
     texts = repr((trait, tasks, config.vignettes()))
     ledger.record(
         "start", model=lm.name, trait=trait.name, reg=config.reg_name, n_rounds=config.n_rounds,

@@ -16,7 +16,7 @@ import tyro
 from steer_heal.commands.help import asked_for_help
 from steer_heal.commands.options import parse
 from steer_heal.commands.outcome import DONE, STOPPED, guarded
-from steer_heal.commands.presets import with_preset
+from steer_heal.commands.presets import PRESETS, with_preset
 from steer_heal.commands.run_help import page, preset_page, topics
 from steer_heal.config import (
     EvaluationOptions,
@@ -44,6 +44,8 @@ class CommandOptions:
     """Settings for a published model: gemma-3-4b, qwen3-0.6b or llama-3.1-8b; other options beat it."""
     dry_run: bool = False
     """Print the resolved options, the number of generations, an estimate of time and memory; run nothing."""
+    verbose: bool = False
+    """Also print every batch with its plan and tokens/s, every step of a heal, and the texts at the filter's limits."""
     debug: bool = False
     """Print the traceback of an error about the input."""
 
@@ -96,6 +98,11 @@ def _run(argv: list[str], prog: str) -> int:
         print(preset_page() if topic == "presets" else page(topic, CommandLine, prog))
         return DONE
     command = parsed(argv, prog)
+    given = {**command.options(), "resume": command.resume, "preset": command.command.preset}
+    if empty := next((name for name, value in given.items() if value == ""), None):
+        raise InputError(f"--{empty.replace('_', '-')} is empty: give a value, or leave it out")
+    if command.command.verbose and command.loop.quiet:
+        raise InputError("--quiet and --verbose exclude each other: leave one of them out")
     config = None if command.resume else command.config()
     if command.command.dry_run and config is None:
         raise InputError("--dry-run shows what a new run would do: leave it out to resume one")
@@ -107,18 +114,22 @@ def _run(argv: list[str], prog: str) -> int:
     from steer_heal.rounds import run_rounds
 
     ledger = _reopened(command, argv) if command.resume else None
-    result = run_rounds(config, Reporter(quiet=command.loop.quiet), ledger)
+    result = run_rounds(config, Reporter(quiet=command.loop.quiet, verbose=command.command.verbose), ledger)
     return STOPPED if result.verdict.name in STOPPED_BY_METHOD else DONE
 
 
 def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
-    """The run to go on with; InputError when an option was typed that is not the run's own."""
+    """The run to go on with; InputError when an option was typed, or set by a preset, that is not the run's own."""
     from steer_heal.resume import check_given, reopen
 
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    preset = command.command.preset
     ledger = reopen(command.resume, command.loop.out)
     try:
         check_given(ledger, {name: value for name, value in command.options().items() if name in typed})
+        if preset is not None:
+            of_preset = {name: value for name, value in PRESETS[preset].options.items() if name not in typed}
+            check_given(ledger, of_preset, preset)
     except InputError:
         ledger.release()
         raise

@@ -39,10 +39,16 @@ def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Materia
         torch.set_num_threads(config.threads or 1)
     lm = models.load(
         config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code,
+        trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     trait = Trait.load(config.trait or default_trait(config.model_name))
     return Material(config, lm, trait, AdapterStack(lm.model), tuple(rows))
+
+
+def config_of(ledger: Ledger) -> RunConfig:
+    """The options of a run, as far as this version has them."""
+    known = {f.name for f in fields(RunConfig)}
+    return RunConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known})
 
 
 def of_run(run_dir: Path, number: int = 0) -> Material:
@@ -52,8 +58,7 @@ def of_run(run_dir: Path, number: int = 0) -> Material:
     same. Raises InputError for a folder without this round or without kept completions.
     """
     ledger = Ledger.open(run_dir)
-    known = {f.name for f in fields(RunConfig)}
-    config = RunConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known})
+    config = config_of(ledger)
     path = Path(run_dir) / "rounds" / f"{number:02d}" / "completions.jsonl"
     if not path.is_file():
         raise InputError(f"{str(run_dir)!r} has no round {number} with completions: name a round it finished")

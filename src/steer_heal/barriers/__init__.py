@@ -1,26 +1,24 @@
 """What a heal is held back by: divergences, aggregates, hinge and multiplier, and the loss over the vocabulary.
 
-Knows nothing of LoRA, data, rounds or steering.
+Knows nothing of LoRA, data, rounds or steering. Its modules are imported when they are asked for.
 """
 
-from steer_heal.barriers.budget import (
-    AGGREGATES,
-    aggregate_rows,
-    penalty,
-    resolve_aggregate,
-    scheduled_lam,
-    update_lam,
-)
-from steer_heal.barriers.chunked import PositionLosses, check_head, default_chunk, position_losses
-from steer_heal.barriers.divergences import (
-    DIVERGENCES,
-    Divergence,
-    DivergenceFunction,
-    kl_fwd,
-    kl_rev,
-    resolve_reg,
-    top_k,
-)
+from typing import TYPE_CHECKING
+
+from steer_heal.barriers.names import DivergenceFunction, check_aggregate, check_reg
+from steer_heal.lazy import lazily
+
+if TYPE_CHECKING:
+    from steer_heal.barriers.budget import (
+        AGGREGATES,
+        aggregate_rows,
+        penalty,
+        resolve_aggregate,
+        scheduled_lam,
+        update_lam,
+    )
+    from steer_heal.barriers.chunked import PositionLosses, check_head, default_chunk, position_losses
+    from steer_heal.barriers.divergences import DIVERGENCES, Divergence, kl_fwd, kl_rev, resolve_reg, top_k
 
 __all__ = [
     "AGGREGATES",
@@ -29,7 +27,9 @@ __all__ = [
     "DivergenceFunction",
     "PositionLosses",
     "aggregate_rows",
+    "check_aggregate",
     "check_head",
+    "check_reg",
     "default_chunk",
     "kl_fwd",
     "kl_rev",
@@ -41,3 +41,10 @@ __all__ = [
     "top_k",
     "update_lam",
 ]
+
+_ROOMS = {
+    "budget": ("AGGREGATES", "aggregate_rows", "penalty", "resolve_aggregate", "scheduled_lam", "update_lam"),
+    "chunked": ("PositionLosses", "check_head", "default_chunk", "position_losses"),
+    "divergences": ("DIVERGENCES", "Divergence", "kl_fwd", "kl_rev", "resolve_reg", "top_k"),
+}
+__getattr__, __dir__ = lazily(__name__, {name: room for room, names in _ROOMS.items() for name in names})

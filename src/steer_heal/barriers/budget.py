@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer_heal.errors import InputError
+from steer_heal.barriers.names import check_aggregate
 
 
 def rmse(values: Float[Tensor, " position"]) -> Float[Tensor, ""]:
@@ -37,8 +37,7 @@ AGGREGATES: Mapping[str, Callable[[Float[Tensor, " position"]], Float[Tensor, ""
 
 def resolve_aggregate(name: str) -> Callable[[Float[Tensor, " position"]], Float[Tensor, ""]]:
     """An aggregate of the divergences of ONE completion's positions, in float32. InputError for unknown names."""
-    if name not in AGGREGATES:
-        raise InputError(f"kl_agg {name!r} is unknown: use {', '.join(AGGREGATES)}")
+    check_aggregate(name)
     return AGGREGATES[name]
 
 

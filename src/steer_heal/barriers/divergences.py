@@ -5,7 +5,6 @@ Knows nothing of hidden states, completions and budgets.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer_heal.barriers.names import DivergenceFunction, user_divergence
 from steer_heal.errors import InputError
-
-DivergenceFunction = Callable[
-    [Float[Tensor, "position vocab"], Float[Tensor, "position vocab"]], Float[Tensor, " position"]
-]
 
 
 def kl_rev(
@@ -152,22 +148,5 @@ def resolve_reg(reg: str | DivergenceFunction, kl_top_k: int = 0) -> Divergence 
         if not kl_top_k:
             return DIVERGENCES[reg]
         return Divergence(f"{reg}_top{kl_top_k}", top_k(DIVERGENCES[reg].value, kl_top_k), _top_k_grad(reg, kl_top_k))
-    function = _import_function(reg) if isinstance(reg, str) else reg
-    if not callable(function):
-        raise InputError(f"reg {reg!r} is not a function (logp_student, logp_reference) -> one value per position")
-    if kl_top_k:
-        raise InputError(f"kl_top_k={kl_top_k} truncates kl_rev and kl_fwd only: set it to 0 for {reg!r}")
+    function = user_divergence(reg, kl_top_k)
     return Divergence(getattr(function, "__name__", "user"), function, _autograd_grad(function))
-
-
-def _import_function(reg: str) -> object:
-    names = ", ".join(["nll", *DIVERGENCES])
-    module, colon, function = reg.partition(":")
-    if not colon or not module or not function:
-        raise InputError(f"reg {reg!r} is unknown: use {names}, or module:function for your own divergence")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as problem:
-        raise InputError(
-            f"reg {reg!r} cannot be imported ({problem}): use {names} or a module on the path"
-        ) from problem

@@ -8,7 +8,8 @@ import torch
 
 from steer_heal.benchmarks.measuring import Arm, against, load_at_end, ratio, spread, surroundings, take_turns
 from steer_heal.benchmarks.models import ModelOptions, sentences
-from steer_heal.lm import LM, length_batches, pick_layers, position_ids
+from steer_heal.depth import pick_layers
+from steer_heal.lm import LM, length_batches, position_ids
 from steer_heal.steering import extract
 
 TARGET = 0.28

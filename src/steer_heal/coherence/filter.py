@@ -20,8 +20,9 @@ from steer_heal.coherence.rules import GATES, REPETITION_GATES, RULES, Rule, bre
 from steer_heal.coherence.soup import soup_figures
 from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.generation import Sampling, generate
+from steer_heal.generation import OnBatch, generate
 from steer_heal.lm import LM
+from steer_heal.sampling import Sampling
 from steer_heal.units import FORGET, Keep
 
 
@@ -82,6 +83,7 @@ class CoherenceFilter:
         thresholds: Mapping[str, float] | None = None,
         sampling: Sampling | None = None,
         keep: Keep = FORGET,
+        on_batch: OnBatch | None = None,
     ) -> CoherenceFilter:
         """Sample n completions of the model as it is, unsteered, and fit all limits to them.
 
@@ -96,6 +98,8 @@ class CoherenceFilter:
             thresholds: limits by rule key that are not to be fitted.
             sampling: as the completions that will be judged are sampled; None is the model's own way.
 
+            on_batch: called after each batch of them with its completions and the progress.
+
         `calibration["tokens"]` holds the lengths of the completions, in tokens. Raises InputError for no prompts, an
         impossible n or budget, and too few usable completions.
         """
@@ -109,7 +113,7 @@ class CoherenceFilter:
         samples = math.ceil(n / len(prompts))
         own = generate(
             lm, prompts, samples=samples, system=system, max_new_tokens=max_new_tokens, seed=seed,
-            sampling=sampling or Sampling(), keep=keep,
+            sampling=sampling or Sampling(), keep=keep, on_batch=on_batch,
         )  # fmt: skip
         fitted = cls.fit(cls().score(lm, own), false_drop=false_drop, thresholds=thresholds)
         tokens = [len(c.token_ids) for c in own]

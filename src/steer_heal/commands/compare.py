@@ -45,7 +45,9 @@ def main(options: Options) -> int:
     """Print the table."""
     folders = runs_in(options.runs)
     if len(folders) < 2:
-        raise InputError(f"{len(folders)} run given: compare takes at least two")
+        raise InputError(
+            f"{len(folders)} run{'s' * (len(folders) != 1)} given: compare takes at least two different ones"
+        )
     ledgers = [finished_run(folder) for folder in folders]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     names = short_names([ledger.folder for ledger in ledgers])
@@ -55,7 +57,7 @@ def main(options: Options) -> int:
             rows.append([name, *row(ledger)])
     console.print(table("", COLUMNS, rows))
     console.print(LEGEND)
-    differing = differences([ledger.config for ledger in ledgers])
+    differing = differences([options_of_run(ledger) for ledger in ledgers])
     if differing:
         rows = [[option, *map(str, values)] for option, values in differing.items()]
         console.print("options that differ:")
@@ -79,6 +81,12 @@ def row(ledger: Ledger) -> list[str]:
         number(healed.get("words"), 1), number(divergence), str(sum(not e["stands"] for e in ledger.events("gate"))),
         f"{end['seconds']:.0f}",
     ]  # fmt: skip
+
+
+def options_of_run(ledger: Ledger) -> dict:
+    """A run's options, with the model and trait that it used where they were left to their defaults."""
+    start = ledger.events("start")[-1]
+    return {**ledger.config, "model": start["model"], "trait": ledger.config.get("trait") or start["trait"]}
 
 
 def differences(configs: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:

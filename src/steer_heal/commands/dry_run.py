@@ -11,6 +11,7 @@ from math import ceil
 
 from rich.console import Console
 
+from steer_heal.clock import duration
 from steer_heal.commands.options import shown
 from steer_heal.commands.presets import PRESETS, UNTRIED, Shape
 from steer_heal.commands.sizes import shape_of
@@ -138,7 +139,7 @@ def _print_estimate(console: Console, config: RunConfig, work: list[Work], shape
     if high > LONG:
         console.print(f"That is no job for a {device}: use an accelerator or a smaller model.")
     console.print(
-        f"Time on {device}: about {_duration(low)} to {_duration(high)} for {shape.parameters:.3g} parameters; rough, "
+        f"Time on {device}: about {duration(low)} to {duration(high)} for {shape.parameters:.3g} parameters; rough, "
         "wrong by a factor of 3 either way: no machine was measured."
     )
     total = sum(parts.values())
@@ -155,15 +156,3 @@ def _item(config: RunConfig) -> int:
     if config.dtype == "auto":
         return 4 if embedded or resolve_device(config.device).type == "cpu" else 2
     return 4 if config.dtype == "float32" else 2
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return (
-        f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.2g} h"
-        if seconds < 360000
-        else f"{seconds / 86400:.0f} days"
-    )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from steer_heal.commands.folders import finished_run, fold_result, load_model
+from steer_heal.commands.folders import finished_run
 from steer_heal.errors import InputError
 
 USAGE = "steer-heal export RUN --to FOLDER [--merged]"
@@ -40,6 +40,8 @@ def main(options: Options) -> int:
     """Load the model, fold the standing rounds in, write."""
     ledger, target = finished_run(options.run), Path(options.to).expanduser()
     check_target(target)
+    from steer_heal.commands.handed_over import fold_result, load_model
+
     lm = load_model(ledger, options.device, options.trust_remote_code)
     stack = fold_result(ledger, lm)
     try:

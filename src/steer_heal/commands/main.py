@@ -29,6 +29,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["--debug"]:  # before the command it means the same as behind it
+        words = [*words[1:], "--debug"] if words[1:] else []
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -57,6 +59,8 @@ def overview() -> str:
 
 def _command(words: list[str]) -> int:
     name, *rest = words
+    if name.startswith("-"):
+        raise InputError(f"unknown option {name}: a command comes first, see steer-heal --help")
     if name not in COMMANDS:
         known = tuple(COMMANDS)
         raise InputError(f"unknown command {name!r}{nearest(name, known)}: give one of {', '.join(known)}")

@@ -139,7 +139,8 @@ def _unfit(printed: str, argv: Sequence[str], known: Mapping[str, Option], prog:
     option, given = known[named], _given(argv, named)
     if given is None:
         return InputError(f"{named} is missing: give {option.wanted}, see {prog} --help")
-    said = " ".join(given) if given else "without a value"
+    said = " ".join(given).strip() if given else ""
+    said = said or "without a value"
     return InputError(f"{named} {said}: give {option.wanted}{_default_hint(option)}")
 
 

@@ -11,8 +11,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 
-from transformers.utils import logging as transformers_logging
-
 from steer_heal.errors import InputError
 
 DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
@@ -22,7 +20,8 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     """Run a command and turn an InputError or Ctrl-C into one line and an exit code; `--debug` adds the traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    transformers_logging.disable_progress_bar()
+    if (logging := sys.modules.get("transformers.utils.logging")) is not None:
+        logging.disable_progress_bar()  # it was imported before the environment could say so
     debug = "--debug" in argv
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Settings that suit a few published models: `--preset gemma-3-4b`. None of them was run here.
+"""Settings that suit a few published models: `--preset gemma-3-4b`. None of them was run on its model here.
 
 Knows nothing of the method. An option given on the command line beats the preset.
 """
@@ -61,7 +61,10 @@ PRESETS: dict[str, Preset] = {
         "needs an accepted licence on the hub",
     ),
 }  # fmt: skip
-UNTRIED = "the preset was not run here: its values are those of earlier experiments with gemma-3-4b-it, or a guess"
+UNTRIED = (
+    "the preset was not run here on the published model, only on a tiny random one of its family: its values are those "
+    "of earlier experiments with gemma-3-4b-it, or a guess"
+)
 
 
 def with_preset(groups: Groups, name: str) -> Groups:

@@ -14,7 +14,7 @@ from steer_heal.commands.options import options_of
 from steer_heal.commands.presets import PRESETS, UNTRIED
 
 MAIN = ("reg", "model", "trait", "preset", "n_rounds", "lam", "tau", "doses", "layers", "seed", "out", "device",
-        "fast_dev_run", "dry_run", "quiet")  # fmt: skip
+        "fast_dev_run", "dry_run", "quiet", "verbose")  # fmt: skip
 TITLES = {
     "loop": "rounds, seed, output, and what the command itself does",
     "model": "the model, the trait, the machine",

@@ -23,7 +23,7 @@ from steer_heal.evaluation.shift import Shift, compare, retain
 from steer_heal.evaluation.text import loops, token_entropy
 from steer_heal.evaluation.thinking import CLOSING, Thinking
 from steer_heal.evaluation.vignettes import VignetteRow, score_vignettes
-from steer_heal.generation import generate
+from steer_heal.generation import OnBatch, generate
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.trait import Anchor, Item, Judgement, Trait, Vignette
@@ -55,6 +55,7 @@ def evaluate(
     think_tokens: int = 0,
     think_closing: str = CLOSING,
     keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
 ) -> Metrics:
     """Measure one model state on a trait's items, held-out prompts, off-target items, vignettes and anchors.
 
@@ -73,6 +74,7 @@ def evaluate(
         think_tokens: longest thinking before the answer of every forced choice, in tokens; 0 is none.
         think_closing: text with which the model closes its thinking.
         keep: where finished batches of replies are committed and looked up.
+        on_batch: called with the free-text replies of each batch and the progress, see `generate_requests`.
 
     Raises:
         InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
@@ -93,7 +95,7 @@ def evaluate(
         rows = score_items(lm, trait, (*items, *off_target), system, batch_tokens, thinking)
         seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
     with ending_broken_replies(lm):
-        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep.part("replies"))
+        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep.part("replies"), on_batch)
         anchors = _check_anchors(lm, trait.anchors, system, vector, dose, max_new_tokens, keep.part("anchors"))
     return Metrics(
         trait=trait.name,
@@ -173,7 +175,9 @@ def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
     return [prompts[i % len(prompts)] for i in range(n)]
 
 
-def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep) -> list[Completion]:
+def _sample(
+    lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep, on_batch: OnBatch | None
+) -> list[Completion]:
     if not prompts:
         return []
     return generate(
@@ -185,6 +189,7 @@ def _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep)
         max_new_tokens=max_new_tokens,
         seed=seed,
         keep=keep,
+        on_batch=on_batch,
     )
 
 

@@ -1,12 +1,17 @@
 """Heal: LoRA training on completions while a barrier holds the student near a frozen reference.
 
-Knows nothing of steering, filters and rounds.
+Knows nothing of steering, filters and rounds. Its modules are imported when they are asked for.
 """
 
+from typing import TYPE_CHECKING
+
 from steer_heal.healing.config import HealConfig
-from steer_heal.healing.references import ReferenceStates, mean_divergence, reference_states
-from steer_heal.healing.result import DivergedError, Healed
-from steer_heal.healing.training import heal, overfit_check
+from steer_heal.lazy import lazily
+
+if TYPE_CHECKING:
+    from steer_heal.healing.references import ReferenceStates, mean_divergence, reference_states
+    from steer_heal.healing.result import DivergedError, Healed
+    from steer_heal.healing.training import heal, overfit_check
 
 __all__ = [
     "DivergedError",
@@ -18,3 +23,10 @@ __all__ = [
     "overfit_check",
     "reference_states",
 ]
+
+_ROOMS = {
+    "references": ("ReferenceStates", "mean_divergence", "reference_states"),
+    "result": ("DivergedError", "Healed"),
+    "training": ("heal", "overfit_check"),
+}
+__getattr__, __dir__ = lazily(__name__, {name: room for room, names in _ROOMS.items() for name in names})

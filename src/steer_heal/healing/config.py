@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from steer_heal.barriers import DivergenceFunction, resolve_aggregate, resolve_reg
+from steer_heal.barriers.names import DivergenceFunction, check_aggregate, check_reg
+from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
-from steer_heal.lm import pick_layers
 
 CHOICES = {
     "reference": ("prev", "base", "both"),
@@ -111,8 +111,8 @@ class HealConfig:
             raise InputError("lam_rate 0 never moves the multiplier: give a number above 0 or use lam_mode constant")
         if any(isinstance(x, float) for x in self.lora_layers):
             pick_layers(self.lora_layers, 2)
-        resolve_aggregate(self.kl_agg)
-        resolve_reg(self.reg, int(self.kl_top_k) if self.reg != "nll" else 0)
+        check_aggregate(self.kl_agg)
+        check_reg(self.reg, int(self.kl_top_k) if self.reg != "nll" else 0)
 
     def _require(self, name: str, what: str, good) -> None:
         value = getattr(self, name)

@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from steer_heal.adapter import Adapter
 from steer_heal.bake import preserved, weights_in_use
+from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
 from steer_heal.healing.config import HealConfig
-from steer_heal.lm import LM, pick_layers
+from steer_heal.lm import LM
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def measure(
             lm, trait, n_items=config.eval_items, n_free=config.eval_replies, max_new_tokens=config.max_new_tokens,
             seed=derive_seed(config.seed, "evaluate"), scorer=original_nll, vignettes=vignettes,
             think_tokens=config.eval_think_tokens, think_closing=config.eval_think_closing, keep=keep.part(name),
-            **condition,
+            on_batch=reporter.batches(f"evaluate {name}"), **condition,
         )  # fmt: skip
 
     return keep.once(name, compute, METRICS)

@@ -15,7 +15,7 @@ from steer_heal.completion import Completion
 from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.evaluation import Metrics
-from steer_heal.generation import Progress, derive_seed
+from steer_heal.generation import derive_seed
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
 from steer_heal.steering import SteeringVector
@@ -65,11 +65,7 @@ class Run:
 
     def on_batch(self, stage: str):
         """A progress callback for `generate`."""
-
-        def report(done: list[Completion], p: Progress) -> None:
-            self.reporter.progress(stage, p.done, p.total, f"{p.tokens_per_second:.0f} tokens/s")
-
-        return report
+        return self.reporter.batches(stage)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from steer_heal.config import RunConfig
 from steer_heal.console import Reporter
 from steer_heal.dose import Plan, Walk, walk_c
 from steer_heal.evaluation import free_prompts
+from steer_heal.files import whole_folder
 from steer_heal.generation import (
     Interrupted,
     MemoryShortError,
     Request,
-    Sampling,
     derive_seed,
     generate,
     generate_requests,
@@ -32,6 +32,7 @@ from steer_heal.generation import (
 from steer_heal.kinds import CALIBRATION, FILTER, VECTOR
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
+from steer_heal.sampling import Sampling
 from steer_heal.selection import held_temperature
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.steps.state import Run
@@ -47,7 +48,7 @@ def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, re
         return CoherenceFilter.calibrate(
             lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
             false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
-            keep=ledger.units.part("filter"),
+            keep=ledger.units.part("filter"), on_batch=reporter.batches("calibrate the filter"),
         )  # fmt: skip
 
     fitted = ledger.units.once("filter", compute, FILTER)
@@ -100,7 +101,7 @@ def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
         return calibrate(
             run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
             system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
-            keep=keep.part("dose"),
+            keep=keep.part("dose"), on_batch=run.reporter.batches("find the dose"),
         )  # fmt: skip
 
     return keep.once("dose", compute, CALIBRATION)
@@ -153,6 +154,8 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         finished = stop.finished if isinstance(stop, (Interrupted, MemoryShortError)) else []
         save_interrupted(run, number, [*judged, *drawn[len(judged) :], *finished])
         raise
+    if run.reporter.verbose:
+        run.reporter.note(f"{run.filter.report(walk.completions)}\n")
     run.ledger.record(
         "walk", number, kappa_start=run.kappa, temperature=sampling.temperature, **_walk_figures(run, walk)
     )  # fmt: skip
@@ -169,11 +172,12 @@ def text_sampling(run: Run) -> Sampling:
 
 
 def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -> None:
-    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`."""
-    folder = run.ledger.folder / "rounds" / f"{number:02d}.interrupted"
-    folder.mkdir(exist_ok=True)
-    save_completions(completions, folder / "completions.jsonl")
-    run.ledger.record("interrupted", number, completions=len(completions))
+    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`.
+
+    No event: a run that goes on records what one that was not stopped does.
+    """
+    with whole_folder(run.ledger.folder / "rounds" / f"{number:02d}.interrupted") as folder:
+        save_completions(completions, folder / "completions.jsonl")
 
 
 def _walk_figures(run: Run, walk: Walk) -> dict:

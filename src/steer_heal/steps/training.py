@@ -14,6 +14,7 @@ from torch import Tensor
 from steer_heal.completion import Completion, save_completions
 from steer_heal.direction import mean_states, state_shift
 from steer_heal.dose import Walk
+from steer_heal.files import whole_folder
 from steer_heal.healing import (
     DivergedError,
     HealConfig,
@@ -88,13 +89,13 @@ def _trained(
 
 def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
     """What a heal that diverged leaves: the rows, which the message names by their place, and its last good adapter."""
-    folder = run.ledger.folder / "rounds" / f"{number:02d}.diverged"
-    folder.mkdir(exist_ok=True)
-    save_completions(rows, folder / "rows.jsonl")
-    if problem.adapter is not None:
-        problem.adapter.save(folder)
+    final = run.ledger.folder / "rounds" / f"{number:02d}.diverged"
+    with whole_folder(final) as folder:
+        save_completions(rows, folder / "rows.jsonl")
+        if problem.adapter is not None:
+            problem.adapter.save(folder)
     figures = {"step": problem.step, "rows": problem.rows, "adapter": problem.adapter is not None}
-    run.ledger.record("diverged", number, text=str(problem), folder=str(folder), **figures)
+    run.ledger.record("diverged", number, text=str(problem), folder=str(final), **figures)
     run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
 
 

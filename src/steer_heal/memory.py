@@ -1,0 +1,32 @@
+"""How much memory is in use: the accelerator's, or this process's.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+MIB, GIB = 2**20, 2**30
+
+
+def memory_in_use(device: str) -> str:
+    """In words: on CUDA what torch holds, its peak, and the device's total; elsewhere what this process holds."""
+    if not device.startswith("cuda"):
+        return f"process {resident() / MIB:.0f} MiB"
+    import torch
+
+    held = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    total = torch.cuda.get_device_properties(device).total_memory
+    one, peak, most = (value / GIB for value in (*held, total))
+    return f"GPU {one:.1f} GiB allocated, peak {peak:.1f}, of {most:.0f}"
+
+
+def resident() -> int:
+    """Bytes of physical memory that this process holds; where the system does not tell, the most it has held."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text("ascii").split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

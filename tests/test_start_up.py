@@ -1,0 +1,82 @@
+"""Help pages and mistyped options answer without torch; the public names are imported when they are asked for."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steer_heal
+from steer_heal import barriers, healing
+from steer_heal.barriers import names
+
+HEAVY = ("torch", "transformers", "peft")
+SCRIPT = """
+import contextlib, io, sys
+with contextlib.redirect_stdout(io.StringIO()):
+    from {module} import main
+    code = main({words!r})
+print(code, *[name for name in {heavy!r} if name in sys.modules])
+"""
+
+
+def answered(module: str, words: list[str]) -> tuple[str, str]:
+    """Exit code and heavy libraries that a command line imported, in a process of its own; and what it complained."""
+    script = SCRIPT.format(module=module, words=words, heavy=HEAVY)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.parametrize("words", [
+    ["--typo", "1"], ["--lam", "abc"], ["--lam", "-1"], ["--lora-layers", "0.9", "0.1"], ["--kl-agg", "median"],
+    ["--reg", "kl"],
+])  # fmt: skip
+def test_a_wrong_option_of_a_run_is_refused_without_torch(words):
+    found, said = answered("steer_heal.run", words)
+    assert found == "2" and said.startswith("steer_heal: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [
+    ["--help"], ["run", "--help"], ["run", "--help", "heal"], ["chat", "--help"], ["doctor", "--help"],
+    ["export", "--help"], ["traits"],
+])  # fmt: skip
+def test_help_and_the_list_of_traits_need_no_torch(words):
+    assert answered("steer_heal.commands.main", words) == ("0", "")
+
+
+def test_a_wrong_option_of_a_command_is_refused_without_torch():
+    for words in (["chat", "--promt", "x"], ["doctor", "--modle", "x"], ["export", "nowhere", "--to", "x"]):
+        assert answered("steer_heal.commands.main", words)[0] == "2"
+
+
+@pytest.mark.parametrize("package", [steer_heal, barriers, healing], ids=lambda package: package.__name__)
+def test_every_public_name_is_there_listed_and_known_to_type_checkers(package):
+    assert package.__all__ == sorted(set(package.__all__), key=package.__all__.index)
+    assert set(package.__all__) <= set(dir(package))
+    tree = ast.parse(Path(package.__file__).read_text("utf-8"))
+    for_checkers = next(node.body for node in tree.body if isinstance(node, ast.If))
+    lazy = {alias.name: node.module for node in for_checkers for alias in node.names}
+    assert set(package.__all__) >= set(lazy)
+    for name in package.__all__:
+        found = getattr(package, name)
+        assert name not in lazy or found is getattr(importlib.import_module(lazy[name]), name)
+
+
+def test_the_contract_holds_what_notebooks_use():
+    assert {"Probe", "Interrupted", "Sampling", "load", "extract", "run_rounds"} <= set(steer_heal.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error_and_modules_are_found():
+    with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
+        steer_heal.nonesuch  # noqa: B018
+    assert steer_heal.probes is importlib.import_module("steer_heal.probes")
+
+
+def test_names_of_barriers_and_aggregates_are_those_that_can_be_computed():
+    assert tuple(barriers.DIVERGENCES) == names.KL_NAMES and tuple(barriers.AGGREGATES) == names.AGGREGATE_NAMES
