@@ -1,23 +1,17 @@
-"""Every option of a run, in groups by stage; `RunConfig` is all groups side by side, flat.
+"""The options of a run in groups by stage, as the command line shows them.
 
-Knows nothing of models. The command line shows the groups; notebooks write `RunConfig(reg="kl_rev", n_rounds=2)`.
+Knows nothing of how they are checked together.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import tyro
 
-from steer_heal.barriers.names import DivergenceFunction
 from steer_heal.dose import DoseConfig
-from steer_heal.errors import InputError
 from steer_heal.healing.config import HealConfig
-from steer_heal.sampling import Sampling
-from steer_heal.trait import Vignette
-from steer_heal.trait_file import read_vignettes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,125 +203,3 @@ class HealOptions(HealConfig):
 
     def __post_init__(self) -> None:
         """Checked by `RunConfig`, once the values that follow the model are filled in."""
-
-
-FOLLOWS_MODEL: dict[str, dict[str, object]] = {
-    "pocket": {
-        "lr": 1.25e-3, "epochs": 3, "tau": 0.5, "doses": (0.5, 1.0), "max_new_tokens": 72, "n_min": 192,
-        "walk_batch": 96, "target_kl": 0.0, "survival_target": 0.4, "text_temperature": 1.15, "text_top_p": 1.0,
-        "text_min_p": 0.03, "diversity_gain": 1.0,
-    },
-    "tiny-random": {
-        "lr": 1e-3, "epochs": 2, "tau": 0.2, "doses": (0.5, 1.0), "max_new_tokens": 24, "n_min": 16, "walk_batch": 24,
-        "target_kl": 0.0, "survival_target": 0.25, "diversity_gain": 0.0,
-    },
-    "others": {
-        "lr": 1e-4, "epochs": 6, "tau": 0.5, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48,
-        "walk_batch": 48, "target_kl": 1.0, "survival_target": 0.25, "diversity_gain": 0.0,
-    },
-}  # fmt: skip
-"""Defaults that no single number serves: steps and lengths of a 1 M-parameter model are not those of a 4 B one."""
-
-GROUPS: dict[str, type] = {
-    "model_options": ModelOptions,
-    "steering": SteeringOptions,
-    "walk": WalkOptions,
-    "heal": HealOptions,
-    "evaluation": EvaluationOptions,
-    "gate": GateOptions,
-    "loop": LoopOptions,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, SteeringOptions, ModelOptions, HealOptions):
-    """All options of a run, flat; defaults give the main job on the embedded model.
-
-    Raises InputError on an impossible value.
-    """
-
-    reg: str | DivergenceFunction = "kl_rev"
-    """As in `HealConfig`: a name, module:function, or in Python the function itself."""
-
-    def __post_init__(self) -> None:
-        for name, value in FOLLOWS_MODEL.get(self.model_name, FOLLOWS_MODEL["others"]).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        HealConfig.__post_init__(self)
-        self.dose_config()
-        if not self.doses or any(not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in self.doses):
-            raise InputError(f"doses {self.doses!r}: give finite numbers of at least 0")
-        _check_layers(self.layers)
-        at_least = {"n_rounds": 1, "max_new_tokens": 4, "eval_replies": 8, "accumulate": 0, "threads": 0,
-                    "max_reverts": 1, "eval_think_tokens": 0}  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
-        shares = {"replay": 0.9, "replay_anchors": 0.9, "coherence_floor": 1.0, "false_drop": 0.5, "max_drop": 1.0,
-                  "total_drop": 1.0, "coherence_drop": 1.0}  # fmt: skip
-        for name, high in shares.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {high}")
-        if self.replay + self.replay_anchors > 0.9:
-            raise InputError(
-                f"replay {self.replay} and replay_anchors {self.replay_anchors} are together over 0.9: lower one"
-            )
-        if not 0 <= self.diversity_gain < float("inf"):
-            raise InputError(f"diversity_gain {self.diversity_gain}: give a number of at least 0, such as 1")
-        if not 0 <= self.target_kl < float("inf"):
-            raise InputError(f"target_kl {self.target_kl}: give nats above 0, or 0 for multiples of the raw vector")
-        if self.eval_items is not None and self.eval_items < 8:
-            raise InputError(f"eval_items {self.eval_items}: give at least 8")
-        self.text_sampling()
-        Sampling(self.temperature, self.top_p)
-        self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
-        if self.vector == "none" and self.tau_rel is not None and self.reg != "nll":
-            raise InputError("tau_rel is a share of what steering causes; vector none steers nothing: give tau in nats")
-        if self.vector == "none" and any(self.doses):
-            object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose
-
-    @property
-    def model_name(self) -> str:
-        """The model this run uses."""
-        return self.model or ("tiny-random" if self.fast_dev_run else "pocket")
-
-    @property
-    def reg_name(self) -> str:
-        """The barrier's name; a user's own function is named by the function."""
-        return self.reg if isinstance(self.reg, str) else self.reg.__name__
-
-    def vignettes(self) -> tuple[Vignette, ...] | None:
-        """The vignettes of `eval_vignettes`; None for the trait's own."""
-        return None if self.eval_vignettes is None else read_vignettes(Path(self.eval_vignettes).expanduser())
-
-    def text_sampling(self) -> Sampling:
-        """How training texts, and those that the filter is calibrated on, are sampled; None: the model's own way."""
-        return Sampling(self.text_temperature, self.text_top_p, min_p=self.text_min_p)
-
-    def heal_config(self, seed: int) -> HealConfig:
-        """The heal's own options with a seed of their own."""
-        return HealConfig(**{f.name: getattr(self, f.name) for f in fields(HealConfig)} | {"seed": seed})
-
-    def resolved(self) -> RunConfig:
-        """With --fast-dev-run: sizes cut down so that every stage runs in seconds.
-
-        Eight replies decide nothing, so inconclusive rounds are kept there: the second round starts on a baked one.
-        """
-        if not self.fast_dev_run:
-            return self
-        return replace(
-            self, n_rounds=min(self.n_rounds, 2), n_min=min(self.n_min, 12), walk_batch=min(self.walk_batch, 16),
-            epochs=min(self.epochs, 2), eval_items=8, eval_replies=8, max_new_tokens=min(self.max_new_tokens, 16),
-            on_inconclusive="keep",
-        )  # fmt: skip
-
-    def to_dict(self) -> dict:
-        """For `config.json`."""
-        return asdict(self)
-
-
-def _check_layers(layers: object) -> None:
-    """A band of two fractions, or auto."""
-    pair = isinstance(layers, (tuple, list)) and len(layers) == 2
-    if layers != "auto" and not (pair and 0 <= layers[0] <= layers[1] <= 1):
-        raise InputError(f"layers {layers!r}: give `auto` or two fractions with 0 <= low <= high <= 1")
