@@ -198,7 +198,7 @@ def test_merged_export_loads_in_plain_transformers_with_the_baked_logits(lm, tmp
 def test_a_failed_check_leaves_no_export_behind(lm, tmp_path, monkeypatch):
     stack = AdapterStack(lm.model)
     stack.push(random_adapter(lm, 0))
-    monkeypatch.setattr("steer_heal.bake.LOGIT_TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setattr("steer_heal.bake.export.LOGIT_TOLERANCE", {torch.float32: -1.0})
     with pytest.raises(OSError, match="logits are off"):
         stack.export_peft(tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []

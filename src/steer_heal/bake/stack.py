@@ -1,4 +1,4 @@
-"""`AdapterStack`: rounds folded into plain weights and taken out again, bit for bit; export as one adapter or a model.
+"""`AdapterStack`: the rounds' adapters folded into a model's weights, and taken out again bit for bit.
 
 Knows nothing of training, data or divergences.
 """
@@ -13,21 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from steer_heal.adapter import Adapter, written_whole
+from steer_heal.adapter import Adapter
+from steer_heal.bake.export import concatenated, write_merged, write_peft
+from steer_heal.bake.guards import in_use
 from steer_heal.errors import InputError
 from steer_heal.lm import LM, unwrap
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
-LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""Relative error of logits, by dtype, between folded weights and the same adapters computed beside the weights."""
 
 _STACKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterStack]] = weakref.WeakKeyDictionary()
-_IN_USE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class AdapterStack:
         its backward pass: autograd does not notice the swap and would return gradients at the wrong weights. Within
         `heal` that is refused; in a training loop of your own it cannot be seen.
         """
-        if self.model in _IN_USE:
+        if in_use(self.model):
             raise RuntimeError(
                 "unfolded() inside a running heal would falsify its gradients: compute references before"
             )
@@ -163,28 +162,12 @@ class AdapterStack:
         self._refuse_while_open("export_peft")
         adapter = self.concatenated()
         adapter.check()
-        with written_whole(folder) as partial:
-            adapter.save(partial)
-            self._check_peft(partial)
+        write_peft(adapter, folder, self.model, self.unfolded)
         return adapter
 
     def concatenated(self) -> Adapter:
         """One adapter whose delta is the stack's sum, its rank the sum of the ranks. InputError for an empty stack."""
-        if not self._rounds:
-            raise InputError("the stack is empty: there is no adapter to export")
-        rank = sum(adapter.rank for adapter in self.adapters)
-        a, b = {}, {}
-        for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
-            shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
-            rows, columns = [], []
-            for adapter, dose in self._rounds:
-                # A module that a round did not train gets zeros, so that one rank serves every module.
-                rows.append(adapter.a.get(name, torch.zeros(adapter.rank, shape[0])))
-                factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
-                columns.append((dose * adapter.scaling * factor.double()).float())
-            a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
-        first = self.adapters[0]
-        return Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+        return concatenated(self._rounds)
 
     def export_merged(self, folder: str | Path, lm: LM) -> None:
         """Write the baked model with its tokenizer as a plain transformers folder.
@@ -195,22 +178,7 @@ class AdapterStack:
         self._refuse_while_open("export_merged")
         if lm.base is not self.model:
             raise InputError("export_merged: the LM given is not the one this stack folds into")
-        from transformers import AutoModelForCausalLM
-
-        with written_whole(folder) as partial:
-            lm.base.save_pretrained(partial)
-            lm.tokenizer.save_pretrained(partial)
-            again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype).to(lm.device).eval()
-            _compare_logits(_logits(self.model), _logits(again), 1e-5, f"merged model {folder}")
-
-    def _check_peft(self, folder: Path) -> None:
-        from peft import PeftModel
-
-        baked = _logits(self.model)
-        with self.unfolded(), preserved(self.model):
-            beside = _logits(PeftModel.from_pretrained(self.model, str(folder)).eval())
-        dtype = next(self.model.parameters()).dtype
-        _compare_logits(baked, beside, LOGIT_TOLERANCE[dtype], f"adapter {folder}")
+        write_merged(lm, folder)
 
     def _refold(self, names: tuple[str, ...]) -> FoldReport | None:
         """Fold the rounds into the named modules anew; None when no round is left."""
@@ -269,7 +237,7 @@ class AdapterStack:
     def _refuse_while_open(self, what: str) -> None:
         if self._depth:
             raise RuntimeError(f"{what} inside unfolded() would lose track of the weights: leave the block first")
-        if self.model in _IN_USE:
+        if in_use(self.model):
             raise RuntimeError(f"{what} inside a running heal would falsify its gradients: wait until it is done")
         self._check_untouched()
 
@@ -283,59 +251,3 @@ def stack_of(model: nn.Module) -> AdapterStack | None:
     """The live stack of a model, if it has one."""
     found = _STACKS.get(unwrap(model))
     return found() if found is not None else None
-
-
-@contextmanager
-def weights_in_use(model: nn.Module) -> Iterator[None]:
-    """While the block runs the model's stack refuses to swap weights; a training loop holds it around its steps."""
-    if model in _IN_USE:
-        raise RuntimeError("the model is being trained already: a heal cannot run inside another one")
-    _IN_USE.add(model)
-    try:
-        yield
-    finally:
-        _IN_USE.discard(model)
-
-
-@contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does to the module tree, hooks, modes, attributes and requires_grad flags is undone after it.
-
-    Parameters are kept as objects and not copied, so the block must not write into them.
-    """
-    states = []
-    for module in model.modules():
-        attributes = dict(module.__dict__)
-        states.append((module, attributes, {k: dict(v) for k, v in attributes.items() if isinstance(v, dict)}))
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        yield
-    finally:
-        for module, attributes, containers in states:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for key, content in containers.items():
-                attributes[key].clear()
-                attributes[key].update(content)
-        for parameter, flag, grad in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = grad
-
-
-@torch.no_grad()
-def _logits(model: nn.Module) -> Float[Tensor, "batch position vocab"]:
-    """Logits on a fixed batch of random token ids, float32 on the CPU."""
-    return model(input_ids=_probe_ids(model), use_cache=False).logits.float().cpu()
-
-
-def _probe_ids(model: nn.Module) -> Int[Tensor, "batch position"]:
-    rows = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(rows, (2, 12), generator=torch.Generator().manual_seed(0))
-    return ids.to(next(model.parameters()).device)
-
-
-def _compare_logits(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
-    both = ours.isfinite() & theirs.isfinite()
-    error = ((ours - theirs)[both].norm() / ours[both].norm()).item()
-    if ours.shape != theirs.shape or not error <= tolerance:
-        raise OSError(f"{what} was written and loaded again, but its logits are off by {error:.2g} (limit {tolerance})")
