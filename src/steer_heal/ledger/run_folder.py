@@ -1,15 +1,12 @@
-"""The run folder: configuration, environment, an append-only event log, rounds that appear whole or not at all.
+"""`Ledger`: one run's folder: what it is made with, its events, its rounds, its files, each written whole.
 
-Knows nothing of models. Everything a report shows can be redrawn from what is here. A run that goes on is replayed:
-what it records again has to be what is there already.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import time
@@ -20,28 +17,19 @@ from pathlib import Path
 
 from steer_heal.environment import environment
 from steer_heal.errors import InputError, NotWrittenError
-from steer_heal.files import (
-    PARTIAL,
-    append_whole,
-    drop_torn_line,
-    move_whole,
-    same_files,
-    whole_lines,
-    write_whole,
-)
+from steer_heal.files import PARTIAL, move_whole, same_files
+from steer_heal.ledger.event_log import EventLog
+from steer_heal.ledger.json_files import plain, write_json, write_text
+from steer_heal.ledger.places import FolderLock, made_folder
+from steer_heal.ledger.results import add_row
 from steer_heal.units import Units
 
 SCHEMA_VERSION = 1
 
-
-TIMES = ("time", "seconds", "folder")
-"""Figures of an event that may differ when it is recorded again: when, how long, and where the folder now is."""
 CHANGED = (
     "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, "
     "it is then written anew"
 )
-MARKS = ("memory",)
-"""Events that a resumed run need not see again: they depend on the machine's state and not on the run."""
 
 
 class Ledger:
@@ -54,8 +42,8 @@ class Ledger:
         self.folder = folder
         self.listeners: list[Callable[[dict], None]] = []
         self.replayed = False
-        self._recorded: list[dict] = []
-        self._lock = None
+        self._log = EventLog(folder / "events.jsonl")
+        self._lock = FolderLock(folder)
 
     @classmethod
     def create(cls, root: str | Path, label: str, config: Mapping) -> Ledger:
@@ -63,11 +51,9 @@ class Ledger:
 
         Raises InputError when the folder cannot be written.
         """
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{_safe(label)}"
         root, ledger = Path(root), None
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            ledger = cls(next(f for f in _candidates(root, stem) if _made(f)))
+            ledger = cls(made_folder(root, label))
             ledger.hold()
             ledger._furnish(config)
         except (OSError, NotWrittenError) as problem:
@@ -119,31 +105,16 @@ class Ledger:
 
     def hold(self) -> None:
         """Take the run folder for this process, until `release`. Raises InputError when another one has it."""
-        self._lock = open(self.folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as problem:
-            self._lock.seek(0)
-            who = self._lock.read().strip() or "unknown"
-            self.release()
-            raise InputError(
-                f"{str(self.folder)!r} is in use by process {who}: wait for it to end, or choose another run"
-            ) from problem
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        self._lock.take()
 
     def release(self) -> None:
         """Let go of the run folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def replay(self) -> None:
         """Go on with a run: what is recorded from now on is first compared with the events that are there."""
-        self._recorded, self.replayed = self.events(), True
-        if (log := self.folder / "events.jsonl").is_file():
-            drop_torn_line(log)
+        self._log.replay()
+        self.replayed = True
 
     @cached_property
     def units(self) -> Units:
@@ -169,42 +140,14 @@ class Ledger:
         In a run that goes on, events that are there already are not written again. Raises InputError when one is not
         what was recorded.
         """
-        event = plain({"stage": stage, "round": round, "time": time.time(), **figures})
-        line = json.dumps(event, ensure_ascii=False)
-        if (there := self._there(json.loads(line))) is not None:
-            event = there
-        else:
-            append_whole(self.folder / "events.jsonl", line)
+        event = self._log.add({"stage": stage, "round": round, "time": time.time(), **figures})
         for listener in self.listeners:
             listener(event)
         return event
 
-    def _there(self, event: dict) -> dict | None:
-        """The recorded event that this one repeats; None when all of them were repeated."""
-        while self._recorded and self._recorded[0]["stage"] in MARKS and event["stage"] not in MARKS:
-            self._recorded.pop(0)
-        other = _differing(self._recorded[0], event) if self._recorded else ()
-        if not self._recorded or (other and event["stage"] in MARKS):
-            return None
-        if other:
-            what = event["stage"] if event["round"] is None else f"{event['stage']} of round {event['round']}"
-            raise InputError(
-                f"{str(self.folder)!r} cannot be continued: {what} differs from what was recorded in "
-                f"{', '.join(other)}: the model, the trait, the program or events.jsonl was changed since; start a new "
-                "run"
-            )
-        return self._recorded.pop(0)
-
     def events(self, stage: str | None = None) -> list[dict]:
         """All events in order, or those of one stage. Raises InputError for a line that cannot be read."""
-        found, path = [], self.folder / "events.jsonl"
-        for number, line in enumerate(whole_lines(path), 1):
-            try:
-                event = json.loads(line)
-                found.append({"stage": event["stage"], **event})
-            except (ValueError, TypeError, KeyError) as problem:
-                raise InputError(f"{path}, line {number}: not an event, the file is damaged ({problem})") from problem
-        return found if stage is None else [event for event in found if event["stage"] == stage]
+        return self._log.events(stage)
 
     @contextmanager
     def round_folder(self, round: int) -> Iterator[Path]:
@@ -249,75 +192,4 @@ class Ledger:
 
         A run that goes on replaces its own line.
         """
-        path = self.folder.parent / "results.tsv"
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # other runs may end at the same time
-            lines = whole_lines(path) or ["\t".join(row)]
-            if self.replayed:
-                lines = [line for line in lines if line.split("\t")[0] != self.folder.name]
-            lines.append("\t".join(_cell(value) for value in row.values()))
-            write_text(path, "\n".join(lines) + "\n")
-        finally:
-            os.close(handle)
-
-
-def _differing(there: Mapping, now: Mapping) -> list[str]:
-    """Names of the figures in which two events differ, one level down where they are mappings; times do not count."""
-    out = []
-    for key in {**there, **now}:
-        one, other = there.get(key), now.get(key)
-        if one == other or key in TIMES:
-            continue
-        inner = isinstance(one, Mapping) and isinstance(other, Mapping)
-        out += [f"{key}.{k}" for k in {**one, **other} if one.get(k) != other.get(k)] if inner else [key]
-    return out
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write under a temporary name, flush to disk, rename."""
-    write_whole(path, text.encode("utf-8"))
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write indented JSON in one step; NaN and infinity become null."""
-    write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
-
-
-def plain(value):
-    """JSON types only: mappings, lists, strings, numbers; a number that is not finite becomes None."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if callable(value):
-        return f"{value.__module__}:{value.__qualname__}"
-    if hasattr(value, "item"):
-        return plain(value.item())
-    raise TypeError(f"{type(value).__name__} does not belong in a ledger")
-
-
-def _candidates(root: Path, stem: str) -> Iterator[Path]:
-    yield root / stem
-    for n in range(2, 1000):
-        yield root / f"{stem}-{n}"
-
-
-def _made(folder: Path) -> bool:
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _safe(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.") or "run"
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).replace("\t", " ")
+        add_row(self.folder.parent / "results.tsv", row, self.folder.name if self.replayed else None)

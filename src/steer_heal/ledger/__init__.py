@@ -1,0 +1,11 @@
+"""The run folder: configuration, environment, an append-only event log, rounds that appear whole or not at all.
+
+Knows nothing of models. Everything a report shows can be redrawn from what is here. A run that goes on is replayed:
+what it records again has to be what is there already.
+"""
+
+from steer_heal.ledger.event_log import TIMES
+from steer_heal.ledger.json_files import plain, write_json, write_text
+from steer_heal.ledger.run_folder import SCHEMA_VERSION, Ledger
+
+__all__ = ["SCHEMA_VERSION", "TIMES", "Ledger", "plain", "write_json", "write_text"]
