@@ -1,0 +1,54 @@
+"""Chat prompts as token ids: the template, what to do without one, and prompts that a tokenizer cannot spell.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from steer_heal.errors import InputError
+
+UNKNOWN_LIMIT = 0.5
+"""Share of unknown tokens in a user turn from which on a prompt is refused."""
+
+
+def render(tokenizer, user: str, system: str | None) -> tuple[int, ...]:
+    """Token ids of one rendered prompt, up to and including the assistant tag (see `LM.chat_ids`)."""
+    if not getattr(tokenizer, "chat_template", None):
+        text = f"{system}\n{user}" if system else user
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        return (tokenizer.bos_token_id, *ids) if tokenizer.bos_token_id is not None else tuple(ids)
+    turns = [{"role": "user", "content": user}]
+    if system:
+        turns = (
+            [{"role": "system", "content": system}, *turns]
+            if takes_system(tokenizer)
+            else [{"role": "user", "content": f"{system}\n\n{user}"}]
+        )
+    # The template writes the BOS itself, so tokenising must not add a second one.
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def takes_system(tokenizer) -> bool:
+    """Whether the chat template accepts a system role and shows its text."""
+    from jinja2.exceptions import TemplateError
+
+    turns = [{"role": "system", "content": "qzx"}, {"role": "user", "content": "a"}]
+    try:
+        return "qzx" in tokenizer.apply_chat_template(turns, tokenize=False)
+    except TemplateError:
+        return False
+
+
+def check_known(tokenizer, user: str, name: str) -> None:
+    """Raises InputError for a user turn of which the tokenizer knows almost nothing."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return
+    ids = tokenizer.encode(user, add_special_tokens=False)
+    share = sum(i == unknown for i in ids) / max(1, len(ids))
+    if not ids or share > UNKNOWN_LIMIT:
+        raise InputError(
+            f"{name} knows almost nothing of the prompt {user[:60]!r} ({share:.0%} unknown tokens): "
+            "write prompts in the model's own vocabulary or use another model"
+        )
