@@ -28,8 +28,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from steer_heal.commands.script import run_script  # noqa: E402
 from steer_heal.pocket import WEIGHTS  # noqa: E402
-from steer_heal.pocket.datacard import run_checks, write_card  # noqa: E402
+from steer_heal.pocket.datacard import write_card  # noqa: E402
 from steer_heal.pocket.measure import Pocket, Sampling  # noqa: E402
+from steer_heal.pocket.targets import run_checks  # noqa: E402
 from steer_heal.pocket.tokenizer import build_tokenizer  # noqa: E402
 from steer_heal.pocket.training import STAGES, train  # noqa: E402
 from steer_heal.pocket.traitfiles import write_trait_files  # noqa: E402
