@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from healing_data import completion
 
 import steer_heal.lm
+from steer_heal.healing import reference_states
 
 torch.set_num_threads(1)
 
@@ -12,3 +14,21 @@ torch.set_num_threads(1)
 def tiny():
     """`tiny-random`, shared by tests that leave it as it was."""
     return steer_heal.lm.load("tiny-random")
+
+
+@pytest.fixture
+def lm():
+    """`tiny-random` of a test's own, to be changed."""
+    return steer_heal.lm.load("tiny-random")
+
+
+@pytest.fixture
+def data(lm):
+    """A dozen completions of 5 to 14 random tokens."""
+    return [completion(lm, i, 5 + 3 * (i % 4)) for i in range(12)]
+
+
+@pytest.fixture
+def prev(lm, data):
+    """Reference states of the model as it is before a heal."""
+    return {"prev": reference_states(lm, data)}

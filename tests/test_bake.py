@@ -30,11 +30,6 @@ def random_adapter(lm, seed, rank=4, size=0.05, modules=MODULES, alpha=8.0):
     return Adapter(a, b, rank, alpha, lm.name)
 
 
-@pytest.fixture
-def lm():
-    return load("tiny-random")
-
-
 def bits(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 

@@ -21,23 +21,7 @@ from steer_heal.healing.lora import injected, linear_names
 from steer_heal.healing.loss import backward_step, completion_losses
 from steer_heal.healing.plan import split_rows
 from steer_heal.healing.references import completion_hidden
-from steer_heal.lm import completion_logprobs, load
-
-
-@pytest.fixture
-def lm():
-    return load("tiny-random")
-
-
-@pytest.fixture
-def data(lm):
-    return [completion(lm, i, 5 + 3 * (i % 4)) for i in range(12)]
-
-
-@pytest.fixture
-def prev(lm, data):
-    return {"prev": reference_states(lm, data)}
-
+from steer_heal.lm import completion_logprobs
 
 # ---------------------------------------------------------------- reference states and losses
 

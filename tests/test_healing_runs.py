@@ -22,23 +22,6 @@ from steer_heal.healing import (
 )
 from steer_heal.healing.lora import injected, seeded
 from steer_heal.healing.plan import lr_factor, row_factors, split_rows, step_rows
-from steer_heal.lm import load
-
-
-@pytest.fixture
-def lm():
-    return load("tiny-random")
-
-
-@pytest.fixture
-def data(lm):
-    return [completion(lm, i, 5 + 3 * (i % 4)) for i in range(12)]
-
-
-@pytest.fixture
-def prev(lm, data):
-    return {"prev": reference_states(lm, data)}
-
 
 # ---------------------------------------------------------------- what barriers and budgets do
 
