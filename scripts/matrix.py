@@ -9,31 +9,31 @@ REAL pairs. Writes matrix.md and matrix.csv to OUT. Knows nothing of how complet
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
 from steer_heal import study
-from steer_heal.adapter import Adapter
 from steer_heal.commands.script import run_script
-from steer_heal.completion import Completion
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import derive_seed, generate
-from steer_heal.healing import HealConfig, heal, reference_states
-from steer_heal.healing.loss import measure
-from steer_heal.probes import Probe, probe
-from steer_heal.report import markdown_table
+from steer_heal.matrix import (
+    DECODED,
+    Column,
+    cell_table,
+    column,
+    difference_table,
+    probe_table,
+    replies_text,
+    verdict,
+    write_csv,
+)
 from steer_heal.rounds import run_rounds
-from steer_heal.statistics import Estimate, paired_difference
-from steer_heal.steps import shuffled_pairs
 from steer_heal.study import Material
 
-PAIRS = ("real", "shuffled", "unsteered")
 MIN_ROWS = 16
 """Fewest kept rows: a quarter of them is held out, and an interval needs several prompts."""
 
@@ -64,41 +64,6 @@ class Arguments:
     """Folder of the two files and of the rounds that were run."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One heal, measured on held-out real pairs, per completion (nats per token)."""
-
-    pairs: str
-    barrier: str
-    seed: int
-    nll: Sequence[float]
-    kl: Sequence[float]
-    fired: float | None
-    adapter: Adapter
-    replies: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One seed: its held-out prompts, nll before any heal, and the cells by (pairs, barrier)."""
-
-    seed: int
-    n_train: int
-    prompts: Sequence[object]
-    base: Sequence[float]
-    cells: Mapping[tuple[str, str], Cell]
-    probes: Mapping[str, Probe]
-
-
-def barriers(arguments: Arguments, config: HealConfig) -> dict[str, HealConfig]:
-    """Heal settings by name: off, then one per lam. No rows are held out by the heal: the study has its own."""
-    config = replace(config, heldout=0.0, tau_rel=None, reference="prev", lam_mode="constant")
-    named = {"off": replace(config, reg="nll")}
-    for lam in arguments.lams:
-        named[f"lam {lam:g}"] = replace(config, reg=arguments.reg, lam=lam, tau=arguments.tau)
-    return named
-
-
 def material_of(arguments: Arguments, seed: int) -> Material:
     """A finished run's rows, or those of one round that is run now. InputError for too few."""
     run_dir = arguments.run
@@ -114,132 +79,6 @@ def material_of(arguments: Arguments, seed: int) -> Material:
     return material
 
 
-def column(arguments: Arguments, seed: int) -> Column:
-    """All heals of one seed and the probes between them."""
-    material = material_of(arguments, seed)
-    lm, trait, config = material.lm, material.trait, material.config
-    train, heldout = study.split_by_prompt(material.rows, arguments.heldout, derive_seed(seed, "split"))
-    unsteered = generate(
-        lm, [row.prompt for row in train], system=trait.neutral, max_new_tokens=config.max_new_tokens,
-        seed=derive_seed(seed, "unsteered"), origin="control",
-    )  # fmt: skip
-    data = {"real": train, "shuffled": shuffled_pairs(train, derive_seed(seed, "pairs")), "unsteered": unsteered}
-    settings = barriers(arguments, config.heal_config(derive_seed(seed, "heal") % 2**31))
-    states = reference_states(lm, heldout)
-    base = measure(lm, heldout, {})["nll"]
-    cells = {
-        (pairs, name): run_cell(material, pairs, name, seed, data[pairs], heldout, setting, states, arguments.show)
-        for name, setting in settings.items() for pairs in PAIRS
-    }  # fmt: skip
-    probes = {
-        name: probe(lm, material.stack, heldout, *(cells[pairs, name].adapter for pairs in PAIRS)) for name in settings
-    }
-    return Column(seed, len(train), [row.prompt_ids for row in heldout], base, cells, probes)
-
-
-def run_cell(
-    material: Material, pairs: str, name: str, seed: int, rows: Sequence[Completion], heldout: Sequence[Completion],
-    setting: HealConfig, states, show: int,
-) -> Cell:  # fmt: skip
-    """Heal, measure on the held-out pairs, take the adapter out again."""
-    lm = material.lm
-    healed = heal(lm, rows, setting, {"prev": reference_states(lm, rows)})
-    material.stack.push(healed.adapter)
-    try:
-        found = measure(lm, heldout, {"prev": states})
-        prompts = list(dict.fromkeys(row.prompt for row in heldout))[:show]
-        replies = []
-        if prompts:
-            replies = generate(
-                lm, prompts, system=material.trait.neutral, max_new_tokens=material.config.max_new_tokens, greedy=True
-            )
-    finally:
-        material.stack.pop()
-    return Cell(
-        pairs, name, seed, found["nll"], found["prev"], healed.figures.get("prev_fired"), healed.adapter,
-        tuple((reply.prompt, reply.text) for reply in replies),
-    )  # fmt: skip
-
-
-def difference(columns: Sequence[Column], one: tuple[str, str] | None, other: tuple[str, str]) -> Estimate:
-    """nll of `one` (None: before any heal) minus nll of `other`, paired, all seeds side by side, by prompt."""
-    mine = [x for c in columns for x in (c.base if one is None else c.cells[one].nll)]
-    theirs = [x for c in columns for x in c.cells[other].nll]
-    return paired_difference(theirs, mine, [prompt for c in columns for prompt in c.prompts])
-
-
-def cell_table(columns: Sequence[Column]) -> str:
-    """One line per cell, seeds pooled."""
-    lines = []
-    for key in columns[0].cells:
-        cells = [c.cells[key] for c in columns]
-        fired = [cell.fired for cell in cells if cell.fired is not None]
-        lines.append([
-            key[0], key[1], f"{fmean(x for cell in cells for x in cell.nll):.4f}",
-            str(difference(columns, None, key)),
-            ", ".join(f"{fmean(cell.nll):.4f}" for cell in cells),
-            f"{fmean(x for cell in cells for x in cell.kl):.4f}", f"{fmean(fired):.2f}" if fired else "-",
-        ])  # fmt: skip
-    names = ["pairs", "barrier", "held-out nll", "gain over base [95 %]", "by seed", "KL to base", "fired"]
-    return markdown_table(names, lines)
-
-
-def difference_table(columns: Sequence[Column]) -> str:
-    """What the pairs are worth at each barrier, and what the barrier costs at each kind of pairs."""
-    names = list(columns[0].probes)
-    lines = [
-        [f"shuffled - real, barrier {name}", str(difference(columns, ("shuffled", name), ("real", name)))]
-        for name in names
-    ]
-    lines += [
-        [f"{name} - off, {pairs} pairs", str(difference(columns, (pairs, name), (pairs, "off")))]
-        for pairs in PAIRS[:2] for name in names if name != "off"
-    ]  # fmt: skip
-    return markdown_table(["difference of held-out nll, nats", "[95 %]"], lines)
-
-
-def probe_table(columns: Sequence[Column]) -> str:
-    """The probes' figures, one line per seed and barrier."""
-    lines = []
-    for c in columns:
-        for name, p in c.probes.items():
-            lines.append([
-                str(c.seed), name, f"{p.cosine:+.3f}", "-" if p.rest_cosine is None else f"{p.rest_cosine:+.3f}",
-                f"{p.mean_share:.2f}", f"{p.entropy:.3f} / {p.log_vocab:.3f}", f"{p.peak_share:.2f}", str(p.gain),
-                str(p.lead), f"{p.unsteered_cosine:+.3f}", f"{p.weight_cosines['shuffled']:+.3f}",
-                f"{p.weight_cosines['unsteered']:+.3f}", f"{p.size:.3f}", p.verdict,
-            ])  # fmt: skip
-    names = [
-        "seed", "barrier", "cosine to shuffled", "without means", "mean explains", "entropy / log V", "peak kept",
-        "gain, nats", "lead over shuffled, nats", "cosine to unsteered", "weights: shuffled", "weights: unsteered",
-        "size, logits", "verdict",
-    ]  # fmt: skip
-    return markdown_table(names, lines)
-
-
-def verdict(columns: Sequence[Column]) -> str:
-    """One sentence over all seeds and barriers."""
-    found = {(c.seed, name): p.verdict for c in columns for name, p in c.probes.items()}
-    words = set(found.values())
-    if words == {"content"}:
-        return f"Content: all {len(found)} probes (seeds x barriers) say that the effect depends on the text."
-    if words == {"content-free"}:
-        return f"A cheap constant win: all {len(found)} probes say that shuffled pairs teach the same constant shift."
-    counts = ", ".join(f"{list(found.values()).count(word)} {word}" for word in sorted(words))
-    where = "; ".join(f"seed {seed}, {name}: {word}" for (seed, name), word in found.items() if word != "content")
-    return f"Mixed: {counts} of {len(found)} probes ({where})."
-
-
-DECODED = """nll: mean over held-out real completions of their token-mean nll, nats per token; base is the model
-before any heal. Intervals pair completions and resample prompts, not seeds. KL to base: token-mean KL(student||base) on
-the same completions, nats. fired: share of training rows over the budget. cosine: between the logit shifts on the
-held-out positions, all together; without means: after each shift's mean over positions is taken out. mean explains:
-share of the real shift's energy. peak kept: of the single positions' log V - H(softmax(shift)), by the mean shift.
-gain: base - real; lead: shuffled - real. weights: cosine of the adapters themselves. size: root mean square shift per
-token. SHOULD: real pairs gain over base and lead over shuffled ones, with a cosine clearly under 1. Equal nll, cosine
-near 1 and a mean that explains nearly all would be a constant shift that any text of the kind teaches."""
-
-
 def build(arguments: Arguments) -> list[Column]:
     """All seeds; writes the files after each and returns the columns."""
     began = time.perf_counter()
@@ -247,7 +86,10 @@ def build(arguments: Arguments) -> list[Column]:
         raise InputError("give at least one seed and one lam")
     columns: list[Column] = []
     for seed in arguments.seeds:
-        columns.append(column(arguments, seed))
+        columns.append(column(
+            material_of(arguments, seed), seed, reg=arguments.reg, tau=arguments.tau, lams=arguments.lams,
+            heldout_share=arguments.heldout, show=arguments.show,
+        ))  # fmt: skip
         print(f"seed {seed}: {verdict(columns[-1:])} {time.perf_counter() - began:.0f} s", flush=True)
         text = write(arguments, columns)
     print(f"\n{text}\n\n{time.perf_counter() - began:.0f} s; written to {arguments.out}")
@@ -272,30 +114,6 @@ def write(arguments: Arguments, columns: Sequence[Column]) -> str:
     (arguments.out / "matrix.md").write_text(f"{text}\n\n{replies_text(columns)}\n", encoding="utf-8")
     write_csv(arguments.out / "matrix.csv", columns)
     return text
-
-
-def replies_text(columns: Sequence[Column]) -> str:
-    """Greedy replies of every cell to held-out prompts, for reading."""
-    return "\n".join(
-        f"- seed {c.seed}, {cell.pairs}, {cell.barrier}: [{prompt}] {text}"
-        for c in columns for cell in c.cells.values() for prompt, text in cell.replies
-    )  # fmt: skip
-
-
-def write_csv(path: Path, columns: Sequence[Column]) -> None:
-    """Every cell of every seed, with the probe of its barrier on the real cells, unrounded."""
-    figures = ("cosine", "rest_cosine", "mean_share", "entropy", "peak_share", "unsteered_cosine", "size", "verdict")
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["seed", "pairs", "barrier", "nll_base", "nll", "kl_base", "fired", *figures])
-        for c in columns:
-            for (pairs, name), cell in c.cells.items():
-                own = (
-                    [getattr(c.probes[name], figure) for figure in figures] if pairs == "real" else [""] * len(figures)
-                )
-                fired = "" if cell.fired is None else cell.fired
-                values = [c.seed, pairs, name, fmean(c.base), fmean(cell.nll), fmean(cell.kl), fired, *own]
-                out.writerow(["" if value is None else value for value in values])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from steer_heal.generation import generate
 from steer_heal.healing.loss import measure
 from steer_heal.ledger import Ledger
 from steer_heal.lm import load
+from steer_heal.matrix import cells, difference, verdict
 from steer_heal.statistics import Estimate
 from steer_heal.trait import Trait
 
@@ -46,24 +47,24 @@ def run_dir(tmp_path_factory):
 def built(run_dir, tmp_path_factory):
     """(arguments, columns, heals): one seed; every call of heal as (rows, config)."""
     heals = []
-    own = matrix.heal
+    own = cells.heal
 
     def spy(lm, rows, config, references):
         heals.append((list(rows), config))
         return own(lm, rows, config, references)
 
     arguments = matrix.Arguments(run=run_dir, out=tmp_path_factory.mktemp("out"), **QUICK)
-    matrix.heal = spy
+    cells.heal = spy
     try:
         columns = matrix.build(arguments)
     finally:
-        matrix.heal = own
+        cells.heal = own
     return arguments, columns, heals
 
 
 def test_every_cell_is_healed_from_the_same_rows_with_the_same_initial_adapter(built):
     _, columns, heals = built
-    assert set(columns[0].cells) == {(p, b) for p in matrix.PAIRS for b in ("off", "lam 1", "lam 3")}
+    assert set(columns[0].cells) == {(p, b) for p in cells.PAIRS for b in ("off", "lam 1", "lam 3")}
     assert len({config.seed for _, config in heals}) == 1 and {config.heldout for _, config in heals} == {0.0}
     assert [config.reg for _, config in heals] == ["nll"] * 3 + ["kl_rev"] * 6
     assert [config.lam for _, config in heals[3:]] == [1.0] * 3 + [3.0] * 3
@@ -98,11 +99,11 @@ def test_a_cell_s_nll_is_that_of_its_adapter_on_the_held_out_real_pairs(built, r
 def test_differences_are_paired_and_signed_as_written(built):
     _, columns, _ = built
     real, shuffled = (columns[0].cells[pairs, "off"] for pairs in ("real", "shuffled"))
-    found = matrix.difference(columns, ("shuffled", "off"), ("real", "off"))
+    found = difference(columns, ("shuffled", "off"), ("real", "off"))
     assert found.value == pytest.approx(sum(shuffled.nll) / 6 - sum(real.nll) / 6)
     assert found.n == len(set(columns[0].prompts))
     assert found.value > 0  # on pocket the replies are about their prompts
-    gain = matrix.difference(columns, None, ("real", "off"))
+    gain = difference(columns, None, ("real", "off"))
     assert gain.value == pytest.approx(columns[0].probes["off"].gain.value, abs=1e-5)
 
 
@@ -113,7 +114,7 @@ def test_files_hold_every_cell_and_the_verdict(built):
     assert len(lines) == 9 and {line["seed"] for line in lines} == {"0"}
     assert sum(bool(line["verdict"]) for line in lines) == 3  # the probes stand beside the real cells
     text = (arguments.out / "matrix.md").read_text()
-    assert matrix.verdict(columns) in text
+    assert verdict(columns) in text
     assert text.count("| shuffled | ") == 3 and text.count("- seed 0, ") == 9  # a reply to read for every cell
 
 
@@ -127,8 +128,8 @@ def test_files_hold_every_cell_and_the_verdict(built):
 )
 def test_one_verdict_over_seeds_and_barriers(probes, opens):
     named = dict(zip(("off", "lam 1"), probes, strict=True))
-    columns = [matrix.Column(seed, 9, (), (), {}, named) for seed in (0, 1)]
-    assert matrix.verdict(columns).startswith(opens)
+    columns = [cells.Column(seed, 9, (), (), {}, named) for seed in (0, 1)]
+    assert verdict(columns).startswith(opens)
 
 
 def test_splits_hold_out_whole_prompts_and_follow_their_seed(run_dir):

@@ -23,7 +23,17 @@ from steer_heal.arms.definitions import Arm
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger, plain, write_json
 
-NOT_IN_A_FIGURE = ("arms", "benchmarks", "report", "templates", "console.py", "headline.py", "study.py", "tables.py")
+NOT_IN_A_FIGURE = (
+    "arms",
+    "benchmarks",
+    "matrix",
+    "report",
+    "templates",
+    "console.py",
+    "headline.py",
+    "study.py",
+    "tables.py",
+)
 """Parts of the package that only show or compare figures: a change of theirs makes no run stale."""
 POLL = 0.5
 """Seconds between two looks at the running processes."""
