@@ -23,8 +23,10 @@ import tyro
 
 from steer_heal.arms import ArmRun, Failure, Job, make_jobs, read_run, run_jobs, select, write_tables
 from steer_heal.arms.definitions import DEFAULT_ARMS
+from steer_heal.arms.jobs import finished, recorded_source, stale
 from steer_heal.arms.plots import write_plots
-from steer_heal.arms.running import alone, finished, minutes, recorded_source, source_hash, stale
+from steer_heal.arms.running import alone, minutes
+from steer_heal.arms.source import source_hash
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 

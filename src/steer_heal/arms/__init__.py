@@ -6,8 +6,9 @@ Knows nothing of the method: runs are processes of the command line, figures com
 from steer_heal.arms.bar import bar_lines
 from steer_heal.arms.comparing import matched, paired
 from steer_heal.arms.definitions import BUILT_IN, Arm, parse_arm, select
+from steer_heal.arms.jobs import Job, make_jobs
 from steer_heal.arms.reading import ArmRun, State, read_run
-from steer_heal.arms.running import Failure, Job, make_jobs, run_jobs
+from steer_heal.arms.running import Failure, run_jobs
 from steer_heal.arms.tables import write_tables
 
 __all__ = [
