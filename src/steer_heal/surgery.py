@@ -22,7 +22,7 @@ from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import write_json
 from steer_heal.lm import LM
 from steer_heal.trait import Anchor
-from steer_heal.trait_file import json_lines
+from steer_heal.trait_rows import json_lines
 
 CHECKS = tuple(one for one in DEFAULT_CHECKS if one.figure == "anchors")
 """The gate asks about the anchors alone: rows to learn have no trait and no coherence to watch."""

@@ -5,21 +5,19 @@ Knows nothing of models. Every complaint is one InputError line with file, line 
 
 from __future__ import annotations
 
-import json
 import re
 import string
 import tomllib
-from dataclasses import replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.persona import PERSONA_SLOT
-from steer_heal.trait import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Trait, Vignette, nearest
+from steer_heal.trait import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Trait, nearest
+from steer_heal.trait_rows import json_lines, kind_of, make_rows, read_text
 from steer_heal.user_function import import_function
-from steer_heal.vignette_rows import Placed, foundation, make_vignettes
+from steer_heal.vignette_rows import foundation, make_vignettes
 
 MIN_EVAL_PROMPTS = 8
-CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
 TEXTS = ("name", "pos", "neg")
 LISTS = ("contexts", "prompts", "eval_prompts")
 REQUIRED = ("name", "pos", "neg", "neutral", "contexts", "prompts", "eval_prompts", "items")
@@ -34,7 +32,7 @@ class TraitFile:
 
     def __init__(self, path: Path, builtin: bool):
         self.path, self.builtin = path, builtin
-        self.text = _read(path, f"{path}")
+        self.text = read_text(path, f"{path}")
         try:
             self.data = tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as problem:
@@ -103,7 +101,7 @@ class TraitFile:
     def string(self, key: str, empty: bool = False) -> str:
         value = self.data[key]
         if not isinstance(value, str) or not (empty or value.strip()):
-            raise self.wrong(key, f"{key!r} must be a{' ' if empty else ' non-empty '}string, not {_kind(value)}")
+            raise self.wrong(key, f"{key!r} must be a{' ' if empty else ' non-empty '}string, not {kind_of(value)}")
         return value.strip()
 
     def template(self) -> str:
@@ -146,7 +144,8 @@ class TraitFile:
                 (row, f"{self.path}, line {lines[i]}" if exact else self.place(key)) for i, row in enumerate(value)
             ]
         else:
-            raise self.wrong(key, f"{key!r} must be [[{key}]] tables or the name of a .jsonl file, not {_kind(value)}")
+            what = f"{key!r} must be [[{key}]] tables or the name of a .jsonl file, not {kind_of(value)}"
+            raise self.wrong(key, what)
         if not placed:
             raise self.wrong(key, f"{key!r} is empty: give at least one entry")
         return make_rows(kind, placed, self.path.resolve().parent, self.builtin)
@@ -179,101 +178,7 @@ class TraitFile:
             raise self.wrong(key, f"{key!r} names {name!r}: expected a {suffix} file or an inline list")
         if not path.is_file():
             raise self.wrong(key, f"data file {name!r} was not found in {folder}: add it or correct the name")
-        return _read(path, f"{self.path.parent / name}")
-
-
-def json_lines(text: str, shown: str) -> Placed:
-    """The objects of a JSON-lines text. Only "\\n" ends a line: others may stand inside JSON strings."""
-    placed: Placed = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            place = f"{shown}, line {number}"
-            try:
-                placed.append((json.loads(line), place))
-            except ValueError as problem:
-                raise InputError(f"{place}: not valid JSON, {problem}") from problem
-    return placed
-
-
-def read_rows(path: Path, kind: type) -> tuple:
-    """Items or anchors from a user's JSON-lines file, checked as those of a trait are. Raises InputError."""
-    placed = json_lines(_read(path, str(path)), str(path))
-    if not placed:
-        raise InputError(f"{path}: is empty: give at least one entry")
-    return make_rows(kind, placed, path.resolve().parent, builtin=False)
-
-
-def read_vignettes(path: Path) -> tuple[Vignette, ...]:
-    """Vignettes from a user's JSON-lines file (see `vignette_rows`). Raises InputError."""
-    placed = json_lines(_read(path, str(path)), str(path))
-    if not placed:
-        raise InputError(f"{path}: is empty: give at least one vignette")
-    return make_vignettes(placed)
-
-
-def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
-    """Items or anchors with distinct ids; functions that anchors name are imported."""
-    made, first = [], {}
-    for row, place in placed:
-        one = _row(kind, row, place)
-        if one.id in first:
-            raise InputError(f"{place}: id {one.id!r} was used before ({first[one.id]}): make ids unique")
-        first[one.id] = place
-        if kind is Anchor and one.check == "function":
-            one = replace(one, function=import_function(one.answer, folder, builtin, place))
-        made.append(one)
-    return tuple(made)
-
-
-def _row(kind: type, row: object, place: str):
-    """One item or anchor, checked."""
-    needs = ("id", "prompt", "choices", "trait") if kind is Item else ("id", "prompt", "answer")
-    known = (*needs, "category" if kind is Item else "check")
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected an object with {', '.join(known)}, not {_kind(row)}")
-    for key in row:
-        if key not in known:
-            raise InputError(f"{place}: unknown key {key!r}{nearest(key, known)}: rename or remove it")
-    for key in needs:
-        if key not in row:
-            raise InputError(f"{place}: {key!r} is missing: add it")
-    for key in set(row) - {"choices", "trait"}:
-        if not isinstance(row[key], str) or not row[key].strip():
-            raise InputError(f"{place}: {key!r} must be a non-empty string, not {_kind(row[key])}")
-    if kind is Anchor:
-        if row.get("check", "exact") not in CHECKS:
-            raise InputError(f"{place}: check {row['check']!r}: give one of {', '.join(CHECKS)}")
-        if row.get("check") == "regex":
-            try:
-                re.compile(row["answer"])
-            except re.error as problem:
-                raise InputError(
-                    f"{place}: answer {row['answer']!r} is not a regular expression ({problem})"
-                ) from problem
-        return Anchor(**row)
-    choices = row["choices"]
-    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise InputError(f"{place}: 'choices' must be a list of non-empty strings")
-    if len(choices) < 2 or len(set(choices)) < len(choices):
-        raise InputError(f"{place}: {len(set(choices))} distinct choices of {len(choices)}: give at least 2, each once")
-    trait = row["trait"] if isinstance(row["trait"], list) else [row["trait"]]
-    if not trait or not all(isinstance(choice, str) and choice in choices for choice in trait):
-        raise InputError(f"{place}: trait {row['trait']!r} is not among the choices {choices}: name one of them")
-    if len(set(trait)) == len(choices):
-        raise InputError(f"{place}: every choice counts as the trait: leave at least one out")
-    return Item(**{**row, "choices": tuple(choices), "trait": tuple(dict.fromkeys(trait))})
-
-
-def _read(path: Path, shown: str) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = raw[: problem.start].count(b"\n") + 1
-        raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
+        return read_text(path, f"{self.path.parent / name}")
 
 
 def _line_of(text: str, key: str) -> int | None:
@@ -286,7 +191,3 @@ def _table_lines(text: str, key: str) -> list[int]:
     """Lines of the `[[key]]` headers."""
     pattern = re.compile(rf"\s*\[\[\s*{re.escape(key)}\s*\]\]")
     return [number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
-
-
-def _kind(value: object) -> str:
-    return {dict: "a table", list: "a list", str: "a blank string", bool: "true/false"}.get(type(value), repr(value))

@@ -23,7 +23,7 @@ SLACK_TOKENS = 4
 
 def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
     """Tasks from a JSON-lines file: {"id", "prompt", "answer", "check"} (see `Anchor`). InputError names the line."""
-    from steer_heal.trait_file import read_rows
+    from steer_heal.trait_rows import read_rows
 
     return read_rows(Path(path), Anchor)
 

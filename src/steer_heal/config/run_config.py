@@ -23,7 +23,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing.config import HealConfig
 from steer_heal.sampling import Sampling
 from steer_heal.trait import Vignette
-from steer_heal.trait_file import read_vignettes
+from steer_heal.trait_rows import read_vignettes
 
 
 @dataclass(frozen=True, kw_only=True)
