@@ -15,18 +15,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from statistics import fmean
 
 import torch
 import tyro
 
 import steer_heal as sh
+from steer_heal.carry_over import DECODED, Cell, means, spread, table
 from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.generation import derive_seed
 from steer_heal.healing import mean_divergence
-from steer_heal.report import markdown_table
 from steer_heal.trait import default_trait
 
 LEAST_ROWS = 16
@@ -55,33 +54,6 @@ class Arguments:
     """Seeds of sampling and of the heals; figures are means over them."""
     out: Path = field(default=Path("out/carry_over"))
     """Folder of the table."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One heal.
-
-    Attributes:
-        case, dose, seed, arm, rows: what was healed how, and on how many kept texts.
-        caused: divergence of the steered from the plain model on the kept rows, mean over rows of the aggregate, nats.
-        tau: budget in nats, None without a barrier. fired: share of rows over budget during training.
-        reached: divergence of the healed from the original model on the same rows, nats.
-        log_odds, free: the trait's shift against base, in nats of forced choice and in shares of replies.
-        coherence: share of sound sentences, None without a checker.
-    """
-
-    case: str
-    dose: float
-    seed: int
-    arm: str
-    rows: int
-    caused: float
-    tau: float | None
-    fired: float | None
-    reached: float
-    log_odds: float
-    free: float | None
-    coherence: float | None
 
 
 def parse(case: str) -> RunConfig:
@@ -188,72 +160,6 @@ def _measure(lm, trait, config, arguments: Arguments, seed: int) -> sh.Metrics:
         lm, trait, n_items=config.eval_items, n_free=arguments.replies, max_new_tokens=config.max_new_tokens,
         seed=derive_seed(seed, "evaluate"),
     )  # fmt: skip
-
-
-COLUMNS = (
-    "case", "dose", "caused", "arm", "tau", "fired", "D", "D / caused", "trait, nats", "trait / nll", "free", "ok",
-)  # fmt: skip
-DECODED = """caused: divergence from the plain model that the steering itself caused on the kept texts; D: that of the
-healed model from the original on the same texts; both the mean over texts of rmse_t KL, nats. tau: the budget in nats.
-fired: share of rows over budget in training. trait: forced-choice log-odds against base, nats; / nll: its share of what
-plain nll moved. free: free-text trait against base. ok: share of sound sentences. Means over seeds. SHOULD: a budget
-that carries over fires as often, leaves the same D / caused and keeps the same share of the trait in every case."""
-
-
-def means(cells: Sequence[Cell]) -> list[Cell]:
-    """One cell per case, dose and arm: the mean over seeds."""
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.case, cell.dose, cell.arm), []).append(cell)
-    out = []
-    for same in groups.values():
-        figures = {}
-        for name in ("caused", "tau", "fired", "reached", "log_odds", "free", "coherence"):
-            values = [getattr(cell, name) for cell in same]
-            figures[name] = None if None in values else fmean(values)
-        out.append(replace(same[0], **figures))
-    return out
-
-
-def table(cells: Sequence[Cell]) -> str:
-    """Every case, dose and arm as Markdown, in the order given."""
-    plain = {(c.case, c.dose): c for c in cells if c.arm == "nll"}
-
-    def show(value: float | None, form: str = ".2f") -> str:
-        return "" if value is None else format(value, form)
-
-    rows = [
-        [c.case, f"{c.dose:g}", show(c.caused), c.arm, show(c.tau), show(c.fired), show(c.reached),
-         show(c.reached / c.caused), show(c.log_odds, "+.2f"), show(kept_share(c, plain[c.case, c.dose])),
-         show(c.free, "+.2f"), show(c.coherence)]
-        for c in cells
-    ]  # fmt: skip
-    return markdown_table(list(COLUMNS), rows)
-
-
-def kept_share(cell: Cell, plain: Cell) -> float | None:
-    """Trait moved as a share of what plain nll moved; None where nll moved it by less than .1 nats."""
-    return cell.log_odds / plain.log_odds if plain.log_odds >= 0.1 else None
-
-
-def spread(cells: Sequence[Cell]) -> list[str]:
-    """Per budget, how far each figure ranges over the cases and doses: what carries over ranges little."""
-    plain = {(c.case, c.dose): c for c in cells if c.arm == "nll"}
-    lines = []
-    for arm in ("tau", "tau_rel"):
-        own = [c for c in cells if c.arm == arm]
-        figures = {
-            "fired": [c.fired for c in own],
-            "D / caused": [c.reached / c.caused for c in own],
-            "trait / nll": [kept_share(c, plain[c.case, c.dose]) for c in own],
-        }
-        ranges = []
-        for name, values in figures.items():
-            known = [value for value in values if value is not None]
-            if known:
-                ranges.append(f"{name} {min(known):.2f} to {max(known):.2f} (range {max(known) - min(known):.2f})")
-        lines.append(f"- {arm}: {'; '.join(ranges)}")
-    return lines
 
 
 def write(cells: Sequence[Cell], arguments: Arguments, notes: Sequence[str] = ()) -> str:
