@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from steer_heal.commands.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LINE = re.compile(r"^- `(?P<path>[\w./]+(?:\.py|/))`: (?P<text>.*)$")
@@ -81,9 +81,8 @@ def _place(lines: list[str], path: str) -> int:
     return lines.index(UNPLACED) + 2
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Refresh or check."""
-    arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.FlagCreatePairsOff,), description=__doc__)
+def refresh(arguments: Arguments) -> int:
+    """Refresh or check; returns the exit code."""
     page = arguments.page.read_text(encoding="utf-8")
     true = refreshed(page, modules())
     if arguments.check and true != page:
@@ -92,6 +91,11 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         arguments.page.write_text(true, encoding="utf-8")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_script(Arguments, refresh, argv, __doc__, "house_map")
 
 
 if __name__ == "__main__":

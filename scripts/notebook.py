@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import tyro
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.utils import run_sync
@@ -25,6 +24,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 import steer_heal
+from steer_heal.commands.script import run_script
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "quickstart.ipynb"
 KERNEL = "this-interpreter"
@@ -111,9 +111,8 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
     return ([nbformat.v4.new_output("stream", name="stdout", text=text)] if text else []) + shown
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run, strip, write."""
-    arguments = tyro.cli(Arguments, args=argv, config=(tyro.conf.FlagCreatePairsOff,), description=__doc__)
+def run(arguments: Arguments) -> int:
+    """Run, strip, write; returns the exit code."""
     notebook = nbformat.read(arguments.notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -125,6 +124,11 @@ def main(argv: list[str] | None = None) -> int:
         nbformat.write(strip(notebook), arguments.notebook)
         print(f"{arguments.notebook}: {arguments.notebook.stat().st_size / 1000:.0f} kB")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    return run_script(Arguments, run, argv, __doc__, "notebook")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Command lines of the documentation, read by the parser of the command they call; cheap ones are run."""
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -12,10 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import tyro
 
 from steer_heal import run
 from steer_heal.commands import main as commands
+from steer_heal.commands import script
+from steer_heal.commands.help import asked_for_help
 from steer_heal.commands.options import options_of, parse
 from steer_heal.errors import InputError
 from steer_heal.trait import Trait
@@ -117,7 +117,7 @@ class Parsed(BaseException):
 
 def takes_options(path):
     """Whether a script reads its command line; one that does not would do its work when it is run."""
-    return bool(re.search(r"^(import|from) (tyro|argparse)\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE))
+    return "run_script" in (ROOT / path).read_text(encoding="utf-8")
 
 
 def read_by_script(path, words):
@@ -129,32 +129,27 @@ def read_by_script(path, words):
         if words:
             raise UnknownCommand(f"{path} takes no options")
         return Parsed(None, ())
-    cli, subcommands = tyro.cli, tyro.extras.subcommand_cli_from_dict
-    parse_args = argparse.ArgumentParser.parse_args
 
-    def one(kind, **more):
-        raise Parsed(None if words is None else cli(kind, **{**more, "args": words}), options_of(kind))
-
-    def several(kinds, **more):
-        found = None if words is None else subcommands(kinds, **{**more, "args": words})
-        raise Parsed(found, [flag for kind in kinds.values() for flag in options_of(kind)])
-
-    def plain(parser, args=None, namespace=None):
-        raise Parsed(None if words is None else parse_args(parser, words), parser._option_string_actions)
+    def read(kind, work, argv, about, name, interrupted=""):
+        given = sys.argv[1:] if argv is None else argv
+        raise Parsed(
+            None if words is None or asked_for_help(given) is not None else parse(kind, given, name), options_of(kind)
+        )
 
     def anew(*words):
         raise UnknownCommand(f"{path} would start itself anew")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "execve", anew)
-        patch.setattr(sys, "argv", [path])
+        patch.setattr(sys, "argv", [path, *(words or ())])
         patch.syspath_prepend(str((ROOT / path).parent))
         for variable, value in re.findall(r'"(\w+_)": "(\d+)"', (ROOT / path).read_text(encoding="utf-8")):
             patch.setenv(variable, value)  # a script that starts itself anew to set them has no need to
-        patch.setattr(tyro, "cli", one)
-        patch.setattr(tyro.extras, "subcommand_cli_from_dict", several)
-        patch.setattr(argparse.ArgumentParser, "parse_args", plain)
+        patch.setattr(script, "run_script", read)
         try:
+            if words is None and path == "scripts/bench.py":  # one command line per bench
+                benches = runpy.run_path(str(ROOT / path))["BENCHES"]
+                return Parsed(None, [flag for kind, _ in benches.values() for flag in options_of(kind)])
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except Parsed as stop:
             return stop
@@ -167,10 +162,10 @@ def check_script(path, rest):
         raise InputError(f"{path} does not exist")
     found = read_by_script(path, rest).found
     if path == "scripts/carry_over.py":
-        from script_modules import script
+        from script_modules import script as module_of
 
         for case in found.cases:
-            script("carry_over").parse(case)
+            module_of("carry_over").parse(case)
 
 
 @functools.cache

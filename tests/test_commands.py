@@ -230,7 +230,7 @@ def test_every_option_of_a_run_has_one_topic_a_text_and_its_default(capsys, monk
     monkeypatch.setenv("COLUMNS", "100")
     run_main(["--help=all"])
     shown = capsys.readouterr().out
-    assert all(option.flag in shown for option in options.values()) and "[pocket 0.001;" in shown and "[0.3]" in shown
+    assert all(option.flag in shown for option in options.values()) and "[pocket 0.00125;" in shown and "[0.3]" in shown
 
 
 def test_preset_fills_in_what_the_command_line_does_not_say():

@@ -18,8 +18,10 @@ TYPED = {
     "csweep": (["--target-k", "1"], "did you mean --target-kl?"),
     "filter_report": (["--split", "both-of-them"], "--split both-of-them: give one of tune, held_out, both"),
     "heal_sweep": (["out/RUN", "--rond", "1"], "did you mean --round?"),
+    "house_map": (["--chek"], "did you mean --check?"),
     "ladder": (["--share", "1"], "did you mean --shares?"),
     "matrix": (["--seeds", "a"], "--seeds a: give one or more whole numbers"),
+    "notebook": (["--timeout", "soon"], "--timeout soon: give a whole number"),
     "steering_pictures": (["--ot", "x"], "did you mean --out?"),
     "train_pocket": (["--only", "al"], "--only al: give one of all, train, checks, traits"),
 }
