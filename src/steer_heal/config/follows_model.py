@@ -17,7 +17,8 @@ FOLLOWS_MODEL: dict[str, dict[str, object]] = {
     },
     "others": {
         "lr": 1e-4, "epochs": 6, "tau": 0.5, "doses": (0.5, 0.75, 1.0), "max_new_tokens": 256, "n_min": 48,
-        "walk_batch": 48, "target_kl": 1.0, "survival_target": 0.25, "diversity_gain": 0.0,
+        "walk_batch": 48, "target_kl": 1.0, "survival_target": 0.25, "text_temperature": 1.0, "text_top_p": 1.0,
+        "text_min_p": 0.03, "diversity_gain": 1.0,
     },
 }  # fmt: skip
 """Defaults that no single number serves: steps and lengths of a 1 M-parameter model are not those of a 4 B one."""
