@@ -61,9 +61,7 @@ def _calibrate(console: Console, e: dict) -> None:
         bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
         rows = [[rule.gate, rule.words, bound] for rule, bound in zip(own, bounds, strict=True)]
         console.print(table("limits from the model's own text", ["gate", "dropped for", "limit"], rows))
-    console.print(
-        "All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it."
-    )
+    console.print("All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it.")
     console.print(
         f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
         f"text dropped in all; here {c['dropped']} of {c['completions']}."
