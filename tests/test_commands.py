@@ -184,7 +184,8 @@ def test_doctors_tiny_round_passes_every_stage_without_a_word(capsys):
 
 def test_traits_lists_shows_and_checks(tmp_path, capsys):
     assert main(["traits"]) == 0
-    assert "pocket-care" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert listed.count("default of pocket") == 1 and "any model" not in listed
     assert main(["traits", "show", "pocket-care-reversed"]) == 0
     assert Trait.load("pocket-care").neg in capsys.readouterr().out
     own = tmp_path / "own.toml"

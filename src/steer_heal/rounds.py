@@ -25,7 +25,7 @@ from steer_heal.healing import DivergedError
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
-from steer_heal.preflight import check_texts
+from steer_heal.preflight import check_barrier, check_texts
 from steer_heal.resume import recorded_config, resumable
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Anchor, Trait, default_trait
@@ -135,6 +135,7 @@ def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     check_texts(lm, trait, tasks, config)
+    check_barrier(lm, config)
     return lm, trait, tasks
 
 
