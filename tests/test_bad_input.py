@@ -78,7 +78,7 @@ VALUES = [
     ("run --doses -1", "doses (-1.0,)", "at least 0"),
     ("run --doses", "--doses without a value", "one or more numbers"),
     ("run --threads 100000", "threads 100000", "cores", "at most"),
-    ("run --reg os:system", "'system' cannot be used", "TypeError", "logp_student"),
+    ("run --reg os:system", "'os:system' cannot be used", "TypeError", "logp_student"),
     ("run --model pocket --attn-implementation foo", "--attn-implementation 'foo'", "eager", "leave it out"),
     ("run --target-kl -1", "target_kl -1", "nats"),
     ("run --text-temperature 0", "temperature 0", "above 0"),
