@@ -66,6 +66,14 @@ class Reporter:
         """Rounds of the run, and how many runs of so many rounds it is made of: itself and its controls."""
         self.clock.plan(n_rounds, parts)
 
+    def resumed(self, committed: int) -> None:
+        """A stopped run goes on: what is printed again is read from its folder, up to where it was stopped."""
+        if not self.quiet:
+            self.console.print(
+                f"going on with a stopped run: {counted(committed, 'result')} of it will be read from its folder, the "
+                "rest is computed; tables that it had printed come again"
+            )
+
     def on_event(self, event: dict) -> None:
         """Print one ledger event."""
         self._end_bar()

@@ -71,6 +71,8 @@ def run_rounds(
         ledger = resume and held.enter_context(resumable(resume))
         config = recorded_config(ledger) if ledger else (config or RunConfig()).resolved()
         lm, trait, tasks = inputs(config)  # before there is a folder: unusable input leaves none
+        if ledger:
+            reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config)))
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
