@@ -78,3 +78,12 @@ def test_the_end_says_what_its_comparison_shows_and_what_to_open(events):
     end = shown(events["end", None])
     assert "paired differences with 95 % intervals" in end and "No controls were run" in end
     assert end.endswith("open report.html there")
+    assert "its verdict" not in end  # of controls, and there are none
+
+
+def test_words_of_the_method_are_explained_where_they_stand(events):
+    verdict, evaluated = events["verdict", 0], events["evaluate", 0]
+    assert "a cluster: one prompt" in shown(verdict, text="It did, retain 0.50.")
+    assert "a cluster" not in shown(verdict, text="It did not.")
+    assert f"steered at dose {evaluated['steered_dose']:.2f}" in shown(evaluated)
+    assert "enough ends the walk" in shown(events["walk", 0])

@@ -59,8 +59,8 @@ def _calibrate(console: Console, e: dict) -> None:
     console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
     if own:
         bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
-        rows = [[rule.gate, rule.words, bound] for rule, bound in zip(own, bounds, strict=True)]
-        console.print(table("limits from the model's own text", ["gate", "dropped for", "limit"], rows))
+        rows = [[rule.words, rule.gate, bound] for rule, bound in zip(own, bounds, strict=True)]
+        console.print(table("limits from the model's own text", ["dropped for", "gate", "limit"], rows))
     console.print("All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it.")
     console.print(
         f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
@@ -131,8 +131,9 @@ def _walk(console: Console, e: dict) -> None:
     dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
-        "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; trait and "
-        "sentence ok: shares by the trait's checker, of all and of the kept.\n"
+        "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; decision: "
+        "shrink lowers kappa, enough ends the walk; trait and sentence ok: shares by the trait's checker, of all and of "
+        "the kept.\n"
         f"Sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
         f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
         "and there is nothing to learn."
@@ -210,7 +211,12 @@ def _bake(console: Console, e: dict) -> None:
 
 def _evaluate(console: Console, e: dict) -> None:
     states = [(name, e[name]) for name in ("base", "steered", "healed", "prompted") if name in e]
-    console.print(table(_round(e) + "evaluate: same items, same run", *state_table(states)))
+    console.print(
+        table(
+            _round(e) + f"evaluate: same items, same run; steered at dose {e['steered_dose']:.2f}, unfiltered",
+            *state_table(states),
+        )
+    )
     first = e["step"] == e["shift"]  # the round before is the original model
     compared = [("shift", "healed - base"), ("step", "healed - previous round")]
     for name, label in compared[:1] if first else compared:
@@ -230,6 +236,8 @@ def _evaluate(console: Console, e: dict) -> None:
 
 def _verdict(console: Console, e: dict) -> None:
     console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
+    if "retain" in e["text"]:
+        console.print("retain: the student's shift as a share of the steered model's; a cluster: one prompt or item.")
 
 
 def _gate(console: Console, e: dict) -> None:
@@ -267,8 +275,10 @@ def _end(console: Console, e: dict) -> None:
     console.print(table("base -> steered -> healed", *state_table(states)))
     console.print(state_legend(states), markup=False)
     compared = against_rows(e["against"])
-    narrow = [[cell.replace(" [", "\n[") for cell in row] for row in compared]
-    console.print(table("the result against the prompted model and controls", AGAINST_COLUMNS, narrow))
+    used = [i for i in range(len(AGAINST_COLUMNS)) if any(row[i] != "-" for row in compared)]
+    narrow = [[row[i].replace(" [", "\n[") for i in used] for row in compared]
+    heads = [AGAINST_COLUMNS[i] for i in used]
+    console.print(table("the result against the prompted model and controls", heads, narrow))
     console.print(against_legend(e), markup=False)
     console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
     if e["ended_by"]:
