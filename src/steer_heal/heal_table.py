@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from steer_heal.tables import number
+from steer_heal.tables import number, share
 
 ROWS = 12
 """Rows of steps that the table of one heal has, about."""
 FIGURES = {"mean": 3, "agg": 3, "max": 2, "fired": 2, "ratio": 2, "lam": 2}
 """Figures of a barrier in a step's row (`NAME_mean` and so on), and their digits in the table."""
+HARDLY = {"fired": 0.01, "ratio": 0.05}
+"""A barrier with less of both (share of the rows, its gradient over that of the nll) is said to have hardly fired."""
 LEGEND = (
     "step: steps taken; each row: means over those since the row before (max: the largest). nll: per token; D: "
     "divergence from the reference over a completion's tokens, as mean, aggregated (what the budget is about) and its "
@@ -56,3 +58,17 @@ def epoch_line(row: Mapping) -> str:
         return f"epoch {row['epoch']}: {train}, nothing held out"
     held_out = f"held-out {number(row['heldout_nll'])} (before {number(row['heldout_nll_before'])})"
     return f"epoch {row['epoch']}: {train}, {held_out}"
+
+
+def hardly_fired(heal: Mapping) -> list[str]:
+    """A warning for each barrier that acted so rarely and weakly that the heal was close to one without it."""
+    figures = heal["figures"]
+    rare = [
+        name for name in heal["tau"]
+        if figures[f"{name}_fired"] > 0 and all(figures[f"{name}_{key}"] < limit for key, limit in HARDLY.items())
+    ]  # fmt: skip
+    return [
+        f"the barrier against {name} hardly fired ({share(figures[f'{name}_fired'])} of rows): this was close to a "
+        "plain nll heal; a lower tau makes it act"
+        for name in rare
+    ]

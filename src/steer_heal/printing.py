@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steer_heal.coherence.rules import from_text
-from steer_heal.heal_table import LEGEND
+from steer_heal.heal_table import LEGEND, hardly_fired
 from steer_heal.tables import (
     AGAINST_COLUMNS,
     against_legend,
@@ -27,8 +27,6 @@ from steer_heal.tables import (
     vignette_table,
 )
 
-HARDLY = {"fired": 0.01, "ratio": 0.05}
-"""A barrier with less of both (share of the rows, its gradient over that of the nll) is said to have hardly fired."""
 NAMED = 6
 """Anchors that are named where a list of them would fill the screen; the event has all."""
 
@@ -132,8 +130,8 @@ def _walk(console: Console, e: dict) -> None:
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
         "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; decision: "
-        "shrink lowers kappa, enough ends the walk; trait and sentence ok: shares by the trait's checker, of all and of "
-        "the kept.\n"
+        "shrink lowers kappa, enough ends the walk; trait and sentence ok: shares by the trait's checker, of all and "
+        "of the kept.\n"
         f"Sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
         f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
         "and there is nothing to learn."
@@ -167,15 +165,10 @@ def _heal(console: Console, e: dict) -> None:
         for name, tau in e["tau"].items()
     ]
     console.print(f"Barrier {e['reg']} {'; '.join(barriers) or '(none)'}.", markup=False)
-    hardly = [
-        f"the barrier against {name} hardly fired ({share(f[f'{name}_fired'])} of rows): this was close to a plain nll "
-        "heal; a lower tau makes it act"
-        for name in e["tau"]
-        if f[f"{name}_fired"] > 0 and all(f[f"{name}_{key}"] < limit for key, limit in HARDLY.items())
-    ]  # fmt: skip
+    remarks = "; ".join([*e["notes"], *hardly_fired(e)]) or "as it should be"
     console.print(
         "SHOULD: both nll fall and the barrier fires on some rows. It never fired = plain nll; held-out rises = "
-        f"overfit; neither falls = nothing to learn. Here: {'; '.join([*e['notes'], *hardly]) or 'as it should be'}.",
+        f"overfit; neither falls = nothing to learn. Here: {remarks}.",
         markup=False,
     )
     if e["overfit"] is not None:
@@ -211,12 +204,8 @@ def _bake(console: Console, e: dict) -> None:
 
 def _evaluate(console: Console, e: dict) -> None:
     states = [(name, e[name]) for name in ("base", "steered", "healed", "prompted") if name in e]
-    console.print(
-        table(
-            _round(e) + f"evaluate: same items, same run; steered at dose {e['steered_dose']:.2f}, unfiltered",
-            *state_table(states),
-        )
-    )
+    title = f"evaluate: same items, same run; steered at dose {e['steered_dose']:.2f}, unfiltered"
+    console.print(table(_round(e) + title, *state_table(states)))
     first = e["step"] == e["shift"]  # the round before is the original model
     compared = [("shift", "healed - base"), ("step", "healed - previous round")]
     for name, label in compared[:1] if first else compared:
