@@ -115,9 +115,13 @@ class Parsed(BaseException):
         self.found, self.flags = found, frozenset(flags)
 
 
+READS = re.compile(r"^(import|from) (tyro|argparse|steer_heal\.commands\.script)\b", re.MULTILINE)
+"""How a script that reads its command line begins."""
+
+
 def takes_options(path):
     """Whether a script reads its command line; one that does not would do its work when it is run."""
-    return bool(re.search(r"^(import|from) (tyro|argparse)\b", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE))
+    return bool(READS.search((ROOT / path).read_text(encoding="utf-8")))
 
 
 def read_by_script(path, words):
@@ -142,19 +146,28 @@ def read_by_script(path, words):
     def plain(parser, args=None, namespace=None):
         raise Parsed(None if words is None else parse_args(parser, words), parser._option_string_actions)
 
+    def house(kind, work, argv, about, name, *more):
+        patch.setattr(tyro, "cli", cli)
+        given = words if argv is None else argv
+        raise Parsed(None if words is None else parse(kind, given, f"scripts/{name}.py"), options_of(kind))
+
     def anew(*words):
         raise UnknownCommand(f"{path} would start itself anew")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "execve", anew)
-        patch.setattr(sys, "argv", [path])
+        patch.setattr(sys, "argv", [path, *(words or ())])
         patch.syspath_prepend(str((ROOT / path).parent))
         for variable, value in re.findall(r'"(\w+_)": "(\d+)"', (ROOT / path).read_text(encoding="utf-8")):
             patch.setenv(variable, value)  # a script that starts itself anew to set them has no need to
+        patch.setattr("steer_heal.commands.script.run_script", house)
         patch.setattr(tyro, "cli", one)
         patch.setattr(tyro.extras, "subcommand_cli_from_dict", several)
         patch.setattr(argparse.ArgumentParser, "parse_args", plain)
         try:
+            benches = runpy.run_path(str(ROOT / path)).get("BENCHES")
+            if benches is not None and not words:  # a word that picks the options comes first
+                return Parsed(None, [flag for kind, _ in benches.values() for flag in options_of(kind)])
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except Parsed as stop:
             return stop

@@ -1,4 +1,4 @@
-"""Who answers in `steer-heal chat`: the original model, the model steered at a dose, the healed student of a run.
+"""Who answers in a chat: the original model, the model steered at a dose, the healed student of a run.
 
 Knows nothing of training, filters and printing; what they say is unfiltered.
 """
