@@ -20,7 +20,7 @@ from steer_heal.commands.folders import open_run
 from steer_heal.commands.main import COMMANDS, main
 from steer_heal.commands.options import options_of
 from steer_heal.commands.presets import PRESETS
-from steer_heal.config import RunConfig
+from steer_heal.config import FOLLOWS_MODEL, RunConfig
 from steer_heal.ledger import Ledger
 from steer_heal.run import CommandLine, parsed
 from steer_heal.run import main as run_main
@@ -184,7 +184,8 @@ def test_doctors_tiny_round_passes_every_stage_without_a_word(capsys):
 
 def test_traits_lists_shows_and_checks(tmp_path, capsys):
     assert main(["traits"]) == 0
-    assert "pocket-care" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert listed.count("default of pocket") == 1 and "any model" not in listed
     assert main(["traits", "show", "pocket-care-reversed"]) == 0
     assert Trait.load("pocket-care").neg in capsys.readouterr().out
     own = tmp_path / "own.toml"
@@ -216,10 +217,27 @@ def test_help_of_each_command_names_every_option_and_fits_a_screen(command, caps
 
 @pytest.mark.parametrize("topic", ["", *run_help.TITLES, "presets"])
 def test_help_of_run_fits_a_screen_per_topic(topic, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     assert run_main(["--help", *([topic] if topic else [])]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert 5 < len(lines) <= 50 and max(map(len, lines)) <= 120
+    assert 5 < len(lines) <= 50 and max(map(len, lines)) <= 80
+
+
+def test_the_overview_fits_a_narrow_screen_and_rounds_come_before_switches(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    run_main(["--help", "loop"])
+    shown = capsys.readouterr().out
+    assert shown.index("--n-rounds") < shown.index("--preset") and shown.index("--seed") < shown.index("--debug")
+
+
+def test_help_says_where_sampling_is_the_models_own(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    run_main(["--help", "steering"])
+    text = " ".join(capsys.readouterr().out.split())
+    heat = FOLLOWS_MODEL["pocket"]["text_temperature"]
+    assert f"[pocket {heat}; others as the model's own]" in text
 
 
 def test_every_option_of_a_run_has_one_topic_a_text_and_its_default(capsys, monkeypatch):
@@ -230,7 +248,8 @@ def test_every_option_of_a_run_has_one_topic_a_text_and_its_default(capsys, monk
     monkeypatch.setenv("COLUMNS", "100")
     run_main(["--help=all"])
     shown = capsys.readouterr().out
-    assert all(option.flag in shown for option in options.values()) and "[pocket 0.00125;" in shown and "[0.3]" in shown
+    assert all(option.flag in shown for option in options.values())
+    assert f"[pocket {FOLLOWS_MODEL['pocket']['lr']};" in shown and "[0.3]" in shown
 
 
 def test_preset_fills_in_what_the_command_line_does_not_say():

@@ -147,6 +147,35 @@ def test_what_is_read_back_has_no_speed(shown, tiny, tmp_path):
     assert "read from the run folder" in text.getvalue()
 
 
+def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown):
+    from steer_heal import rounds
+    from steer_heal.config import RunConfig
+    from steer_heal.resume import reopen
+
+    class Stopped(Reporter):
+        def on_event(self, event):
+            if event["stage"] == "baseline":
+                raise KeyboardInterrupt
+
+    config = RunConfig(fast_dev_run=True, gate="watch", n_rounds=1, out=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        rounds.run_rounds(config, Stopped(quiet=True))
+    (folder,) = tmp_path.iterdir()
+    committed = len(list((folder / "units").glob("*.unit")))
+    reporter, text = shown()
+    rounds.run_rounds(reporter=reporter, resume=reopen(folder))
+    assert text.getvalue().startswith(f"going on with a stopped run: {committed} results") and committed > 2
+
+
+def test_steps_of_a_heal_make_about_a_dozen_rows_and_the_last_says_how_many_there_were(shown):
+    reporter, text = shown()
+    for i in range(53):
+        reporter.step({"step": i, "nll": 1.0, "grad_norm": 0.5, "lr": 1e-3}, 53)
+    reporter.epoch({"epoch": 0, "train_nll": 1.0, "train_nll_before": 2.0})
+    rows = [line.split() for line in text.getvalue().splitlines() if line.strip()[:1].isdigit()]
+    assert [row[0] for row in rows] == ["5", "10", "15", "20", "25", "30", "35", "40", "45", "50", "53"]
+
+
 def test_verbose_shows_every_step(shown):
     row = {"nll": 1.0, "grad_norm": 0.5, "lr": 1e-3}
     for options, expected in (({"verbose": True}, 48), ({}, 12)):

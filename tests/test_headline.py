@@ -153,8 +153,8 @@ def test_an_interval_of_too_few_clusters_says_so():
 def test_the_table_of_rounds_leaves_out_what_no_round_has_and_rounds_that_were_not_finished():
     def events(number, **figures):
         walk = {"per_dose": [{"dose": 0.5, "kept": 0.5}], "survival": 0.5, "kept": 8, "sampled": 16, "trait_kept": None}
-        heal = {"figures": {"kl_prev_after": 0.1, "kl_base_after": 0.2, **figures},
-                "lengths": {"mean": 28.0, "weighted": 33.0}}  # fmt: skip
+        heal = {"figures": {"kl_prev_after": 0.1, "kl_base_after": 0.2, "base_fired": 0.002, **figures},
+                "tau": {"base": 0.5}, "lengths": {"mean": 28.0, "weighted": 33.0}}  # fmt: skip
         bake = {"cosine_first": 1.0, "cosine_vector": 0.5, "shift_dose": 0.3, "rounding_loss": 1e-6}
         gate = {"outcome": "keep", "mode": "on", "stands": True}
         stages = {"extract": {"cosine_first": 1.0}, "walk": walk, "heal": heal, "bake": bake, "gate": gate}
@@ -163,4 +163,5 @@ def test_the_table_of_rounds_leaves_out_what_no_round_has_and_rounds_that_were_n
     columns, rows = round_table([*events(0), *events(1)[:2]])
     assert len(rows) == 1 and not {"trait of kept", "KL to base on replay"} & set(columns)
     assert dict(zip(columns, rows[0], strict=True))["tokens"] == "28.0 -> 33.0"
+    assert dict(zip(columns, rows[0], strict=True))["fired"] == "0.20%"
     assert "KL to base on replay" in round_table(events(0, kl_base_replay_after=0.3))[0]

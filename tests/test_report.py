@@ -29,6 +29,7 @@ from steer_heal.report.handover import snippets
 from steer_heal.report.plots.drawing import Panel, png, svg
 from steer_heal.report.plots.marks import apart, numbered
 from steer_heal.report.plots.theme import DARK, LIGHT, darkened
+from steer_heal.report.plots.trajectory import drawer
 from steer_heal.report.replies import diary, side_by_side
 from steer_heal.report.summary import quoted
 from steer_heal.rounds import run_rounds
@@ -332,6 +333,33 @@ def test_cards_show_what_moved_from_base_to_the_result(kept):
     off = e["shift"]["off_target"]
     most = max(off, key=lambda name: abs(off[name]["value"]))
     assert f"Off target: {most} (nats)" in found and found["Coherence"].shift != "-"
+
+
+def test_what_should_not_have_moved_and_did_is_no_good_news(copy):
+    ledger = Ledger.open(copy)
+    event = ledger.events("evaluate")[0]
+    end = ledger.events("end")[0] | {"best_round": event["round"]}
+    surely, perhaps = ({"value": 0.3, "low": low, "high": 0.4} for low in (0.2, -0.1))
+
+    def unwanted(off, odds):
+        off_target = dict.fromkeys(event["shift"]["off_target"], off)
+        shift = event["shift"] | {"off_target": off_target, "log_odds": odds}
+        (copy / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (event | {"shift": shift}, end)))
+        return {card.label.split(" (")[0].split(":")[0]: card.unwanted for card in cards(Ledger.open(copy))}
+
+    assert unwanted(surely, surely) == {"Trait, log-odds": False, "Coherence": False, "Off target": True}
+    assert not unwanted(perhaps, surely)["Off target"]
+    assert unwanted(perhaps, {"value": -0.3, "low": -0.4, "high": -0.2})["Trait, log-odds"]
+
+
+def test_the_line_of_the_steered_model_goes_through_its_marks():
+    from matplotlib.figure import Figure
+
+    steps = tuple(Step(n, Span(2.0), Span(1.0), True, False) for n in range(3))
+    axis = Figure().subplots()
+    drawer(Course(0.0, steps, ()), None)(axis, LIGHT)
+    of_steered = [list(line.get_xdata()) for line in axis.lines if list(line.get_ydata()) == [2.0] * 3]
+    assert len(of_steered) == 2 and of_steered[0] == of_steered[1]
 
 
 def test_options_are_told_apart_from_their_defaults(folder):

@@ -16,6 +16,7 @@ from steer_heal import heal_table
 from steer_heal.clock import Clock, duration
 from steer_heal.memory import memory_in_use
 from steer_heal.printing import SHOW
+from steer_heal.tables import counted
 
 PLAIN_INTERVAL = 10.0
 """Seconds between progress lines when the output is no terminal."""
@@ -65,6 +66,14 @@ class Reporter:
         """Rounds of the run, and how many runs of so many rounds it is made of: itself and its controls."""
         self.clock.plan(n_rounds, parts)
 
+    def resumed(self, committed: int) -> None:
+        """A stopped run goes on: what is printed again is read from its folder, up to where it was stopped."""
+        if not self.quiet:
+            self.console.print(
+                f"going on with a stopped run: {counted(committed, 'result')} of it will be read from its folder, the "
+                "rest is computed; tables that it had printed come again"
+            )
+
     def on_event(self, event: dict) -> None:
         """Print one ledger event."""
         self._end_bar()
@@ -77,7 +86,7 @@ class Reporter:
         show(self.console, event)
         left = self.clock.remaining() if event["stage"] == "gate" and not event["ended"] else None
         if left:
-            self.console.print(f"{self.clock.rounds_left() + 1} round(s) to go, about {duration(left)}\n")
+            self.console.print(f"{counted(self.clock.rounds_left() + 1, 'round')} to go, about {duration(left)}\n")
 
     def of_control(self, name: str) -> Callable[[dict], None]:
         """A listener for a control's own ledger: one line per round, its tables are in its own report."""
@@ -126,7 +135,7 @@ class Reporter:
             self._end_bar()
             self.console.print(heal_table.header(row), markup=False, soft_wrap=True)
         self._steps.append(row)
-        if self.verbose or len(self._steps) >= max(1, total // heal_table.ROWS):
+        if self.verbose or len(self._steps) >= -(-total // heal_table.ROWS):
             self._print_steps()
 
     def epoch(self, row: dict) -> None:

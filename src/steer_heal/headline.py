@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from steer_heal.ledger import Ledger
-from steer_heal.tables import NO_CONTROLS, interval, number, result_line
+from steer_heal.tables import NO_CONTROLS, counted, interval, number, result_line
 from steer_heal.verdict import SHAPE
 
 SHAPE_LABELS = dict(zip(SHAPE, ("words", "distinct 4-grams", "token entropy"), strict=True))
@@ -33,7 +33,7 @@ def headline(ledger: Ledger) -> list[tuple[str, str]]:
     best = next((e for e in ledger.events("evaluate") if e["round"] == end["best_round"]), None)
     if best is None:
         tried = len(ledger.events("evaluate"))
-        told = f" The {tried} round(s) that were tried are in the tables below." if tried else ""
+        told = f" What was tried, {counted(tried, 'round')}, is in the tables below." if tried else ""
         return [result, ("Did the trait move?", f"Nothing is changed, so nothing moved and nothing was lost.{told}")]
     gate = next(e for e in ledger.events("gate") if e["round"] == end["best_round"])
     return [

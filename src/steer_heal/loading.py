@@ -117,6 +117,11 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
                 output_loading_info=True, ignore_mismatched_sizes=True, **shared,
             )  # fmt: skip
     except LOADING_ERRORS as problem:
+        if attn is not None and "attn" in str(problem):
+            raise InputError(
+                f"--attn-implementation {attn!r} is none that model {name!r} can use here: give eager, sdpa or, where "
+                "it is installed, flash_attention_2, or leave it out"
+            ) from problem
         raise InputError(_explain(name, local, problem)) from problem
     if other := sorted(found["mismatched_keys"]):
         raise InputError(

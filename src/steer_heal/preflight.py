@@ -1,4 +1,4 @@
-"""Everything about a run's texts that can be known to fail before anything is sampled or written.
+"""Everything about a run's texts and its barrier that can be known to fail before anything is sampled or written.
 
 Knows nothing of rounds; `prepare` calls it once model and trait are there.
 """
@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from steer_heal.barriers.divergences import resolve_reg
+from steer_heal.barriers.names import KL_NAMES
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.lm import LM
@@ -32,6 +36,27 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
     for name, items in (("items", trait.items), ("off_target", trait.off_target)):
         for item in items:
             _check(lm, trait, name, trait.question(item, item.choices), trait.pos, 0)
+
+
+def check_barrier(lm: LM, config: RunConfig) -> None:
+    """A user's own divergence gives a value per position with a gradient, on two positions of random logits.
+
+    Raises InputError when it does not, or raises: found here, not after an hour of sampling.
+    """
+    if callable(config.reg) or config.reg not in ("nll", *KL_NAMES):
+        divergence = resolve_reg(config.reg)
+        width = lm.model.get_output_embeddings().weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        logp, logq = (torch.randn(2, width, generator=generator).log_softmax(-1).to(lm.device) for _ in "pq")
+        try:
+            divergence.gradient(logp, logp.exp(), logq)
+        except InputError:
+            raise
+        except Exception as problem:  # the user's code may raise anything
+            raise InputError(
+                f"reg {config.reg_name!r} cannot be used ({type(problem).__name__}: {problem}): it is called with "
+                "(logp_student, logp_reference), each [position, vocab], and returns one value per position"
+            ) from problem
 
 
 def _check(lm: LM, trait: Trait, name: str, text: str, system: str, room: int) -> None:

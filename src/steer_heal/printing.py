@@ -10,16 +10,18 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from steer_heal.heal_table import LEGEND
+from steer_heal.coherence.rules import from_text
+from steer_heal.heal_table import LEGEND, hardly_fired
 from steer_heal.tables import (
     AGAINST_COLUMNS,
-    AGAINST_LEGEND,
-    NO_CONTROLS,
+    against_legend,
     against_rows,
+    counted,
     decided,
     interval,
     number,
     result_line,
+    share,
     state_legend,
     state_table,
     vignette_table,
@@ -51,9 +53,13 @@ def _start(console: Console, e: dict) -> None:
 
 def _calibrate(console: Console, e: dict) -> None:
     c = e["calibration"]
-    limits = ", ".join(f"{name} {number(value, 2)}" for name, value in e["limits"].items() if value is not None)
+    own = [rule for rule in from_text(e["limits"]) if rule.gate in e["gates"]]
     console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
-    console.print(f"limits: {limits}", markup=False)
+    if own:
+        bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
+        rows = [[rule.words, rule.gate, bound] for rule, bound in zip(own, bounds, strict=True)]
+        console.print(table("limits from the model's own text", ["dropped for", "gate", "limit"], rows))
+    console.print("All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it.")
     console.print(
         f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
         f"text dropped in all; here {c['dropped']} of {c['completions']}."
@@ -101,10 +107,10 @@ def _extract(console: Console, e: dict) -> None:
         "the vectors of two halves of the contexts; held-out AUC: how well it tells the personas apart on contexts "
         "that it was not made from (0.5 = not at all)."
     )
-    console.print(
-        f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}. SHOULD: split-half cosine and AUC near 1 "
-        "(a reliable direction that separates the personas); a low cosine with round 0 means the direction drifts."
-    )
+    console.print("SHOULD: split-half cosine and AUC near 1 (a reliable direction that separates the personas).")
+    if e["round"]:
+        cosine = number(e["cosine_first"], 2)
+        console.print(f"Cosine with round 0's vector: {cosine}. SHOULD: near 1; low means the direction drifts.")
 
 
 def _walk(console: Console, e: dict) -> None:
@@ -123,8 +129,9 @@ def _walk(console: Console, e: dict) -> None:
     dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
-        "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; trait and "
-        "sentence ok: shares by the trait's checker, of all and of the kept.\n"
+        "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; decision: "
+        "shrink lowers kappa, enough ends the walk; trait and sentence ok: shares by the trait's checker, of all and "
+        "of the kept.\n"
         f"Sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
         f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
         "and there is nothing to learn."
@@ -148,18 +155,20 @@ def _heal(console: Console, e: dict) -> None:
     title = f"heal: {e['rows']} rows ({e['tokens_cut']} cut by length), {f['steps']} steps, {e['seconds']:.1f} s"
     console.print(table(_round(e) + title, ["", *keys], rows))
     console.print(
-        "nats per token; KL(student || reference), mean over kept rows; replay: over the original model's own. Mean "
-        f"length of a row {n['mean']:.1f} tokens, {n['weighted']:.1f} as weighted (--match-lengths)."
+        "nats per token; KL(student || reference), mean over kept rows"
+        + ("; replay: over the original model's own" if any("replay" in head for head in keys) else "")
+        + f". Mean length of a row {n['mean']:.1f} tokens, {n['weighted']:.1f} as weighted (--match-lengths)."
     )
     barriers = [
-        f"against {name}: budget {number(tau)} nats, fired on {f[f'{name}_fired']:.0%} of rows, gradient barrier / nll "
-        f"{f[f'{name}_ratio']:.2f}, lam {number(e['lam'][name], 2)}"
+        f"against {name}: budget {number(tau)} nats, fired on {share(f[f'{name}_fired'])} of rows, "
+        f"gradient barrier / nll {f[f'{name}_ratio']:.2f}, lam {number(e['lam'][name], 2)}"
         for name, tau in e["tau"].items()
     ]
     console.print(f"Barrier {e['reg']} {'; '.join(barriers) or '(none)'}.", markup=False)
+    remarks = "; ".join([*e["notes"], *hardly_fired(e)]) or "as it should be"
     console.print(
         "SHOULD: both nll fall and the barrier fires on some rows. It never fired = plain nll; held-out rises = "
-        f"overfit; neither falls = nothing to learn. Here: {'; '.join(e['notes']) or 'as it should be'}.",
+        f"overfit; neither falls = nothing to learn. Here: {remarks}.",
         markup=False,
     )
     if e["overfit"] is not None:
@@ -176,22 +185,30 @@ def _diverged(console: Console, e: dict) -> None:
 
 
 def _bake(console: Console, e: dict) -> None:
+    warned = f" {e['warning']}" if e["warning"] else ""
     console.print(
-        f"{_round(e)}bake: {e['depth']} adapter(s) folded, rounding loss {e['rounding_loss']:.2g}, relative change "
-        f"{e['relative_change']:.2g}, cosine of this delta with round 0's {number(e['cosine_first'], 2)}. SHOULD: "
-        "rounding loss under .3. Every round draws its own A, so a cosine near 0 after round 0 is usual; one near 1 "
-        f"= the same change was learnt again. {e['warning'] or ''}"
+        f"{_round(e)}bake: {counted(e['depth'], 'adapter')} folded: the adapted weights change by "
+        f"{e['relative_change']:.1%}, and {e['rounding_loss']:.1g} of that change is lost to rounding. SHOULD: a loss "
+        f"under .3.{warned}"
     )
     console.print(
         f"The student's mean states moved as far along the vector as a dose of {number(e['shift_dose'], 2)}; cosine of "
         f"their shift with the vector {number(e['cosine_vector'], 2)}. SHOULD: above 0 where the trait moved."
     )
+    if e["round"]:
+        console.print(
+            f"Cosine of this round's change of the weights with round 0's: {number(e['cosine_first'], 2)}. Adapters "
+            "start from random factors of their own, so near 0 is usual; near 1 = the same change was learnt again."
+        )
 
 
 def _evaluate(console: Console, e: dict) -> None:
     states = [(name, e[name]) for name in ("base", "steered", "healed", "prompted") if name in e]
-    console.print(table(_round(e) + "evaluate: same items, same run", *state_table(states)))
-    for name, label in (("shift", "healed - base"), ("step", "healed - previous")):
+    title = f"evaluate: same items, same run; steered at dose {e['steered_dose']:.2f}, unfiltered"
+    console.print(table(_round(e) + title, *state_table(states)))
+    first = e["step"] == e["shift"]  # the round before is the original model
+    compared = [("shift", "healed - base"), ("step", "healed - previous round")]
+    for name, label in compared[:1] if first else compared:
         s = e[name]
         console.print(
             f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
@@ -202,12 +219,14 @@ def _evaluate(console: Console, e: dict) -> None:
         console.print(table("vignettes: healed - base, nats, 95 % intervals", *shifts))
     console.print(
         "Columns as under the baseline; shifts are paired item by item. SHOULD: healed near steered on the trait and "
-        "near base on sentence ok, 4-grams, words and entropy."
+        "near base on sentence ok, 4-grams, words and entropy; off-target shifts small beside that of the trait."
     )
 
 
 def _verdict(console: Console, e: dict) -> None:
     console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
+    if "retain" in e["text"]:
+        console.print("retain: the student's shift as a share of the steered model's; a cluster: one prompt or item.")
 
 
 def _gate(console: Console, e: dict) -> None:
@@ -226,7 +245,7 @@ def _gate(console: Console, e: dict) -> None:
     if e["stands"] and e["ended"]:
         console.print(f"  The run ends: {e['ended']}", markup=False)
     if not e["stands"]:
-        weights = f"{e['depth']} earlier round(s)" if e["depth"] else "the original model"
+        weights = counted(e["depth"], "earlier round") if e["depth"] else "the original model"
         follows = e["ended"] or f"The next walk starts at kappa {e['kappa_next']:.2f}."
         console.print(f"  The weights are those of {weights} again, bit for bit. {follows}", markup=False)
     console.print()
@@ -234,7 +253,8 @@ def _gate(console: Console, e: dict) -> None:
 
 def _memory(console: Console, e: dict) -> None:
     console.print(
-        f"memory ran out in {e['unit']}: on with {e['rows']} row(s) per batch; a run without this has other bits.",
+        f"memory ran out in {e['unit']}: on with {counted(e['rows'], 'row')} per batch; a run without this has other "
+        "bits.",
         markup=False,
     )
 
@@ -244,13 +264,16 @@ def _end(console: Console, e: dict) -> None:
     console.print(table("base -> steered -> healed", *state_table(states)))
     console.print(state_legend(states), markup=False)
     compared = against_rows(e["against"])
-    console.print(table("the result against the prompted model and controls", AGAINST_COLUMNS, compared))
-    console.print(AGAINST_LEGEND if e["controls"] == "all" else NO_CONTROLS)
+    used = [i for i in range(len(AGAINST_COLUMNS)) if any(row[i] != "-" for row in compared)]
+    narrow = [[row[i].replace(" [", "\n[") for i in used] for row in compared]
+    heads = [AGAINST_COLUMNS[i] for i in used]
+    console.print(table("the result against the prompted model and controls", heads, narrow))
+    console.print(against_legend(e), markup=False)
     console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
     if e["ended_by"]:
         console.print(f"ended early: {e['ended_by']}", markup=False)
     console.print(f"{result_line(e)}  time {e['seconds']:.0f} s")
-    console.print(f"written: {e['folder']}", markup=False, soft_wrap=True)
+    console.print(f"written: {e['folder']}; open report.html there", markup=False, soft_wrap=True)
 
 
 SHOW: dict[str, Callable[[Console, dict], None]] = {

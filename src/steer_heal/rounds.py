@@ -25,7 +25,7 @@ from steer_heal.healing import DivergedError
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
 from steer_heal.lm import LM
-from steer_heal.preflight import check_texts
+from steer_heal.preflight import check_barrier, check_texts
 from steer_heal.resume import recorded_config, resumable
 from steer_heal.steps import Round, Run
 from steer_heal.trait import Anchor, Trait, default_trait
@@ -71,6 +71,8 @@ def run_rounds(
         ledger = resume and held.enter_context(resumable(resume))
         config = recorded_config(ledger) if ledger else (config or RunConfig()).resolved()
         lm, trait, tasks = inputs(config)  # before there is a folder: unusable input leaves none
+        if ledger:
+            reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config)))
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
@@ -135,6 +137,7 @@ def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
         trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
     )  # fmt: skip
     check_texts(lm, trait, tasks, config)
+    check_barrier(lm, config)
     return lm, trait, tasks
 
 

@@ -63,8 +63,7 @@ class CommandLine:
     evaluation: tyro.conf.OmitArgPrefixes[EvaluationOptions] = field(default_factory=EvaluationOptions)
     gate: tyro.conf.OmitArgPrefixes[GateOptions] = field(default_factory=GateOptions)
     resume: str | None = None
-    """Go on with a run that was stopped: its folder, or auto for the newest unfinished one under --out. It keeps its
-    options and seed, and ends with the same bits as if it had not been stopped."""
+    """Go on with a stopped run: its folder, or auto for the newest one under --out. Same options, same bits."""
 
     def options(self) -> dict[str, object]:
         """All groups side by side."""

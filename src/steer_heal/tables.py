@@ -27,6 +27,11 @@ def interval(shift: dict | None, digits: int = 2) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def counted(n: int, thing: str) -> str:
+    """`1 round`, `2 rounds`."""
+    return f"{n} {thing}{'' if n == 1 else 's'}"
+
+
 Figure = Callable[[Mapping], float | None]
 
 
@@ -126,14 +131,15 @@ def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]
 
 
 ROUND_COLUMNS = [
-    "round", "doses", "survival", "kept", "trait of kept", "tokens", "nll held-out", "KL to previous", "KL to base",
-    "KL to base on replay", "cos vector, round 0", "cos delta, round 0", "cos shift, vector", "shift as dose",
-    "rounding loss", "gate",
+    "round", "doses", "survival", "kept", "trait of kept", "tokens", "nll held-out", "fired", "KL to previous",
+    "KL to base", "KL to base on replay", "cos vector, round 0", "cos delta, round 0", "cos shift, vector",
+    "shift as dose", "rounding loss", "gate",
 ]  # fmt: skip
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
     "kept; trait of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held-out: of kept "
-    "texts not trained on, before -> after, nats per token; KL: mean over the tokens of the kept texts (on replay: of "
+    "texts not trained on, before -> after, nats per token; fired: share of the rows over the barrier's budget, per "
+    "reference (none: plain fine-tuning); KL: mean over the tokens of the kept texts (on replay: of "
     "the original model's own), KL(student || reference), nats; cosines: this round's vector and adapter with round "
     "0's, and the shift of the student's mean states with the vector; shift as dose: the dose of steering that moves "
     "the mean states as far along the vector; rounding loss: share of the intended change lost to the weights' dtype; "
@@ -162,7 +168,7 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         rows.append([
             str(r), f"{min(doses):.2f} to {max(doses):.2f}", number(walk["survival"], 2),
             f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), lengths(e["heal"]),
-            " -> ".join(nll),
+            " -> ".join(nll), fired(e["heal"]),
             number(figures.get("kl_prev_after")), number(figures.get("kl_base_after")),
             number(figures.get("kl_base_replay_after")),
             number(e["extract"]["cosine_first"], 2), number(bake["cosine_first"], 2),
@@ -178,6 +184,17 @@ def lengths(heal: Mapping) -> str:
     return " -> ".join(number(heal["lengths"][key], 1) for key in ("mean", "weighted"))
 
 
+def share(value: float) -> str:
+    """A share in percent; one that is small, but not 0, never reads as 0%."""
+    return f"{value:.2%}" if 0 < value < 0.01 else f"{value:.0%}"
+
+
+def fired(heal: Mapping) -> str:
+    """`0.16%`, or by reference `prev 3%, base 0.16%`: the share of the rows over a barrier's budget; a dash without."""
+    found = {name: share(heal["figures"][f"{name}_fired"]) for name in heal["tau"]}
+    return ", ".join(found.values() if len(found) == 1 else (f"{name} {one}" for name, one in found.items())) or "-"
+
+
 def decided(gate: Mapping) -> str:
     """`keep`, `revert`, `inconclusive: reverted`, or what would have been decided where the gate only watches."""
     outcome = gate["outcome"]
@@ -191,8 +208,11 @@ def result_line(end: Mapping) -> str:
     """Which rounds are in the weights that the run hands over."""
     if end["best_round"] is None:
         return "Result: the original model, no round stands."
-    folded = ", ".join(map(str, end["folded"]))
-    return f"Result: the student of round {end['best_round']} (adapters of rounds {folded} folded in)."
+    folded = end["folded"]
+    adapters = (
+        f"adapter of round {folded[0]}" if len(folded) == 1 else f"adapters of rounds {', '.join(map(str, folded))}"
+    )
+    return f"Result: the student of round {end['best_round']} ({adapters} folded in)."
 
 
 AGAINST_COLUMNS = [
@@ -201,16 +221,23 @@ AGAINST_COLUMNS = [
 ]  # fmt: skip
 AGAINST_LEGEND = (
     "Each row: paired differences with 95 % intervals on the same items. trait: in free text, share of replies; "
-    "log-odds: in forced choice, nats; coherence: sound sentences, or coherent replies without a checker. A control "
-    "runs with the same budget and seed and is compared after as many rounds as the result has; the gate only watches "
-    "it. SHOULD: unsteered and random vector move nothing, or away from the trait, and healed is surely above both; "
-    "else it was not the vector's content that moved it. Shuffled pairs may carry the trait, in their words, but "
-    "lose coherence; if they lose none, the prompts did not matter."
+    "log-odds: in forced choice, nats; coherence: sound sentences, or coherent replies without a checker."
+)
+WITH_CONTROLS = (
+    "A control runs with the same budget and seed and is compared after as many rounds as the result has; the gate "
+    "only watches it. SHOULD: unsteered and random vector move nothing, or away from the trait, and healed is surely "
+    "above both; else it was not the vector's content that moved it. Shuffled pairs may carry the trait, in their "
+    "words, but lose coherence; if they lose none, the prompts did not matter."
 )
 NO_CONTROLS = (
     "No controls were run: what the same training does without a vector, with a random one, or with shuffled pairs is "
     "unknown here, so this run alone does not show that the method moved the trait. --controls all runs them."
 )
+
+
+def against_legend(end: Mapping) -> str:
+    """What the table of `against_rows` shows, and of controls what it SHOULD, or that there are none."""
+    return f"{AGAINST_LEGEND} {WITH_CONTROLS if end['controls'] == 'all' else NO_CONTROLS}"
 
 
 def against_rows(against: Sequence[Mapping]) -> list[list[str]]:

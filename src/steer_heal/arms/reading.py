@@ -140,7 +140,7 @@ def read_round(folder: Path) -> tuple[Metrics, Metrics]:
         data = json.loads(path.read_text("utf-8"))
         return Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
-        raise InputError(f"{path}: not the metrics of a round ({problem}): make the run again with --redo") from problem
+        raise InputError(f"{path}: not the metrics of a round ({problem}): make the run again") from problem
 
 
 def _anchors(metrics: Metrics, base: Metrics) -> float | None:

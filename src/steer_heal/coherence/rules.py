@@ -97,6 +97,11 @@ def default_limits() -> dict[str, float]:
     return {rule.key: rule.limit for rule in RULES}
 
 
+def from_text(limits: Mapping[str, float | None]) -> list[Rule]:
+    """The rules whose limit was set, or widened, by a model's own text; None is a limit that nothing breaks."""
+    return [rule for rule in RULES if limits.get(rule.key) not in (None, rule.limit)]
+
+
 def breaches(figures: Mapping[str, float], limits: Mapping[str, float], gates: frozenset[str]) -> list[Rule]:
     """The rules of the active gates that a completion's figures break, in order; a figure not measured breaks none."""
     return [

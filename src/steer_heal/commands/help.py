@@ -16,6 +16,9 @@ from steer_heal.errors import InputError
 from steer_heal.trait import nearest
 
 INDENT = 24
+WIDEST = 110
+"""Columns of a page at most, however wide the terminal is."""
+EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
 FLAGS = ("-h", "--help")
 
 
@@ -30,9 +33,19 @@ def asked_for_help(argv: Sequence[str]) -> str | None:
     return None
 
 
+def columns() -> int:
+    """Columns of a page."""
+    return min(shutil.get_terminal_size().columns, WIDEST)
+
+
+def filled(text: str, indent: str = "") -> str:
+    """A paragraph as wide as the page."""
+    return textwrap.fill(text, columns(), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def option_lines(options: Iterable[Option], width: int | None = None) -> str:
     """One option per paragraph: flag and value at the left, meaning and default at the right."""
-    width = min(width or shutil.get_terminal_size().columns, 110)
+    width = min(width or columns(), WIDEST)
     lines = []
     for option in options:
         left = f"  {option.flag} {option.takes}".rstrip() if not option.positional else f"  {option.flag}"
@@ -49,8 +62,7 @@ def option_lines(options: Iterable[Option], width: int | None = None) -> str:
 
 def command_page(usage: str, purpose: str, kind: type, more: str = "") -> str:
     """The help of a small command: usage, purpose, all options."""
-    wrapped = textwrap.fill(purpose, min(shutil.get_terminal_size().columns, 110))
-    parts = [f"usage: {usage}", wrapped, option_lines(options_of(kind).values()), more.strip("\n")]
+    parts = [f"usage: {usage}", filled(purpose), option_lines(options_of(kind).values()), more.strip("\n")]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -63,7 +75,7 @@ def topic_page(topic: str, topics: Mapping[str, tuple[str, tuple[str, ...]]], ki
     pages = []
     for name, (title, names) in topics.items():
         if topic in (name, "all"):
-            pages.append(f"{name}: {title}\n\n" + option_lines(options[one] for one in names))
+            pages.append(filled(f"{name}: {title}") + "\n\n" + option_lines(options[one] for one in names))
     return "\n\n".join([f"usage: {prog} [options]", *pages])
 
 
@@ -73,6 +85,8 @@ def _default(option: Option) -> str:
     if option.default is None and follows:
         if len(follows) == len(FOLLOWS_MODEL) and len(set(follows.values())) == 1:
             return f" [{next(iter(follows.values()))}]"
+        if len(follows) < len(FOLLOWS_MODEL):
+            follows["others"] = "as the model's own"  # sampling
         return f" [{'; '.join(f'{model} {value}' for model, value in follows.items())}]"
     if option.is_switch or option.default in (None, MISSING, "", ()):
         return ""

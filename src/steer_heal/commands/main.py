@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from steer_heal.commands.help import asked_for_help, command_page
+from steer_heal.commands.help import EXIT_CODES, asked_for_help, command_page, filled
 from steer_heal.commands.options import parse
 from steer_heal.commands.outcome import guarded
 from steer_heal.errors import InputError
@@ -51,9 +51,8 @@ def overview() -> str:
     lines = [f"  {name:<10}{what}" for name, what in COMMANDS.items()]
     return "\n".join([
         "usage: steer-heal COMMAND ...", "",
-        "Grow a trait in a language model by steering, and give the text its coherence back.", "", *lines, "",
-        "`steer-heal COMMAND --help` shows a command's options. Exit codes: 0 done, 2 unusable input,",
-        "3 stopped by the method, 130 interrupted. --debug shows an error's traceback.",
+        filled("Grow a trait in a language model by steering, and give the text its coherence back."), "", *lines, "",
+        filled(f"`steer-heal COMMAND --help` shows a command's options. {EXIT_CODES} --debug: an error's traceback."),
     ])  # fmt: skip
 
 

@@ -116,7 +116,21 @@ def parse(kind: type[Parsed], argv: Sequence[str], prog: str, default: Parsed | 
         raise _unfit(printed.getvalue(), argv, known, prog) from None
     if left:
         raise _unknown(left[0], known, prog)
+    _check_lists(found, argv, known, prog)
     return found
+
+
+def _check_lists(found: object, argv: Sequence[str], known: Mapping[str, Option], prog: str) -> None:
+    """Raises InputError for an option of several values that got none: not typed, or taken as the word before it."""
+    required = [option.flag for option in known.values() if option.positional and option.default is MISSING]
+    for flag, option in known.items():
+        if option.positional or not option.takes.endswith("..."):
+            continue
+        given = _given(argv, flag)
+        if given == []:
+            raise InputError(f"{flag} without a value: give {option.wanted}, see {prog} --help")
+        if given and required and not getattr(found, option.name):
+            raise InputError(f"give {' and '.join(required)} before {flag}: see {prog} --help")
 
 
 def _unknown(word: str, known: Mapping[str, Option], prog: str) -> InputError:
@@ -124,7 +138,7 @@ def _unknown(word: str, known: Mapping[str, Option], prog: str) -> InputError:
     if not word.startswith("-"):
         return InputError(f"unexpected word {word!r}: options start with --, see {prog} --help")
     flags = [flag for flag, option in known.items() if not option.positional]
-    close = difflib.get_close_matches(word, flags, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, flags, n=1, cutoff=0.5) if word.startswith("--") else ()
     hint = f"did you mean {close[0]}? See" if close else "see"
     return InputError(f"unknown option {word}: {hint} {prog} --help")
 

@@ -5,22 +5,25 @@ Knows nothing of what the options do.
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
-from steer_heal.commands.help import option_lines, topic_page
+from steer_heal.commands.help import EXIT_CODES, filled, option_lines, topic_page
 from steer_heal.commands.options import options_of
 from steer_heal.commands.presets import PRESETS, UNTRIED
 
+PURPOSE = (
+    "Grow a trait in a model's weights over rounds while its text stays coherent. Without options: four rounds on "
+    "`pocket`, about a minute on a CPU."
+)
 MAIN = ("reg", "model", "trait", "preset", "n_rounds", "lam", "tau", "doses", "layers", "seed", "out", "device",
-        "fast_dev_run", "dry_run", "quiet", "verbose")  # fmt: skip
+        "resume", "fast_dev_run", "dry_run", "quiet", "verbose")  # fmt: skip
 TITLES = {
     "loop": "rounds, seed, output, and what the command itself does",
     "model": "the model, the trait, the machine",
     "steering": "the vector, its doses, and the texts sampled under it",
     "walk": "walk-C, which adapts the dose, and the coherence filter",
-    "heal": "the divergence barrier; loss per completion: nll + lam * relu(D - tau), in nats",
+    "heal": "the divergence barrier: loss = nll + lam * relu(D - tau), in nats",
     "training": "the LoRA adapter and its optimiser",
     "evaluation": "what every model of a run is measured on",
     "gate": "which rounds stand, anchors, controls",
@@ -38,7 +41,8 @@ def topics(kind: type) -> dict[str, tuple[str, tuple[str, ...]]]:
         opened = options_of(group).values() if is_dataclass(group) else ()
         of_group[one.name] = [option.name for option in opened] or [one.name]
     found = {topic: (title, ()) for topic, title in TITLES.items()}
-    for group, names in of_group.items():
+    # What the command itself does stands behind what the loop does.
+    for group, names in sorted(of_group.items(), key=lambda item: item[0] == "command"):
         for name in names:
             topic = "training" if name in TRAINING else group if group in TITLES else "loop"
             title, before = found[topic]
@@ -54,25 +58,23 @@ def page(topic: str, kind: type, prog: str) -> str:
     stages = "\n".join(f"  {name:<12}{title}" for name, (title, _) in topics(kind).items())
     return f"""usage: {prog} [options]
 
-Grow a steering-vector trait in a model's weights over rounds while its text stays coherent.
-Without options: four rounds on the embedded model `pocket`, about a minute on a CPU.
+{filled(PURPOSE)}
 
 {option_lines(options[name] for name in MAIN)}
 
 More options by stage, `{prog} --help STAGE` (or all):
 {stages}
 
-Values in brackets are defaults. Presets: {", ".join(PRESETS)} (`--help presets`).
-Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted. --debug shows an error's traceback."""
+{filled(f"[...]: default. `--help presets`: what each preset sets. {EXIT_CODES}")}"""
 
 
 def preset_page() -> str:
     """What each preset sets."""
-    lines = [textwrap.fill(f"Note: {UNTRIED}. An option that is given beats the preset.", 100), ""]
+    lines = [filled(f"Note: {UNTRIED}. An option that is given beats the preset."), ""]
     for name, preset in PRESETS.items():
         values = ", ".join(
             f"{key} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
             for key, value in preset.options.items()
         )
-        lines += [name, textwrap.indent(textwrap.fill(values, 98), "  "), f"  {preset.note}", ""]
+        lines += [name, filled(values, "  "), filled(preset.note, "  "), ""]
     return "\n".join(lines).rstrip()

@@ -48,9 +48,9 @@ def main(options: Options) -> int:
     if options.action == "list":
         for name in builtin_traits():
             one = Trait.load(name)
-            models = ", ".join(one.models) or "any model"
             console.print(f"{name:22}{one.description}", markup=False)
-            console.print(f"{'':22}{models}; {len(one.items)} items, {len(one.prompts)} prompts", markup=False)
+            used = f"; default of {', '.join(one.models)}" if one.models else ""
+            console.print(f"{'':22}{len(one.items)} items, {len(one.prompts)} prompts{used}", markup=False)
         console.print("Each also with -reversed. A trait of your own is a TOML file: --trait my_trait.toml")
         return 0
     if options.action == "check" and not Path(options.name).expanduser().is_file():
@@ -61,7 +61,8 @@ def main(options: Options) -> int:
         found = weaknesses(trait)
         for line in found:
             console.print(f"weak: {line}", markup=False)
-        console.print(f"{options.name}: usable, {len(found)} weakness(es)", markup=False)
+        weak = "weakness" if len(found) == 1 else "weaknesses"
+        console.print(f"{options.name}: usable, {len(found)} {weak}", markup=False)
     return 0
 
 

@@ -21,7 +21,7 @@ class ModelOptions:
     model: str | None = None
     """pocket (embedded), tiny-random, a folder or a hub id; default pocket, tiny-random with --fast-dev-run."""
     trait: str | None = None
-    """Built-in trait or a TOML file; default follows the model."""
+    """Built-in trait or a TOML file; default by model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; auto: float32 on a CPU and for embedded models, else as stored."""
     device: str = "auto"
@@ -80,7 +80,7 @@ class WalkOptions:
     walk_batch: int | None = None
     """Completions per batch of the walk. Follows the model."""
     walk_batches: int = 6
-    """Batches at most; a round with fewer than 30 survivors by then is starved."""
+    """Batches at most; a round with fewer than 30 survivors (or n-min, if that is less) by then is starved."""
     survival_target: float | None = None
     """Share of a batch that has to survive, else kappa falls. Follows the model."""
     kappa_start: float = 1.0
@@ -141,7 +141,7 @@ class GateOptions:
     total_drop: float = 0.10
     """Largest drop of anchors against the original model: what all rounds together may cost."""
     coherence_drop: float = 0.025
-    """The same for coherence, as a share (0..1) of sound sentences or replies."""
+    """Largest drop of coherence against the original model, as a share (0..1) of sound sentences or replies."""
     on_inconclusive: Literal["estimate", "keep", "revert"] = "estimate"
     """When an interval crosses an allowed drop. estimate: kept if the drop found is within it; revert: only what is
     shown to be no worse is kept (needs about 100 prompts and anchors); keep: kept unless surely worse."""
@@ -164,13 +164,13 @@ class LoopOptions:
     """The loop and its output."""
 
     n_rounds: int = 4
-    """Rounds of extract, walk, filter, heal, bake, evaluate."""
+    """Rounds of extract, walk, heal, bake, evaluate."""
     replay: float = 0.0
     """Share of the training rows that are the ORIGINAL model's own replies to neutral prompts."""
     accumulate: int = 0
     """Earlier rounds' kept completions that stay in the training set, at most this many."""
     seed: int = 0
-    """Seed of everything: the same seed on the same machine gives the same run."""
+    """Of everything: same seed, same machine, same run."""
     out: str = "out"
     """Folder that gets the run's folder."""
     fast_dev_run: bool = False

@@ -5,6 +5,7 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
+        cores = os.cpu_count() or 1
+        if self.threads > cores:
+            raise InputError(f"threads {self.threads}: this machine has {cores} cores, give at most so many, or 0")
         shares = {"replay": 0.9, "replay_anchors": 0.9, "coherence_floor": 1.0, "false_drop": 0.5, "max_drop": 1.0,
                   "total_drop": 1.0, "coherence_drop": 1.0}  # fmt: skip
         for name, high in shares.items():

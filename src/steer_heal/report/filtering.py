@@ -110,5 +110,5 @@ def borderline(ledger: Ledger, each: int = 2) -> list[tuple[str, Completion]]:
     if limit is not None:
         for name, side in (("borderline, kept", kept), ("borderline, dropped", dropped)):
             near = sorted((c for c in side if "nll" in c.scores), key=lambda c: abs(c.scores["nll"] - limit))
-            out += [(f"{name} (nll {c.scores['nll']:.2f}, limit {limit:.2f})", c) for c in near[:each]]
+            out += [(f"{name} (nll {c.scores['nll']:.4f}, limit {limit:.4f})", c) for c in near[:each]]
     return out

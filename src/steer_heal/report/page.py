@@ -24,10 +24,9 @@ from steer_heal.report.replies import diary, side_by_side
 from steer_heal.report.stories import SHIFT_COLUMNS, gate_stories, shift_rows, trajectory
 from steer_heal.tables import (
     AGAINST_COLUMNS,
-    AGAINST_LEGEND,
-    NO_CONTROLS,
     ROUND_LEGEND,
     VIGNETTE_LEGEND,
+    against_legend,
     against_rows,
     round_table,
     state_legend,
@@ -79,7 +78,7 @@ def tables(ledger: Ledger) -> dict[str, Table]:
         "shift": Table(SHIFT_COLUMNS, shift_rows(ledger)),
         "rounds": Table(*round_table(ledger.events()), ROUND_LEGEND),
         "against": Table(AGAINST_COLUMNS, against_rows(end["against"]),
-                         AGAINST_LEGEND if end["controls"] == "all" else NO_CONTROLS),
+                         against_legend(end)),
     }  # fmt: skip
     if shifts := vignette_table(ledger.events("evaluate")):
         found["vignettes"] = Table(*shifts, VIGNETTE_LEGEND)

@@ -15,10 +15,9 @@ from steer_heal.report.plots import Plot
 from steer_heal.report.stories import SHIFT_COLUMNS, gate_stories, shift_rows, trajectory
 from steer_heal.tables import (
     AGAINST_COLUMNS,
-    AGAINST_LEGEND,
-    NO_CONTROLS,
     ROUND_LEGEND,
     VIGNETTE_LEGEND,
+    against_legend,
     against_rows,
     round_table,
     state_legend,
@@ -74,7 +73,7 @@ def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
         *trained,
         "## Against the prompted model and controls",
         markdown_table(AGAINST_COLUMNS, against_rows(end["against"])),
-        AGAINST_LEGEND if end["controls"] == "all" else NO_CONTROLS,
+        against_legend(end),
         "## Verdict and gate, round by round",
         "\n".join(round_stories(ledger)),
         *(f"## {plot.heading}\n\n![{plot.heading}]({plot.name}.png)\n\n{plot.reading}" for plot in plots),

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHARE = (0.0, 1.0)
+ASIDE = -0.06
+"""Rounds by which the steered model is drawn beside the healed one, so that both intervals can be seen."""
 
 
 def trajectory_plot(ledger: Ledger) -> Plot:
@@ -80,8 +82,9 @@ def drawer(course: Course, limits: tuple[float, float] | None):
         if prompted := course.other("prompted"):
             axis.axhline(prompted.value, color=theme.prompted, linewidth=1.6, linestyle=":")
         steered = [(s.number, s.steered) for s in course.steps if s.steered]
-        axis.plot([n for n, _ in steered], [inside(s.value) for _, s in steered], "--", color=theme.steered, alpha=0.8)
-        bars(axis, theme.steered, steered, "triangle", -0.06)
+        aside = [n + ASIDE for n, _ in steered]
+        axis.plot(aside, [inside(s.value) for _, s in steered], "--", color=theme.steered, alpha=0.8)
+        bars(axis, theme.steered, steered, "triangle", ASIDE)
         path = course.standing
         axis.plot([n for n, _ in path], [inside(s.value) for _, s in path], color=theme.healed, zorder=3)
         bars(axis, theme.healed, [(s.number, s.healed) for s in course.steps if s.healed and s.stands], "circle", 0.0)
