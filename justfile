@@ -28,9 +28,10 @@ fast:
 train-pocket:
     uv run python scripts/train_pocket.py
 
-# ten rounds of the default run beside nll, mean KL and the controls on three seeds; tables and plots of docs/results.md
+# ten rounds of the default run beside nll, mean KL and controls, and four without a filter; tables and plots of docs/results.md
 results *options:
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 10 --out out/results {{options}}
+    uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 4 --arms open-nll open-kl --out out/open {{options}}
 
 # what the filter does to labelled texts
 filter-report:

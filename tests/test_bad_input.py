@@ -208,6 +208,7 @@ RUNS = [
     ("report {runs}/unfinished", "not finished", "run it again"),
     ("report {runs}/no_stage", "events.jsonl, line 1", "no stage"),
     ("report {runs}/poor_end", "the end event has no 'verdict'", "restore"),
+    ("compare {runs}/nowhere", "does not exist", "give one"),
     ("compare {runs}/sound", "1 run given", "at least two different ones"),
     ("compare {runs}/sound {runs}/unfinished", "not finished", "run it again"),
     ("compare {runs}/sound {runs}/no_shift", "an event lacks 'shift'", "damaged"),

@@ -68,6 +68,7 @@ BUILT_IN: Mapping[str, Arm] = {
     for arm in (
         Arm("default", ("--reg", "kl_rev")),
         Arm("nll", ("--reg", "nll", *WATCH)),
+        Arm("nll-gated", ("--reg", "nll")),
         Arm("mean-kl", ("--reg", "kl_rev", "--kl-agg", "mean", *WATCH)),
         Arm("unsteered", ("--reg", "kl_rev", "--vector", "none", *WATCH)),
         Arm("random", ("--reg", "kl_rev", "--vector", "random", *WATCH)),
@@ -76,9 +77,10 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm("open-kl", ("--reg", "kl_rev", "--filter", "repetition", "--doses", "1.0", "1.5", *WATCH)),
     )
 }
-"""Main job, plain fine-tuning, mean instead of rmse; three controls; doses past the knee without a coherence filter."""
+"""Main job, plain fine-tuning (watched and gated), mean instead of rmse; three controls; doses past the knee without a
+coherence filter."""
 
-DEFAULT_ARMS = ("default", "nll", "mean-kl", "unsteered", "random", "shuffled")
+DEFAULT_ARMS = ("default", "nll", "nll-gated", "mean-kl", "unsteered", "random")
 
 
 def parse_arm(text: str) -> Arm:

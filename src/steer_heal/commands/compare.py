@@ -44,11 +44,11 @@ class Options:
 def main(options: Options) -> int:
     """Print the table."""
     folders = runs_in(options.runs)
+    ledgers = [finished_run(folder) for folder in folders]
     if len(folders) < 2:
         raise InputError(
             f"{len(folders)} run{'s' * (len(folders) != 1)} given: compare takes at least two different ones"
         )
-    ledgers = [finished_run(folder) for folder in folders]
     console = Console(highlight=False, width=None if Console().is_terminal else 200)
     names = short_names([ledger.folder for ledger in ledgers])
     rows = []
