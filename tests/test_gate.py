@@ -200,7 +200,7 @@ def heal_by(pocket_run, monkeypatch, tmp_path):
         figures = {f"{name}_{when}": 0.0 for name in names for when in ("before", "after")}
 
         def heal_rows(run, number, vector, walk, rows):
-            ledger.record("heal", number, figures=figures, lengths={"mean": 30.0, "weighted": 32.0})
+            ledger.record("heal", number, figures=figures, tau={}, lengths={"mean": 30.0, "weighted": 32.0})
             return Healed(make(run, rows), HealConfig(), (), (), figures, {}, {})
 
         monkeypatch.setattr(steps, "extract_vector", lambda run, number: vector)

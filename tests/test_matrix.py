@@ -147,7 +147,7 @@ def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
     for arguments, words in (
         (["--run", str(tmp_path)], "no run folder"),
         (["--run", str(run_dir), "--round", "4"], "has no round 4"),
-        (["--run", str(run_dir), "--lams"], "at least one"),
+        (["--run", str(run_dir), "--lams"], "one or more numbers"),
     ):
         assert matrix.main([*arguments, "--out", str(tmp_path / "out")]) == 2
         shown = capsys.readouterr().err.splitlines()

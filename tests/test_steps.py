@@ -168,7 +168,7 @@ def test_the_live_table_shows_loss_divergence_gradient_and_rate_and_every_epoch(
     assert all(name in head for name in (*shown, "nll", "mean", "agg", "max", "fired", "ratio", "lam", "grad", "lr"))
     figures = [line for line in lines if line.strip()[:1].isdigit()]
     history = now.ledger.events("heal")[0]["steps"]
-    assert len(figures) == len(history) == 8 and int(figures[-1].split()[0]) == 7
+    assert len(figures) == len(history) == 8 and int(figures[-1].split()[0]) == 8
     assert figures[3].split()[1] == f"{history[3]['nll']:.3f}" and f"{history[3]['lr']:.1e}" in figures[3]
     epochs = [line for line in lines if line.startswith("epoch")]
     assert len(epochs) == 2 and all("before training" in line and "held-out" in line for line in epochs)
@@ -180,7 +180,7 @@ def test_a_long_heal_gets_a_dozen_rows_of_means(capsys):
     for i in range(120):
         reporter.step({"step": i, **step, "nll": float(i)}, 120)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
-    assert len(rows) == 12 and rows[0].split()[:2] == ["9", "4.500"] and "|" in rows[0]
+    assert len(rows) == 12 and rows[0].split()[:2] == ["10", "4.500"] and "|" in rows[0]
 
 
 # sampling of the training texts
