@@ -26,6 +26,7 @@ from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.generation import derive_seed
 from steer_heal.healing import mean_divergence
+from steer_heal.reheal import number_or_text
 from steer_heal.trait import default_trait
 
 LEAST_ROWS = 16
@@ -67,17 +68,8 @@ def parse(case: str) -> RunConfig:
             raise InputError(f"case {case!r}: {option!r} is no option=value of a run")
         # Elsewhere a slash is part of a path.
         several = name == "doses" or ("/" in value and name in ("layers", "lora_layers", "betas"))
-        changes[name] = tuple(_number(entry) for entry in value.split("/")) if several else _number(value)
+        changes[name] = tuple(number_or_text(entry) for entry in value.split("/")) if several else number_or_text(value)
     return RunConfig(model=model, **changes)
-
-
-def _number(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def run_case(case: str, arguments: Arguments, notes: list[str]) -> list[Cell]:

@@ -3,7 +3,7 @@
 Knows nothing of how completions were sampled and filtered: it reads a run folder.
 """
 
-from steer_heal.reheal.again import Setting, heal_once, heal_seed, load_setting, parse
+from steer_heal.reheal.again import Setting, heal_once, heal_seed, load_setting, number_or_text, parse
 from steer_heal.reheal.table import DECODED, Row, plot, ranked, row_of, table, write_csv
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "heal_once",
     "heal_seed",
     "load_setting",
+    "number_or_text",
     "parse",
     "plot",
     "ranked",

@@ -61,11 +61,12 @@ def parse(entry: str, config: HealConfig) -> HealConfig:
         key, _, value = option.partition("=")
         if key not in KNOBS or not value:
             raise InputError(f"grid {entry!r}: {option!r} is no option=value of {', '.join(sorted(KNOBS))}")
-        changes[key] = _number(value)
+        changes[key] = number_or_text(value)
     return replace(config, reg=reg, **changes)
 
 
-def _number(text: str) -> int | float | str:
+def number_or_text(text: str) -> int | float | str:
+    """The value of a typed `option=value`."""
     for kind in (int, float):
         try:
             return kind(text)
