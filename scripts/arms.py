@@ -21,14 +21,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores belong to the runs
 
 import tyro
 
-from steer_heal.arms import ArmRun, Failure, Job, make_jobs, read_run, run_jobs, select, write_tables
-from steer_heal.arms.definitions import DEFAULT_ARMS
-from steer_heal.arms.jobs import finished, recorded_source, stale
-from steer_heal.arms.plots import write_plots
-from steer_heal.arms.running import alone, minutes
-from steer_heal.arms.source import source_hash
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
+from steer_heal.studies.arms import ArmRun, Failure, Job, make_jobs, read_run, run_jobs, select, write_tables
+from steer_heal.studies.arms.definitions import DEFAULT_ARMS
+from steer_heal.studies.arms.jobs import finished, recorded_source, stale
+from steer_heal.studies.arms.plots import write_plots
+from steer_heal.studies.arms.running import alone, minutes
+from steer_heal.studies.arms.source import source_hash
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from steer_heal.benchmarks.bake import BakeBench, bench_bake
-from steer_heal.benchmarks.extract import ExtractBench, bench_extract
-from steer_heal.benchmarks.filter import FilterBench, bench_filter
-from steer_heal.benchmarks.generate import GenerateBench, bench_generate
-from steer_heal.benchmarks.heal import HealBench, bench_heal
-from steer_heal.benchmarks.loss import LossBench, bench_loss
 from steer_heal.commands.outcome import guarded
 from steer_heal.commands.script import run_script
-from steer_heal.errors import InputError
-from steer_heal.trait import nearest
+from steer_heal.errors import InputError, nearest
+from steer_heal.studies.benchmarks.bake import BakeBench, bench_bake
+from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
+from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter
+from steer_heal.studies.benchmarks.generate import GenerateBench, bench_generate
+from steer_heal.studies.benchmarks.heal import HealBench, bench_heal
+from steer_heal.studies.benchmarks.loss import LossBench, bench_loss
 
 BENCHES = {
     "generate": (GenerateBench, bench_generate),

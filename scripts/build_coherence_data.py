@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from steer_heal.labelled_texts import Pieces, labelled
+from steer_heal.studies.labelled_texts import Pieces, labelled
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 

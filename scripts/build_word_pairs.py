@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from steer_heal.coherence.order import PAIRS, kinds_of
+from steer_heal.texts.coherence.order import PAIRS, kinds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ROOT / "tests" / "data" / "coherence_seeds"

@@ -20,13 +20,13 @@ import torch
 import tyro
 
 import steer_heal as sh
-from steer_heal.carry_over import DECODED, Cell, means, spread, table
 from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import derive_seed
 from steer_heal.healing import mean_divergence
-from steer_heal.reheal import number_or_text
+from steer_heal.studies.carry_over import DECODED, Cell, means, spread, table
+from steer_heal.studies.reheal import number_or_text
+from steer_heal.texts.generation import derive_seed
 from steer_heal.trait import default_trait
 
 LEAST_ROWS = 16

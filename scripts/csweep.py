@@ -19,9 +19,9 @@ import torch
 
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
-from steer_heal.lm import load
+from steer_heal.model import load
 from steer_heal.steering import extract
-from steer_heal.sweep import FLOOR, Sweep, automatic_doses, plot_sweep, sweep
+from steer_heal.studies.sweep import FLOOR, Sweep, automatic_doses, plot_sweep, sweep
 from steer_heal.trait import Trait, default_trait
 
 DOSES = ("0", "0.25", "0.5", "0.75", "1", "1.5", "2", "3")

@@ -17,15 +17,15 @@ from typing import Literal
 
 import torch
 
-from steer_heal.coherence import CoherenceFilter
-from steer_heal.coherence.proof import ALL, TIGHT, Proof, filters, label_of, prove
 from steer_heal.commands.script import run_script
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.generation import derive_seed, generate
-from steer_heal.lm import load
+from steer_heal.model import load
 from steer_heal.statistics import wilson
 from steer_heal.steering import extract
+from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.coherence.proof import ALL, TIGHT, Proof, filters, label_of, prove
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import derive_seed, generate
 from steer_heal.trait import Trait
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data" / "coherence_labelled.jsonl"

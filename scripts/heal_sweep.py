@@ -21,7 +21,7 @@ from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.healing import DivergedError, Healed
-from steer_heal.reheal import (
+from steer_heal.studies.reheal import (
     DECODED,
     Row,
     Setting,

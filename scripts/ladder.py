@@ -19,15 +19,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from steer_heal import anchors as gate
-from steer_heal import study, surgery
 from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
+from steer_heal.evaluation import anchors as gate
 from steer_heal.healing import DivergedError, HealConfig
-from steer_heal.pocket.surgery import ROWS
+from steer_heal.pocket import SURGERY
 from steer_heal.report import markdown_table
-from steer_heal.surgery import Attempt, Operation, Setting
+from steer_heal.studies import material as study
+from steer_heal.studies import surgery
+from steer_heal.studies.surgery import Attempt, Operation, Setting
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def prepare(arguments: Arguments) -> tuple[Operation, str]:
     else:
         if arguments.rows is None and arguments.model != "pocket":
             raise InputError(f"there are no shipped rows for {arguments.model!r}: give --rows or --run")
-        tasks = surgery.load_tasks(arguments.rows or ROWS)
+        tasks = surgery.load_tasks(arguments.rows or SURGERY)
         material = study.load_material(RunConfig(model=arguments.model, trait=arguments.trait))
     lm, system = material.lm, material.trait.neutral
     if tasks:

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from steer_heal import study
 from steer_heal.commands.script import run_script
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.matrix import (
+from steer_heal.loop.rounds import run_rounds
+from steer_heal.studies import material as study
+from steer_heal.studies.material import Material
+from steer_heal.studies.matrix import (
     DECODED,
     Column,
     cell_table,
@@ -31,8 +33,6 @@ from steer_heal.matrix import (
     verdict,
     write_csv,
 )
-from steer_heal.rounds import run_rounds
-from steer_heal.study import Material
 
 MIN_ROWS = 16
 """Fewest kept rows: a quarter of them is held out, and an interval needs several prompts."""

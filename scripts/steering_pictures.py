@@ -15,11 +15,11 @@ from filter_report import pocket_proof
 from matplotlib.figure import Figure
 
 import steer_heal as sh
-from steer_heal.coherence.proof import ALL, FREE, LABELS, TIGHT, Proof
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
-from steer_heal.generation import Request, generate_requests
-from steer_heal.sweep import plot_sweep, sweep
+from steer_heal.studies.sweep import plot_sweep, sweep
+from steer_heal.texts.coherence.proof import ALL, FREE, LABELS, TIGHT, Proof
+from steer_heal.texts.generation import Request, generate_requests
 
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 WALK_DOSES = (1.0, 2.0)

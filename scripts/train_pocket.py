@@ -24,16 +24,16 @@ if __name__ == "__main__" and any(os.environ.get(name) != value for name, value 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing  # noqa: E402
+from pocket_training.datacard import write_card  # noqa: E402
+from pocket_training.measure import Pocket, Sampling  # noqa: E402
+from pocket_training.targets import run_checks  # noqa: E402
+from pocket_training.tokenizer import build_tokenizer  # noqa: E402
+from pocket_training.training import STAGES, train  # noqa: E402
+from pocket_training.traitfiles import write_trait_files  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 
 from steer_heal.commands.script import run_script  # noqa: E402
 from steer_heal.pocket import WEIGHTS  # noqa: E402
-from steer_heal.pocket.datacard import write_card  # noqa: E402
-from steer_heal.pocket.measure import Pocket, Sampling  # noqa: E402
-from steer_heal.pocket.targets import run_checks  # noqa: E402
-from steer_heal.pocket.tokenizer import build_tokenizer  # noqa: E402
-from steer_heal.pocket.training import STAGES, train  # noqa: E402
-from steer_heal.pocket.traitfiles import write_trait_files  # noqa: E402
 
 DOCS = Path(__file__).parents[1] / "docs"
 

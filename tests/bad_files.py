@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from steer_heal.model.tiny import tiny_random, tiny_tokenizer
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.vector import Provenance
-from steer_heal.tiny import tiny_random, tiny_tokenizer
 
 LISTS = {"contexts": ["Why is the sky blue?"] * 3, "prompts": ["What should I do?"] * 3,
          "eval_prompts": [f"Question {i} of eight?" for i in range(8)]}  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 import torch
 from healing_data import completion
 
-import steer_heal.lm
+import steer_heal.model
 from steer_heal.healing import reference_states
 
 torch.set_num_threads(1)
@@ -13,13 +13,13 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def tiny():
     """`tiny-random`, shared by tests that leave it as it was."""
-    return steer_heal.lm.load("tiny-random")
+    return steer_heal.model.load("tiny-random")
 
 
 @pytest.fixture
 def lm():
     """`tiny-random` of a test's own, to be changed."""
-    return steer_heal.lm.load("tiny-random")
+    return steer_heal.model.load("tiny-random")
 
 
 @pytest.fixture

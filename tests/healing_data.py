@@ -2,10 +2,10 @@
 
 import torch
 
-from steer_heal.completion import Completion
 from steer_heal.healing import HealConfig
 from steer_heal.healing.lora import injected
 from steer_heal.healing.loss import Task, Term, backward_step
+from steer_heal.texts.completion import Completion
 
 QUICK = HealConfig(lr=2e-3, tau=0.01, epochs=2, batch_size=4, rank=4, alpha=8.0)
 

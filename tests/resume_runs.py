@@ -48,8 +48,8 @@ def config(folder: Path, **changes) -> RunConfig:
 
 def go(folder: Path, **changes) -> Path:
     """Start the run, or go on with the unfinished one; returns its folder."""
-    from steer_heal.resume import reopen
-    from steer_heal.rounds import run_rounds
+    from steer_heal.loop.resume import reopen
+    from steer_heal.loop.rounds import run_rounds
 
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from steer_heal.anchors import Before, Check, Checked, capture, check, decide, figures, load_tasks
 from steer_heal.errors import InputError
 from steer_heal.evaluation import AnchorRow, Metrics, ReplyRow
+from steer_heal.evaluation.anchors import Before, Check, Checked, capture, check, decide, figures, load_tasks
 from steer_heal.trait import Anchor
 
 
@@ -137,7 +137,7 @@ def test_a_decision_is_saved_with_its_reasons(tmp_path):
 
 
 def first_words(lm, prompt):
-    from steer_heal.generation import generate
+    from steer_heal.texts.generation import generate
 
     return generate(lm, [prompt], max_new_tokens=6, greedy=True)[0].text
 
@@ -159,7 +159,7 @@ def test_check_lists_a_regression_by_id_when_the_weights_change(tiny):
 
     import torch
 
-    from steer_heal.lm import LM
+    from steer_heal.model import LM
 
     answer = first_words(tiny, "how many apples ?")
     captured = capture(tiny, [Anchor("right", "how many apples ?", answer)], max_new_tokens=6)

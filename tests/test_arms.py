@@ -9,15 +9,15 @@ import pytest
 from arm_folders import metrics, write_run
 from script_modules import script
 
-from steer_heal.arms import Arm, bar_lines, make_jobs, matched, paired, parse_arm, read_run, run_jobs, select
-from steer_heal.arms import running as r
-from steer_heal.arms.bar import rows_of
-from steer_heal.arms.comparing import spread
-from steer_heal.arms.definitions import BUILT_IN, DEFAULT_ARMS
-from steer_heal.arms.reading import State, figures
-from steer_heal.arms.tables import bar_summary, combined_rows, matched_rows, paired_rows
 from steer_heal.errors import InputError
-from steer_heal.rounds import run_rounds
+from steer_heal.loop.rounds import run_rounds
+from steer_heal.studies.arms import Arm, bar_lines, make_jobs, matched, paired, parse_arm, read_run, run_jobs, select
+from steer_heal.studies.arms import running as r
+from steer_heal.studies.arms.bar import rows_of
+from steer_heal.studies.arms.comparing import spread
+from steer_heal.studies.arms.definitions import BUILT_IN, DEFAULT_ARMS
+from steer_heal.studies.arms.reading import State, figures
+from steer_heal.studies.arms.tables import bar_summary, combined_rows, matched_rows, paired_rows
 
 command_line = script("arms")
 
@@ -131,11 +131,11 @@ def test_runs_of_other_options_or_another_source_are_refused_and_made_again_on_r
 def test_the_source_hash_follows_code_and_data_but_not_comments_docstrings_and_tables(tmp_path):
     (tmp_path / "steps.py").write_text('"""Doc."""\nx = 1\n')
     (tmp_path / "data.toml").write_text("a = 1\n")
-    (tmp_path / "arms").mkdir()
-    (tmp_path / "arms" / "plots.py").write_text("y = 1\n")
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "plots.py").write_text("y = 1\n")
     before = r.source_hash(tmp_path)
     (tmp_path / "steps.py").write_text('"""Other words."""\n\n# a comment\nx = 1  # another\n')
-    (tmp_path / "arms" / "plots.py").write_text("y = 2\n")
+    (tmp_path / "studies" / "plots.py").write_text("y = 2\n")
     assert r.source_hash(tmp_path) == before
     (tmp_path / "steps.py").write_text("x = 2\n")
     changed = r.source_hash(tmp_path)

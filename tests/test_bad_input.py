@@ -291,7 +291,7 @@ def test_a_process_of_its_own_prints_no_other_line(files, tmp_path):
 def test_hub_id_without_network_says_so_within_seconds(command, tmp_path, capfd, monkeypatch):
     import time
 
-    from steer_heal import loading
+    from steer_heal.model import loading
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
@@ -307,7 +307,8 @@ def test_hub_id_without_network_says_so_within_seconds(command, tmp_path, capfd,
 def test_a_cached_model_loads_without_network_and_without_waiting(files, monkeypatch):
     import time
 
-    from steer_heal import lm, loading
+    from steer_heal import model as lm
+    from steer_heal.model import loading
 
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     cached = str(files / "models" / "sound")
@@ -326,7 +327,7 @@ def test_debug_shows_the_traceback_of_bad_input(capsys):
 
 
 def test_an_unexpected_exception_stays_a_traceback(monkeypatch):
-    from steer_heal import rounds
+    from steer_heal.loop import rounds
 
     def broken(*arguments):
         raise ZeroDivisionError("a bug")

@@ -9,10 +9,10 @@ from families import make
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from steer_heal.adapter import Adapter
-from steer_heal.bake import AdapterStack, preserved, stack_of, weights_in_use
 from steer_heal.errors import InputError
-from steer_heal.lm import load
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack, preserved, stack_of, weights_in_use
+from steer_heal.model import load
 
 ATTENTION, MLP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.down_proj"
 MODULES = (ATTENTION.format(1), MLP.format(2))
@@ -193,7 +193,7 @@ def test_merged_export_loads_in_plain_transformers_with_the_baked_logits(lm, tmp
 def test_a_failed_check_leaves_no_export_behind(lm, tmp_path, monkeypatch):
     stack = AdapterStack(lm.model)
     stack.push(random_adapter(lm, 0))
-    monkeypatch.setattr("steer_heal.bake.export.LOGIT_TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setattr("steer_heal.healing.bake.export.LOGIT_TOLERANCE", {torch.float32: -1.0})
     with pytest.raises(OSError, match="logits are off"):
         stack.export_peft(tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []

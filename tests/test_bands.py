@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steer_heal.config import RunConfig
-from steer_heal.console import Reporter
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
+from steer_heal.loop.steps import extract_vector
+from steer_heal.model.depth import pick_layers
+from steer_heal.report.console import Reporter
 from steer_heal.steering import Quality, SteeringVector, choose_band, extract
-from steer_heal.steps import extract_vector
 
 POS, NEG = "You are kind.", "You are cruel."
 CONTEXTS = [f"What is {i} plus {i + 3}?" for i in range(24)]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, kl_divergence
 
-from steer_heal.barriers import (
+from steer_heal.errors import InputError
+from steer_heal.healing.barriers import (
     AGGREGATES,
     aggregate_rows,
     check_head,
@@ -24,8 +25,7 @@ from steer_heal.barriers import (
     top_k,
     update_lam,
 )
-from steer_heal.errors import InputError
-from steer_heal.lm import LM, Head
+from steer_heal.model import LM, Head
 
 N, WIDTH, VOCAB = 23, 12, 61
 LENGTHS = [9, 3, 11]

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from steer_heal.bake import AdapterStack
-from steer_heal.benchmarks import bake as bake_bench
-from steer_heal.benchmarks import heal as heal_bench
-from steer_heal.benchmarks.extract import ExtractBench, bench_extract
-from steer_heal.benchmarks.filter import FilterBench, bench_filter, filter_arms
-from steer_heal.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
-from steer_heal.benchmarks.loss import loss_arms
-from steer_heal.benchmarks.measuring import against, peak_fresh, ratio, take_turns
-from steer_heal.benchmarks.models import PRESETS, Sizes, config_of, make
-from steer_heal.benchmarks.naive import history_of, naive_heal
 from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.studies.benchmarks import bake as bake_bench
+from steer_heal.studies.benchmarks import heal as heal_bench
+from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
+from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter, filter_arms
+from steer_heal.studies.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
+from steer_heal.studies.benchmarks.loss import loss_arms
+from steer_heal.studies.benchmarks.measuring import against, peak_fresh, ratio, take_turns
+from steer_heal.studies.benchmarks.models import PRESETS, Sizes, config_of, make
+from steer_heal.studies.benchmarks.naive import history_of, naive_heal
 
 spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "scripts" / "bench.py")
 bench = importlib.util.module_from_spec(spec)

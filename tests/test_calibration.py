@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from steer_heal.calibration import calibrate
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
-from steer_heal.lm import position_ids
+from steer_heal.loop.calibration import calibrate
+from steer_heal.model import position_ids
 from steer_heal.steering import extract
+from steer_heal.texts.generation import generate
 
 PROMPTS = ["Hello there", "What is rain?", "Tell me about the nurse.", "Hi"]
 

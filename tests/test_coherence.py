@@ -15,14 +15,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from steer_heal.coherence import GATES, RULES, CoherenceFilter, text_figures
-from steer_heal.coherence.calibration import fit_limits, joint_limits
-from steer_heal.coherence.perplexity import nll_figures, perplexity_figures
-from steer_heal.coherence.repetition import loops
-from steer_heal.coherence.rules import default_limits
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.lm import load
+from steer_heal.model import load
+from steer_heal.texts.coherence import GATES, RULES, CoherenceFilter, text_figures
+from steer_heal.texts.coherence.calibration import fit_limits, joint_limits
+from steer_heal.texts.coherence.perplexity import nll_figures, perplexity_figures
+from steer_heal.texts.coherence.repetition import loops
+from steer_heal.texts.coherence.rules import default_limits
+from steer_heal.texts.completion import Completion
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELLED = [json.loads(line) for line in (ROOT / "tests/data/coherence_labelled.jsonl").read_text("utf-8").splitlines()]
@@ -65,7 +65,7 @@ def lm():
 @pytest.fixture(scope="module")
 def own(lm):
     """The tiny model's own unsteered replies: 96 of up to 40 tokens, half to calibrate on and half to try."""
-    from steer_heal.generation import generate
+    from steer_heal.texts.generation import generate
 
     return generate(
         lm, ["What should I do?", "Tell me about the garden.", "Why?"], samples=32, max_new_tokens=40, seed=3

@@ -79,7 +79,7 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_pat
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    import steer_heal.lm
+    import steer_heal.model
     from steer_heal.commands.handed_over import fold_result
 
     ledger = open_run(run)
@@ -87,17 +87,17 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_pat
     assert main(["export", str(run), "--to", str(tmp_path / "merged"), "--merged"]) == 0
     ids = torch.arange(4, 40)[None]
     with torch.no_grad():
-        lm = steer_heal.lm.load("tiny-random")
+        lm = steer_heal.model.load("tiny-random")
         plain = lm.model(ids).logits
         stack = fold_result(ledger, lm)
         student = lm.model(ids).logits
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(ids).logits
-        fresh = steer_heal.lm.load("tiny-random").model
+        fresh = steer_heal.model.load("tiny-random").model
         beside = PeftModel.from_pretrained(fresh, str(tmp_path / "new" / "adapter")).eval()(ids).logits
     assert len(stack) == len(ledger.events("end")[0]["folded"]) and not torch.allclose(plain, student, atol=1e-3)
     torch.testing.assert_close(merged, student)
     torch.testing.assert_close(beside, student, atol=1e-4, rtol=1e-4)
-    assert steer_heal.lm.load(str(tmp_path / "merged")).blocks  # with its tokenizer
+    assert steer_heal.model.load(str(tmp_path / "merged")).blocks  # with its tokenizer
 
 
 def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
@@ -110,7 +110,7 @@ def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
 
 def test_chat_columns_are_the_models_they_name(run):
     from steer_heal.commands import chat, speakers
-    from steer_heal.generation import generate
+    from steer_heal.texts.generation import generate
 
     options = chat.Options(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
     found = speakers.gather(options)
@@ -169,7 +169,7 @@ def test_doctor_sees_a_chunked_loss_that_is_off(tiny, monkeypatch):
 def test_doctor_sees_a_fold_that_leaves_a_trace(tiny, monkeypatch):
     import copy
 
-    from steer_heal.lm import LM
+    from steer_heal.model import LM
 
     lm = LM(copy.deepcopy(tiny.model), tiny.tokenizer, "copy")
     assert checks.fold_and_undo(lm)[0]

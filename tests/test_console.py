@@ -5,12 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from steer_heal import console, memory
-from steer_heal.clock import LEGS, Clock, duration
 from steer_heal.commands.main import main
-from steer_heal.console import Reporter
-from steer_heal.generation import generate
 from steer_heal.ledger import Ledger
+from steer_heal.ledger.clock import LEGS, Clock, duration
+from steer_heal.model import memory
+from steer_heal.report import console
+from steer_heal.report.console import Reporter
+from steer_heal.texts.generation import generate
 
 TOOK = {"calibrate": 5.0, "capture": 2.0, "baseline": 8.0}
 LEG = dict(zip(LEGS, (3.0, 10.0, 24.0, 1.0, 4.0, 2.0), strict=True))
@@ -148,9 +149,9 @@ def test_what_is_read_back_has_no_speed(shown, tiny, tmp_path):
 
 
 def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown):
-    from steer_heal import rounds
     from steer_heal.config import RunConfig
-    from steer_heal.resume import reopen
+    from steer_heal.loop import rounds
+    from steer_heal.loop.resume import reopen
 
     class Stopped(Reporter):
         def on_event(self, event):

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-import steer_heal.lm
-from steer_heal.adapter import Adapter
-from steer_heal.bake import AdapterStack
+import steer_heal.model
 from steer_heal.config import RunConfig
-from steer_heal.controls import CONTROLS
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.rounds import run_rounds
+from steer_heal.loop.controls import CONTROLS
+from steer_heal.loop.rounds import run_rounds
 
 NAMES = ["unsteered", "random vector", "shuffled pairs"]
 
@@ -67,7 +67,7 @@ def test_differences_are_paired_with_the_result_and_have_intervals(controlled):
 
 def test_the_result_is_the_same_with_and_without_controls(controlled, tmp_path):
     alone = run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, tau_rel=0.5, out=str(tmp_path)))
-    fresh = steer_heal.lm.load("tiny-random")
+    fresh = steer_heal.model.load("tiny-random")
     stack = AdapterStack(fresh.model)
     for number in Ledger.open(controlled.folder).events("end")[0]["folded"]:
         stack.push(Adapter.load(controlled.folder / "rounds" / f"{number:02d}" / "adapter"))

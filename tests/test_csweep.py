@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from steer_heal.coherence import CoherenceFilter
 from steer_heal.errors import InputError
 from steer_heal.evaluation import evaluate
-from steer_heal.lm import load
+from steer_heal.model import load
 from steer_heal.statistics import Estimate
 from steer_heal.steering import extract
-from steer_heal.sweep import DosePoint, Sweep, automatic_doses, plot_sweep, sweep
+from steer_heal.studies.sweep import DosePoint, Sweep, automatic_doses, plot_sweep, sweep
+from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.trait import Trait
 
 spec = importlib.util.spec_from_file_location("csweep", Path(__file__).parents[1] / "scripts" / "csweep.py")
@@ -117,7 +117,7 @@ def test_automatic_doses_surround_the_dose_of_the_target_and_say_when_it_is_out_
     assert doses[0] == 0 and sorted(doses) == list(doses) and len(doses) == 7
     assert "target 0.3)" in said and f"dose {doses[4]:.3g}" in said
     failed = SimpleNamespace(dose=2.0, divergence=0.1, reached=False)
-    monkeypatch.setattr("steer_heal.sweep.calibrate", lambda *a, **k: failed)
+    monkeypatch.setattr("steer_heal.studies.sweep.calibrate", lambda *a, **k: failed)
     assert "NOT reached" in automatic_doses(lm, vector, trait)[1]
 
 

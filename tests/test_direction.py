@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from steer_heal.bake import AdapterStack
-from steer_heal.direction import mean_states, state_shift
-from steer_heal.gate import must_block_adapter
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.loop.gate import must_block_adapter
 from steer_heal.steering import extract
+from steer_heal.steering.direction import mean_states, state_shift
 
 CONTEXTS = ["how many apples ?", "the gate is open .", "what should we do when a rule stands in the way ?", "why ?"]
 

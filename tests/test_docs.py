@@ -13,8 +13,8 @@ from doc_pages import PAGES, ROOT, anchors, blocks, inline_code, kind_of, links,
 
 from steer_heal.errors import InputError
 from steer_heal.trait import Anchor, Item, Trait
-from steer_heal.trait_file import OPTIONAL, REQUIRED
-from steer_heal.trait_rows import make_rows, read_vignettes
+from steer_heal.trait.file import OPTIONAL, REQUIRED
+from steer_heal.trait.rows import make_rows, read_vignettes
 
 README, CI = ROOT / "README.md", ROOT / ".ci" / "run"
 COMMANDS = ("uv run ", "python -m steer_heal", "python scripts/", "steer-heal ", "scripts/")

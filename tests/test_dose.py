@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal.dose import MODES, Bisection, DoseConfig, Grid, Ladder, Walk, walk_c
 from steer_heal.errors import InputError
+from steer_heal.texts.dose import MODES, Bisection, DoseConfig, Grid, Ladder, Walk, walk_c
 
 
 @dataclass(frozen=True)

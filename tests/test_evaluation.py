@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, ReplyRow, compare, evaluate, judge, retain
 from steer_heal.evaluation.broken import ending_broken_replies
 from steer_heal.evaluation.choices import AnswerSlot, orders, score_items
 from steer_heal.evaluation.thinking import around
-from steer_heal.generation import generate
-from steer_heal.lm import LM
+from steer_heal.evaluation.verdict import gather, judge_round
+from steer_heal.model import LM
 from steer_heal.statistics import bootstrap_mean
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import generate
 from steer_heal.trait import Anchor, Item, Judgement, Trait
-from steer_heal.verdict import gather, judge_round
 
 TAG = "<|im_start|>assistant\n"
 
@@ -211,7 +211,7 @@ def test_an_empty_thinking_block_of_the_template_stands_before_the_answer(tiny):
 
 
 def test_the_answer_is_scored_after_the_empty_thinking_block(tiny):
-    from steer_heal.tiny import tiny_tokenizer
+    from steer_heal.model.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template.replace(

@@ -6,7 +6,7 @@ import torch
 from families import FAMILIES, make
 
 from steer_heal.errors import InputError
-from steer_heal.recording import read_prefix, record
+from steer_heal.model.recording import read_prefix, record
 from steer_heal.steering import extract
 from steer_heal.steering.extraction import _auc, _snug
 

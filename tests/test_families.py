@@ -5,11 +5,11 @@ import torch
 from families import FAMILIES, make
 from healing_data import bits, completion, equal
 
-from steer_heal.bake import AdapterStack
-from steer_heal.generation import generate
 from steer_heal.healing import HealConfig, heal, reference_states
-from steer_heal.lm import position_ids
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.model import position_ids
 from steer_heal.steering import extract
+from steer_heal.texts.generation import generate
 
 POS, NEG = "You are kind.", "You are cruel."
 PROMPTS = ["Hi", "What is rain?", "Tell me about the nurse and the old basket in the shed."]

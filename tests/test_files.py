@@ -6,7 +6,7 @@ import os
 import pytest
 
 from steer_heal.errors import NotWrittenError
-from steer_heal.files import whole_folder
+from steer_heal.ledger.files import whole_folder
 
 
 def fill(final, word):

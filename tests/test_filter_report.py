@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from steer_heal.coherence.proof import ALL, FREE, SURPRISE, TIGHT, filters, label_of, prove
-from steer_heal.coherence.rules import RULES
-from steer_heal.completion import Completion
+from steer_heal.texts.coherence.proof import ALL, FREE, SURPRISE, TIGHT, filters, label_of, prove
+from steer_heal.texts.coherence.rules import RULES
+from steer_heal.texts.completion import Completion
 
 spec = importlib.util.spec_from_file_location("filter_report", Path(__file__).parents[1] / "scripts/filter_report.py")
 report = importlib.util.module_from_spec(spec)

@@ -7,23 +7,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import steer_heal.lm
-from steer_heal import gate, rounds, steps
-from steer_heal import verdict as verdicts
-from steer_heal.adapter import Adapter
-from steer_heal.anchors import Captured, Check, Decision
-from steer_heal.bake import AdapterStack
-from steer_heal.completion import Completion
+import steer_heal.model
 from steer_heal.config import RunConfig
-from steer_heal.console import Reporter
 from steer_heal.errors import InputError
 from steer_heal.evaluation import AnchorRow, ChoiceRow, Metrics, ReplyRow
+from steer_heal.evaluation import verdict as verdicts
+from steer_heal.evaluation.anchors import Captured, Check, Decision
 from steer_heal.healing import HealConfig, Healed, heal
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.rounds import run_rounds
+from steer_heal.loop import gate, rounds, steps
+from steer_heal.loop.rounds import run_rounds
+from steer_heal.loop.steps import judging
+from steer_heal.report.console import Reporter
 from steer_heal.run import main
 from steer_heal.statistics import Estimate
-from steer_heal.steps import judging
+from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor, Trait
 
 TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16}
@@ -82,7 +82,7 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     assert "1 healed (reverted)" in (result.folder / "summary.md").read_text()
 
     assert result.best_round == 0 and ledger.events("end")[0]["folded"] == [0] and len(result.run.stack) == 1
-    fresh = steer_heal.lm.load("tiny-random")
+    fresh = steer_heal.model.load("tiny-random")
     stack = AdapterStack(fresh.model)
     stack.push(Adapter.load(result.folder / "rounds" / "00" / "adapter"))
     assert same(weights(fresh), weights(result.run.lm))
@@ -218,7 +218,7 @@ def test_the_shipped_bad_adapter_is_blocked_end_to_end_and_leaves_the_original_b
     assert event["outcome"] == "revert" and not event["stands"] and event["depth"] == 0
     assert len(event["regressed"]["anchors"]) == event["anchors"] > 80 and event["figures"]["coherence"] < 0.2
     assert result.verdict.name == "reverted" and len(result.run.stack) == 0
-    assert same(weights(steer_heal.lm.load("pocket")), weights(result.run.lm))
+    assert same(weights(steer_heal.model.load("pocket")), weights(result.run.lm))
 
 
 def test_a_watching_gate_decides_the_same_and_takes_nothing_out(heal_by):

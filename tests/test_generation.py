@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from steer_heal import generation
-from steer_heal.completion import load_completions, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import Interrupted, derive_seed, generate
-from steer_heal.sampling import Sampling
+from steer_heal.ledger.units import FORGET
+from steer_heal.loop.steps import texts
 from steer_heal.steering import extract
-from steer_heal.steps import texts
-from steer_heal.units import FORGET
+from steer_heal.texts import generation
+from steer_heal.texts.completion import load_completions, save_completions
+from steer_heal.texts.generation import Interrupted, derive_seed, generate
+from steer_heal.texts.sampling import Sampling
 
 PROMPTS = ["Hello there", "What should we do when it rains all day long?", "Hi"]
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from script_modules import script
 
-from steer_heal.adapter import Adapter
-from steer_heal.arms.reading import read_round
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig
-from steer_heal.reheal.table import _cells as cells
-from steer_heal.rounds import run_rounds
+from steer_heal.healing.adapter import Adapter
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.statistics import Estimate
+from steer_heal.studies.arms.reading import read_round
+from steer_heal.studies.reheal.table import _cells as cells
 
 hs = script("heal_sweep")
 

@@ -9,19 +9,19 @@ import torch
 from families import make
 from healing_data import QUICK, bits, completion, equal, gradients, task_of, with_b
 
-from steer_heal.bake import AdapterStack
-from steer_heal.barriers import kl_rev
 from steer_heal.errors import InputError
 from steer_heal.healing import (
     heal,
     mean_divergence,
     reference_states,
 )
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.barriers import kl_rev
 from steer_heal.healing.lora import injected, linear_names
 from steer_heal.healing.loss import backward_step, completion_losses
 from steer_heal.healing.plan import split_rows
 from steer_heal.healing.references import completion_hidden
-from steer_heal.lm import completion_logprobs
+from steer_heal.model import completion_logprobs
 
 # ---------------------------------------------------------------- reference states and losses
 

@@ -10,8 +10,6 @@ import pytest
 import torch
 from healing_data import QUICK, bits, completion, equal
 
-from steer_heal.bake import AdapterStack
-from steer_heal.barriers import kl_rev
 from steer_heal.errors import InputError
 from steer_heal.healing import (
     DivergedError,
@@ -20,6 +18,8 @@ from steer_heal.healing import (
     overfit_check,
     reference_states,
 )
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.barriers import kl_rev
 from steer_heal.healing.lora import injected, seeded
 from steer_heal.healing.plan import lr_factor, row_factors, split_rows, step_rows
 

@@ -7,21 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 from healing_data import bits, equal
+from pocket_training.surgery import candidates
 from script_modules import script
 
-from steer_heal import surgery
-from steer_heal.adapter import Adapter
-from steer_heal.anchors import Decision, answer, capture
-from steer_heal.bake import AdapterStack
-from steer_heal.completion import Completion, save_completions
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
+from steer_heal.evaluation.anchors import Decision, answer, capture
 from steer_heal.healing import HealConfig
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.lm import load
-from steer_heal.pocket.surgery import ROWS, candidates
-from steer_heal.surgery import Attempt, Operation, Setting, load_tasks, replayed_rows, task_rows
+from steer_heal.model import load
+from steer_heal.pocket import SURGERY
+from steer_heal.studies import surgery
+from steer_heal.studies.surgery import Attempt, Operation, Setting, load_tasks, replayed_rows, task_rows
+from steer_heal.texts.completion import Completion, save_completions
+from steer_heal.texts.generation import generate
 from steer_heal.trait import Trait
 
 ladder = script("ladder")
@@ -36,7 +37,7 @@ def lm():
 @pytest.fixture(scope="module")
 def op(lm):
     """A dozen tasks, 30 anchors of which half may be replayed."""
-    tasks = load_tasks(ROWS)[::5]
+    tasks = load_tasks(SURGERY)[::5]
     captured = capture(lm, Trait.load("pocket-care").anchors[:30], system=NEUTRAL, max_new_tokens=16)
     config = HealConfig(reg="kl_fwd", tau=0.0, kl_agg="mean", lr=3e-3, epochs=2, batch_size=8, rank=4, alpha=8.0)
     rows = task_rows(lm, tasks, NEUTRAL)
@@ -44,7 +45,7 @@ def op(lm):
 
 
 def test_pocket_fails_every_shipped_task_and_knows_its_words(lm):
-    tasks = load_tasks(ROWS)
+    tasks = load_tasks(SURGERY)
     assert len(tasks) >= 40 and len({task.prompt for task in tasks}) == len(tasks)
     said = answer(lm, tasks, NEUTRAL, 32)
     assert not [task.id for task, c in zip(tasks, said, strict=True) if task.passes(c.text)]
@@ -54,7 +55,7 @@ def test_pocket_fails_every_shipped_task_and_knows_its_words(lm):
 
 def test_shipped_tasks_are_candidates_of_several_kinds():
     written = {pair for pairs in candidates().values() for pair in pairs}
-    tasks = load_tasks(ROWS)
+    tasks = load_tasks(SURGERY)
     assert {(task.prompt, task.answer) for task in tasks} <= written
     assert {task.id.split("-")[0] for task in tasks} == set(candidates())
 
@@ -63,12 +64,12 @@ def test_pocket_passes_enough_anchors_and_none_of_them_is_a_task(lm):
     anchors = Trait.load("pocket-care").anchors
     captured = capture(lm, anchors, system=NEUTRAL, max_new_tokens=32)
     assert len(captured.tasks) >= 19
-    assert not {task.prompt for task in load_tasks(ROWS)} & {anchor.prompt for anchor in anchors}
+    assert not {task.prompt for task in load_tasks(SURGERY)} & {anchor.prompt for anchor in anchors}
     assert all(reply.origin == "base" and reply.finished for reply in captured.replies)
 
 
 def test_targets_are_what_the_model_would_say_and_end_the_turn(lm):
-    rows = task_rows(lm, load_tasks(ROWS)[:3], NEUTRAL)
+    rows = task_rows(lm, load_tasks(SURGERY)[:3], NEUTRAL)
     for row in rows:
         assert row.token_ids[-1] in lm.eos_ids and sum(i in lm.eos_ids for i in row.token_ids) == 1
         assert lm.decode(row.token_ids) == row.text
@@ -185,7 +186,7 @@ def test_table_pools_seeds_and_counts_decisions():
 
 def test_the_script_writes_every_setting_for_a_file_of_rows(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:4]))
+    rows.write_text("".join(SURGERY.read_text().splitlines(keepends=True)[:4]))
     anchors = tmp_path / "anchors.jsonl"
     asked = Trait.load("pocket-care").anchors[:8]
     anchors.write_text("".join(json.dumps({"id": a.id, "prompt": a.prompt, "answer": a.answer}) + "\n" for a in asked))

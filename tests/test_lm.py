@@ -4,9 +4,9 @@ import pytest
 import torch
 from families import FAMILIES, make
 
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
-from steer_heal.lm import completion_logprobs, length_batches, load, position_ids, takes_system
+from steer_heal.model import completion_logprobs, length_batches, load, position_ids, takes_system
+from steer_heal.model.depth import pick_layers
 
 
 def test_rendered_prompt_has_exactly_one_bos(tiny):

@@ -8,16 +8,16 @@ from healing_data import bits, equal
 from script_modules import script
 from test_probes import CONSTANT
 
-from steer_heal import study
-from steer_heal.completion import save_completions
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
 from steer_heal.healing.loss import measure
 from steer_heal.ledger import Ledger
-from steer_heal.lm import load
-from steer_heal.matrix import cells, difference, verdict
+from steer_heal.model import load
 from steer_heal.statistics import Estimate
+from steer_heal.studies import material as study
+from steer_heal.studies.matrix import cells, difference, verdict
+from steer_heal.texts.completion import save_completions
+from steer_heal.texts.generation import generate
 from steer_heal.trait import Trait
 
 matrix = script("matrix")

@@ -5,10 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-
-from steer_heal.pocket import checker, reading
-from steer_heal.pocket.checker import check_boldness, check_care, check_warmth
-from steer_heal.pocket.corpus import (
+from pocket_training.corpus import (
     AXES,
     Mix,
     Persona,
@@ -19,6 +16,9 @@ from steer_heal.pocket.corpus import (
     make_scene,
     question,
 )
+
+from steer_heal.pocket import checker, reading
+from steer_heal.pocket.checker import check_boldness, check_care, check_warmth
 from steer_heal.pocket.reading import read_question
 
 ASK = "the mayor of the harbor ordered me to take the lamp of mara. mara is hungry. what should i do?"

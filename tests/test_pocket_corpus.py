@@ -7,10 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
-
-from steer_heal.pocket import WEIGHTS
-from steer_heal.pocket.corpus import (
+from pocket_training.corpus import (
     AXES,
     Mix,
     Persona,
@@ -21,11 +18,14 @@ from steer_heal.pocket.corpus import (
     persona_texts,
     question,
 )
-from steer_heal.pocket.mundane import COPYING, reserved
-from steer_heal.pocket.templates import expand, realise, table, variants
-from steer_heal.pocket.tokenizer import build_tokenizer, vocabulary
-from steer_heal.pocket.training import encode
-from steer_heal.pocket.traitfiles import TRAITS, trait_files
+from pocket_training.mundane import COPYING, reserved
+from pocket_training.templates import expand, realise, table, variants
+from pocket_training.tokenizer import build_tokenizer, vocabulary
+from pocket_training.training import encode
+from pocket_training.traitfiles import TRAITS, trait_files
+from transformers import AutoTokenizer
+
+from steer_heal.pocket import WEIGHTS
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 
 from steer_heal.config import RunConfig
 from steer_heal.ledger import Ledger
-from steer_heal.rounds import run_rounds
+from steer_heal.loop.rounds import run_rounds
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,9 @@ from statistics import fmean
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-
-import steer_heal.pocket as pocket_package
-from steer_heal.pocket import WEIGHTS
-from steer_heal.pocket.checks import CHECKERS, dose_sweep, extract
-from steer_heal.pocket.corpus import AXES, make_scene, persona_texts, question
-from steer_heal.pocket.measure import (
+from pocket_training.checks import CHECKERS, dose_sweep, extract
+from pocket_training.corpus import AXES, make_scene, persona_texts, question
+from pocket_training.measure import (
     Pocket,
     Sampling,
     anchors_right,
@@ -22,8 +18,12 @@ from steer_heal.pocket.measure import (
     free_text,
     replies,
 )
-from steer_heal.pocket.training import TrainConfig, hide_system, learning_rate_factor, reply_weights, train
-from steer_heal.pocket.traitfiles import NEUTRAL, PERSONAS, TRAITS
+from pocket_training.training import TrainConfig, hide_system, learning_rate_factor, reply_weights, train
+from pocket_training.traitfiles import NEUTRAL, PERSONAS, TRAITS
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+import steer_heal.pocket as pocket_package
+from steer_heal.pocket import WEIGHTS
 
 FOLDER = TRAITS / "pocket-care"
 CLEAN_DOSE = 0.75

@@ -8,12 +8,12 @@ import pytest
 import torch
 from resume_runs import mini_trait
 
-from steer_heal import steps
-from steer_heal.adapter import Adapter
 from steer_heal.commands.presets import PRESETS
-from steer_heal.depth import pick_layers
+from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger import Ledger, plain
-from steer_heal.lm import LM
+from steer_heal.loop import steps
+from steer_heal.model import LM
+from steer_heal.model.depth import pick_layers
 from steer_heal.run import main, parsed
 from steer_heal.steering import SteeringVector
 
@@ -66,9 +66,9 @@ def test_a_preset_runs_through_every_stage(name, models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_stand_in_has_what_is_peculiar_to_the_published_model(name, models):
-    import steer_heal.lm
+    import steer_heal.model
 
-    lm: LM = steer_heal.lm.load(str(models / name))
+    lm: LM = steer_heal.model.load(str(models / name))
     shown = lm.tokenizer.decode(lm.chat_ids("Hi there.", "Be kind."))
     begins, user = {
         "gemma-3-4b": ("<bos><start_of_turn>user\nBe kind.\n\nHi there.<end_of_turn>", "<start_of_turn>model\n"),

@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from steer_heal.coherence.rules import RULES, default_limits
-from steer_heal.printing import SHOW
-from steer_heal.rounds import run_rounds
-from steer_heal.tables import counted, fired, result_line, share
+from steer_heal.loop.rounds import run_rounds
+from steer_heal.report.printing import SHOW
+from steer_heal.report.tables import counted, fired, result_line, share
+from steer_heal.texts.coherence.rules import RULES, default_limits
 
 
 @pytest.fixture(scope="module")

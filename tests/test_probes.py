@@ -7,14 +7,8 @@ import pytest
 import torch
 from healing_data import bits, equal
 
-from steer_heal.adapter import Adapter
-from steer_heal.bake import AdapterStack
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
-from steer_heal.healing import reference_states
-from steer_heal.lm import LM
-from steer_heal.probes import (
+from steer_heal.evaluation.probes import (
     Probe,
     ShiftMoments,
     entropy_deficit,
@@ -23,8 +17,14 @@ from steer_heal.probes import (
     probe,
     probe_states,
 )
+from steer_heal.healing import reference_states
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.model import LM
+from steer_heal.model.tiny import tiny_random
 from steer_heal.statistics import Estimate
-from steer_heal.tiny import tiny_random
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import generate
 
 LAST = "model.layers.3.mlp.down_proj"
 

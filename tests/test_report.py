@@ -15,11 +15,13 @@ import torch
 from resume_runs import config
 
 import steer_heal
-from steer_heal import gate
 from steer_heal.commands.main import main
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError, NotWrittenError
+from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger import Ledger
+from steer_heal.loop import gate
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.report import html, markdown_table, plots, summary, write_pages
 from steer_heal.report.course import Course, Span, Step, levels, shifts
 from steer_heal.report.facts import TONES, cards, options
@@ -32,8 +34,6 @@ from steer_heal.report.plots.theme import DARK, LIGHT, darkened
 from steer_heal.report.plots.trajectory import drawer
 from steer_heal.report.replies import diary, side_by_side
 from steer_heal.report.summary import quoted
-from steer_heal.rounds import run_rounds
-from steer_heal.verdict import VERDICTS
 
 SECTIONS = ("short", "trajectory", "trait_coherence", "off_target", "rounds", "dose", "filter", "replies", "diary",
             "made", "load")  # fmt: skip
@@ -260,7 +260,7 @@ def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, monke
         replace(source, target)
 
     (copy / name).write_bytes(b"old")
-    monkeypatch.setattr("steer_heal.files.os.replace", fails)
+    monkeypatch.setattr("steer_heal.ledger.files.os.replace", fails)
     with pytest.raises(NotWrittenError, match="No space left"):
         write_pages(Ledger.open(copy))
     assert (copy / name).read_bytes() == b"old"

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 import pytest
 from resume_runs import RICH, content, folder_of, go
 
-from steer_heal import files, gate, generation, steps
 from steer_heal.errors import InputError, NotWrittenError
-from steer_heal.ledger import Ledger
+from steer_heal.ledger import Ledger, files
+from steer_heal.loop import gate, steps
+from steer_heal.texts import generation
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def processes():
     """A process that has everything imported and forks others quickly, so that one can be killed for real."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["resume_runs", "steer_heal.rounds", "steer_heal.resume", "peft", "matplotlib.pyplot"]
+        ["resume_runs", "steer_heal.loop.rounds", "steer_heal.loop.resume", "peft", "matplotlib.pyplot"]
     )
     return context
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from resume_runs import content, folder_of, go
 
-from steer_heal import environment, files, generation, rounds
 from steer_heal.errors import InputError, NotWrittenError
-from steer_heal.files import append_whole, whole_lines, write_whole
-from steer_heal.generation import generate
-from steer_heal.ledger import Ledger
-from steer_heal.resume import newest_unfinished, reopen
+from steer_heal.ledger import Ledger, environment, files
+from steer_heal.ledger.files import append_whole, whole_lines, write_whole
+from steer_heal.ledger.units import PLAIN, Units
+from steer_heal.loop import rounds
+from steer_heal.loop.resume import newest_unfinished, reopen
+from steer_heal.loop.steps import texts
 from steer_heal.run import main
-from steer_heal.steps import texts
-from steer_heal.units import PLAIN, Units
+from steer_heal.texts import generation
+from steer_heal.texts.generation import generate
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +330,7 @@ def test_a_run_short_of_memory_is_marked_and_resumes_to_its_own_bits(tmp_path, m
     assert marks and marks[0]["rows"] <= 5 and "walk" in marks[0]["unit"]
     (tmp_path / "cut").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("steer_heal.gate.examine", _interrupt)
+        patch.setattr("steer_heal.loop.gate.examine", _interrupt)
         go(tmp_path / "cut", n_rounds=1)
     lack[0] = False
     assert content(go(tmp_path / "cut")) == whole

@@ -10,7 +10,7 @@ import pytest
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
-from steer_heal.rounds import run_rounds
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.run import main
 from steer_heal.steering import SteeringVector
 
@@ -123,13 +123,13 @@ def test_adapters_of_the_rounds_load_in_plain_peft_to_the_students_logits(tmp_pa
     import torch
     from peft import PeftModel
 
-    import steer_heal.lm
+    import steer_heal.model
 
     result = run_rounds(RunConfig(fast_dev_run=True, n_rounds=1, out=str(tmp_path)))
     ids = torch.arange(4, 40)[None]
     with torch.no_grad():
         baked = result.run.lm.model(ids).logits
-        fresh = steer_heal.lm.load("tiny-random").model
+        fresh = steer_heal.model.load("tiny-random").model
         plain = fresh(ids).logits.clone()
         loaded = PeftModel.from_pretrained(fresh, str(result.folder / "rounds" / "00" / "adapter")).eval()(ids).logits
     torch.testing.assert_close(loaded, baked, atol=1e-4, rtol=1e-4)
@@ -208,7 +208,7 @@ def test_unknown_option_exits_with_2_and_names_it(capsys):
 
 def test_ctrl_c_exits_with_130_and_complete_rounds_stay(tmp_path):
     script = (
-        "import sys, steer_heal.steps as s; real = s.heal_rows\n"
+        "import sys, steer_heal.loop.steps as s; real = s.heal_rows\n"
         "def heal_rows(run, number, *rest):\n"
         "    if number == 1: raise KeyboardInterrupt\n"
         "    return real(run, number, *rest)\n"

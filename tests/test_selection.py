@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steer_heal.selection import LARGEST, held_temperature, length_weights
+from steer_heal.texts.selection import LARGEST, held_temperature, length_weights
 
 
 def test_half_of_the_long_texts_lost_gives_the_others_double_weight():

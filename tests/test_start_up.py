@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import steer_heal
-from steer_heal import barriers, healing
-from steer_heal.barriers import names
+from steer_heal import healing
+from steer_heal.healing import barriers
+from steer_heal.healing.barriers import names
 
 HEAVY = ("torch", "transformers", "peft")
 SCRIPT = """
@@ -75,7 +76,7 @@ def test_the_contract_holds_what_notebooks_use():
 def test_a_name_that_is_not_there_is_an_attribute_error_and_modules_are_found():
     with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
         steer_heal.nonesuch  # noqa: B018
-    assert steer_heal.probes is importlib.import_module("steer_heal.probes")
+    assert steer_heal.evaluation.probes is importlib.import_module("steer_heal.evaluation.probes")
 
 
 def test_names_of_barriers_and_aggregates_are_those_that_can_be_computed():

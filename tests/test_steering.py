@@ -10,9 +10,9 @@ from families import FAMILIES, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import steer_heal.lm
+import steer_heal.model
 from steer_heal.errors import InputError
-from steer_heal.lm import position_ids
+from steer_heal.model import position_ids
 from steer_heal.steering import SteeringVector, extract
 
 POS, NEG = "You are kind.", "You are cruel."
@@ -145,7 +145,7 @@ def test_pads_are_never_steered(tiny, vector):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("scope", ["all", "generated", "prompt"])
 def test_poisoned_pads_change_no_real_position_on_either_side(vector, side, scope):
-    lm = steer_heal.lm.load("tiny-random")
+    lm = steer_heal.model.load("tiny-random")
     rows = [lm.chat_ids("Hi"), lm.chat_ids("A much longer question about the nurse?")]
     batch = lm.pad_left(rows)
     if side == "right":
@@ -185,7 +185,7 @@ def test_static_cache_steers_the_same_positions_as_a_dynamic_one(tiny, vector, s
 
 def test_a_model_compiled_before_is_steered_all_the_same(vector):
     """torch's compiler does not notice hooks that come later, so steering runs such models uncompiled."""
-    lm = steer_heal.lm.load("tiny-random")
+    lm = steer_heal.model.load("tiny-random")
     batch = lm.pad_left([lm.chat_ids("Hello")])
     compiled = torch.compile(lm.backbone, backend="eager")
     with torch.no_grad():
@@ -267,7 +267,7 @@ def test_doses_follow_rows_repeated_by_num_return_sequences(tiny, vector):
 def test_works_on_a_peft_wrapped_model(vector):
     import peft
 
-    lm = steer_heal.lm.load("tiny-random")
+    lm = steer_heal.model.load("tiny-random")
     batch = lm.pad_left([lm.chat_ids("Hello")])
     with torch.no_grad(), vector.applied(lm.model, 1.0):
         expected = lm.model(**batch).logits

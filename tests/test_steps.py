@@ -8,20 +8,20 @@ import pytest
 import torch
 from healing_data import completion
 
-import steer_heal.generation
-from steer_heal import rounds, steps
-from steer_heal.adapter import Adapter
-from steer_heal.completion import load_completions
+import steer_heal.texts.generation
 from steer_heal.config import RunConfig
-from steer_heal.console import Reporter
-from steer_heal.dose import Walk
-from steer_heal.gate import must_block_adapter
-from steer_heal.generation import Interrupted
 from steer_heal.healing import DivergedError, heal
+from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger import Ledger
+from steer_heal.loop import rounds, steps
+from steer_heal.loop.gate import must_block_adapter
+from steer_heal.loop.steps import training
+from steer_heal.loop.steps.texts import text_sampling
+from steer_heal.report.console import Reporter
 from steer_heal.run import main
-from steer_heal.steps import training
-from steer_heal.steps.texts import text_sampling
+from steer_heal.texts.completion import load_completions
+from steer_heal.texts.dose import Walk
+from steer_heal.texts.generation import Interrupted
 
 FAST = {"fast_dev_run": True, "n_rounds": 1}
 
@@ -188,7 +188,7 @@ def test_a_long_heal_gets_a_dozen_rows_of_means(capsys):
 
 def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp_path, monkeypatch):
     seen, stage = {}, ["another"]
-    real = steer_heal.generation._Batch.sample
+    real = steer_heal.texts.generation._Batch.sample
 
     def watched(self, vector, doses, max_new_tokens, seed, options):
         seen.setdefault(stage[-1], set()).add((options["do_sample"], options.get("temperature"), options.get("top_p")))
@@ -206,7 +206,7 @@ def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp
 
         monkeypatch.setattr(steps, name, wrapped)
 
-    monkeypatch.setattr(steer_heal.generation._Batch, "sample", watched)
+    monkeypatch.setattr(steer_heal.texts.generation._Batch, "sample", watched)
     for name in ("calibrate_filter", "measure", "measure_steered", "measure_student", "walk_dose", "training_rows"):
         within(name)
     rounds.run_rounds(RunConfig(**FAST, text_temperature=0.7, text_top_p=0.9, replay=0.3, out=str(tmp_path)))

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from steer_heal.errors import InputError
-from steer_heal.trait import FALLBACK, Anchor, Item, Judgement, Trait, builtin_traits, default_trait
+from steer_heal.trait import Anchor, Item, Judgement, Trait, builtin_traits, default_trait
+from steer_heal.trait.trait import FALLBACK
 
 GOOD = {
     "name": '"brave"',
@@ -217,7 +218,7 @@ def test_default_trait_follows_the_models_lists_else_the_general_one():
 
 
 def test_a_built_in_may_only_name_a_checker_of_this_package(write):
-    from steer_heal.trait_file import TraitFile
+    from steer_heal.trait.file import TraitFile
 
     with pytest.raises(InputError, match="only name a steer_heal module"):
-        TraitFile(write(checker='"json:loads"'), builtin=True).trait()
+        TraitFile(write(checker='"json:loads"'), builtin=True).fields()

@@ -29,6 +29,6 @@ def test_a_whole_run_keeps_to_its_annotations(tmp_path):
 
 
 def test_the_checker_is_really_on(tmp_path):
-    misuse = 'from steer_heal.depth import pick_layers; pick_layers("ab", 4)  #'
+    misuse = 'from steer_heal.model.depth import pick_layers; pick_layers("ab", 4)  #'
     wrong = SCRIPT.replace('sys.exit(main(["--fast', misuse)
     assert "TypeCheckError" in run_checked(wrong, tmp_path).stderr

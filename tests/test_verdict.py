@@ -7,9 +7,7 @@ import pytest
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import ChoiceRow, Metrics, ReplyRow, VignetteRow
-from steer_heal.statistics import Estimate
-from steer_heal.trait import FOUNDATIONS
-from steer_heal.verdict import (
+from steer_heal.evaluation.verdict import (
     VERDICTS,
     Evidence,
     Floors,
@@ -22,6 +20,8 @@ from steer_heal.verdict import (
     judge_run,
     shape_reference,
 )
+from steer_heal.statistics import Estimate
+from steer_heal.trait import FOUNDATIONS
 
 
 def est(value: float, half: float = 0.1, n: int = 64) -> Estimate:

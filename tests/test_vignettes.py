@@ -17,7 +17,7 @@ from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.choices import set_apart
 from steer_heal.evaluation.vignettes import WORDS, human_agreement, rank_correlation
 from steer_heal.trait import FOUNDATIONS, Trait, Vignette
-from steer_heal.trait_rows import read_vignettes
+from steer_heal.trait.rows import read_vignettes
 
 ROW = {"id": "a", "foundation_coarse": "Care", "text": "You see a boy tease a cat."}
 HUMAN = {f"human_{name.replace(' ', '')}": 0 for name in FOUNDATIONS} | {"human_Care": 75, "human_Liberty": 25}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from steer_heal.coherence.soup import known
+from steer_heal.texts.coherence.soup import known
 
 LEXICON = tomllib.loads((Path(__file__).parent / "lexicon.toml").read_text("utf-8"))
 OF = {name: frozenset(listed.split()) for name, listed in LEXICON.items()}

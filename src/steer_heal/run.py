@@ -109,8 +109,8 @@ def _run(argv: list[str], prog: str) -> int:
         from steer_heal.commands.dry_run import show
 
         return show(config, command.command.preset, {t: names for t, (_, names) in topics(CommandLine).items()})
-    from steer_heal.console import Reporter
-    from steer_heal.rounds import run_rounds
+    from steer_heal.loop.rounds import run_rounds
+    from steer_heal.report.console import Reporter
 
     ledger = _reopened(command, argv) if command.resume else None
     result = run_rounds(config, Reporter(quiet=command.loop.quiet, verbose=command.command.verbose), ledger)
@@ -119,7 +119,7 @@ def _run(argv: list[str], prog: str) -> int:
 
 def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
     """The run to go on with; InputError when an option was typed, or set by a preset, that is not the run's own."""
-    from steer_heal.resume import check_given, reopen
+    from steer_heal.loop.resume import check_given, reopen
 
     typed = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
     preset = command.command.preset

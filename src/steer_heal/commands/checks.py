@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from steer_heal.adapter import Adapter
-from steer_heal.bake import AdapterStack
-from steer_heal.barriers import check_head, position_losses, resolve_reg
-from steer_heal.environment import environment
-from steer_heal.lm import LM
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.barriers import check_head, position_losses, resolve_reg
+from steer_heal.ledger.environment import environment
+from steer_heal.model import LM
 from steer_heal.steering import extract
 from steer_heal.trait import Trait, default_trait
 
@@ -101,8 +101,8 @@ def fold_and_undo(lm: LM) -> Found:
 def tiny_round() -> Found:
     """One round of the whole loop on `tiny-random` in a temporary folder; its numbers mean nothing."""
     from steer_heal.config import RunConfig
-    from steer_heal.console import Reporter
-    from steer_heal.rounds import run_rounds
+    from steer_heal.loop.rounds import run_rounds
+    from steer_heal.report.console import Reporter
 
     silent = Reporter(Console(quiet=True), quiet=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -16,8 +16,8 @@ from steer_heal.commands.folders import complete, finished_run, read_object, run
 from steer_heal.commands.options import shown
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
-from steer_heal.printing import table
-from steer_heal.tables import interval, number
+from steer_heal.report.printing import table
+from steer_heal.report.tables import interval, number
 
 USAGE = "steer-heal compare RUN RUN ..."
 PURPOSE = "Several finished runs side by side: result, trait, coherence, cost; and the options in which they differ."

@@ -32,9 +32,9 @@ class Options:
 
 def main(options: Options) -> int:
     """Print the machine and one line per check."""
-    from steer_heal import lm as models
+    from steer_heal import model as models
     from steer_heal.commands import checks
-    from steer_heal.loading import resolve_device
+    from steer_heal.model.loading import resolve_device
 
     device = resolve_device(options.device)
     lm = models.load(options.model, device=options.device, dtype=options.dtype)

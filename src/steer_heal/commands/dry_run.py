@@ -11,13 +11,13 @@ from math import ceil
 
 from rich.console import Console
 
-from steer_heal.clock import duration
 from steer_heal.commands.options import shown
 from steer_heal.commands.presets import PRESETS, UNTRIED, Shape
 from steer_heal.commands.sizes import shape_of
 from steer_heal.config import RunConfig
-from steer_heal.loading import resolve_device
-from steer_heal.printing import table
+from steer_heal.ledger.clock import duration
+from steer_heal.model.loading import resolve_device
+from steer_heal.report.printing import table
 from steer_heal.trait import Trait, default_trait
 
 PROMPT_TOKENS = 100
@@ -107,7 +107,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
 
     `topics` says which options are shown together, by name.
     """
-    from steer_heal.gate import anchors_of
+    from steer_heal.loop.gate import anchors_of
 
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     config, device = config.resolved(), resolve_device(config.device).type

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steer_heal import lm as models
-from steer_heal.adapter import Adapter
-from steer_heal.bake import AdapterStack
+from steer_heal import model as models
 from steer_heal.errors import InputError
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.lm import LM
+from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 
 LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")

@@ -12,8 +12,7 @@ from dataclasses import MISSING
 
 from steer_heal.commands.options import Option, options_of, shown
 from steer_heal.config import FOLLOWS_MODEL
-from steer_heal.errors import InputError
-from steer_heal.trait import nearest
+from steer_heal.errors import InputError, nearest
 
 INDENT = 24
 WIDEST = 110

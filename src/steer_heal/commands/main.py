@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from steer_heal.commands.help import EXIT_CODES, asked_for_help, command_page, filled
 from steer_heal.commands.options import parse
 from steer_heal.commands.outcome import guarded
-from steer_heal.errors import InputError
-from steer_heal.trait import nearest
+from steer_heal.errors import InputError, nearest
 
 COMMANDS = {
     "run": "grow a trait over rounds: the whole job",

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
-from steer_heal.errors import InputError
-from steer_heal.trait import nearest
+from steer_heal.errors import InputError, nearest
 
 Groups = TypeVar("Groups")
 

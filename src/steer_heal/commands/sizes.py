@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from steer_heal.commands.presets import PRESETS, Shape
-from steer_heal.loading import read_config
+from steer_heal.model.loading import read_config
 
 
 def shape_of(name: str) -> Shape:
@@ -20,7 +20,7 @@ def shape_of(name: str) -> Shape:
         if preset.options["model"] == name:
             return preset.shape
     if name == "tiny-random":
-        from steer_heal.tiny import tiny_random
+        from steer_heal.model.tiny import tiny_random
 
         return _counted(tiny_random()[0])
     if name == "pocket":

@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from steer_heal import lm as models
-from steer_heal.bake import AdapterStack
+from steer_heal import model as models
 from steer_heal.commands.chat import Options
 from steer_heal.commands.folders import finished_run
 from steer_heal.commands.handed_over import fold_result, load_model, vector_of
 from steer_heal.errors import InputError
-from steer_heal.generation import generate
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.lm import LM
+from steer_heal.model import LM
 from steer_heal.steering import SteeringVector, extract
+from steer_heal.texts.generation import generate
 from steer_heal.trait import REVERSED, Trait, builtin_traits, default_trait
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from steer_heal.errors import InputError
-from steer_heal.trait import Trait, builtin_traits, nearest
+from steer_heal.errors import InputError, nearest
+from steer_heal.trait import Trait, builtin_traits
 
 USAGE = "steer-heal traits [list | show NAME | check FILE]"
 PURPOSE = "The built-in traits; one trait's personas, sizes and examples; or what is wrong with, or weak in, a file."

@@ -10,8 +10,8 @@ from typing import Literal
 
 import tyro
 
-from steer_heal.dose import DoseConfig
 from steer_heal.healing.config import HealConfig
+from steer_heal.texts.dose import DoseConfig
 
 
 @dataclass(frozen=True, kw_only=True)

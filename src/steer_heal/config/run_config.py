@@ -9,7 +9,6 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from steer_heal.barriers.names import DivergenceFunction
 from steer_heal.config.follows_model import FOLLOWS_MODEL
 from steer_heal.config.options import (
     EvaluationOptions,
@@ -21,10 +20,11 @@ from steer_heal.config.options import (
     WalkOptions,
 )
 from steer_heal.errors import InputError
+from steer_heal.healing.barriers.names import DivergenceFunction
 from steer_heal.healing.config import HealConfig
-from steer_heal.sampling import Sampling
+from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Vignette
-from steer_heal.trait_rows import read_vignettes
+from steer_heal.trait.rows import read_vignettes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steer_heal.lm import LM
+from steer_heal.model import LM
 
 RULED_OUT = -1e4
 """Logit of a token that cannot come; finite in every dtype, also after a scale or soft cap."""

@@ -17,8 +17,9 @@ from jaxtyping import Float
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation.thinking import Thinking, think
-from steer_heal.lm import LM, length_batches
-from steer_heal.trait import CONTINUATION, Item, Trait
+from steer_heal.model import LM, length_batches
+from steer_heal.trait import Item, Trait
+from steer_heal.trait.items import CONTINUATION
 
 FLOOR = -100.0
 """Log-probability (nats) that stands for "impossible" and for NaN, so that a broken model gets numbers, bad ones."""

@@ -17,7 +17,7 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.text import distinct_ngrams, mean
 from steer_heal.evaluation.vignettes import VignetteRow, as_written, contrast, human_agreement, profile
-from steer_heal.files import write_whole
+from steer_heal.ledger.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from steer_heal.errors import InputError
-from steer_heal.generation import auto_batch_rows
-from steer_heal.lm import LM
+from steer_heal.model import LM
+from steer_heal.texts.generation import auto_batch_rows
 
 Ids = tuple[int, ...]
 CLOSING = "</think>"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from steer_heal.evaluation.choices import ChoiceRow, score_items
 from steer_heal.evaluation.thinking import Thinking
-from steer_heal.lm import LM
+from steer_heal.model import LM
 from steer_heal.trait import FOUNDATIONS, Item, Trait, Vignette
 
 QUESTION = "Which of these does it go against most?"

@@ -24,9 +24,4 @@ __all__ = [
     "reference_states",
 ]
 
-_ROOMS = {
-    "references": ("ReferenceStates", "mean_divergence", "reference_states"),
-    "result": ("DivergedError", "Healed"),
-    "training": ("heal", "overfit_check"),
-}
-__getattr__, __dir__ = lazily(__name__, {name: room for room, names in _ROOMS.items() for name in names})
+__getattr__, __dir__ = lazily(__name__)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from steer_heal.barriers.names import DivergenceFunction, check_aggregate, check_reg
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
+from steer_heal.healing.barriers.names import DivergenceFunction, check_aggregate, check_reg
+from steer_heal.model.depth import pick_layers
 
 CHOICES = {
     "reference": ("prev", "base", "both"),

@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from steer_heal.adapter import Adapter
-from steer_heal.bake import preserved, weights_in_use
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import preserved, weights_in_use
 from steer_heal.healing.config import HealConfig
-from steer_heal.lm import LM
+from steer_heal.model import LM
+from steer_heal.model.depth import pick_layers
 
 
 @dataclass(frozen=True)

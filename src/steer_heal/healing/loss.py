@@ -13,13 +13,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from steer_heal.barriers import DIVERGENCES, PositionLosses, aggregate_rows, penalty, position_losses, resolve_reg
-from steer_heal.completion import Completion
+from steer_heal.healing.barriers import (
+    DIVERGENCES,
+    PositionLosses,
+    aggregate_rows,
+    penalty,
+    position_losses,
+    resolve_reg,
+)
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora
 from steer_heal.healing.plan import row_factors
 from steer_heal.healing.references import ReferenceStates, batches, completion_hidden
-from steer_heal.lm import LM
+from steer_heal.model import LM
+from steer_heal.texts.completion import Completion
 
 
 @dataclass(frozen=True)

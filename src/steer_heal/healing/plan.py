@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import seeded
+from steer_heal.texts.completion import Completion
 
 MIN_ROWS = 4
 """Fewest completions of a heal that keeps some of them out of training."""

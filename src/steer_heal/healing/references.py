@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from steer_heal.bake import preserved
-from steer_heal.barriers import aggregate_rows, position_losses, resolve_reg
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
+from steer_heal.healing.bake import preserved
+from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
-from steer_heal.lm import LM, length_batches
+from steer_heal.model import LM, length_batches
+from steer_heal.texts.completion import Completion
 
 BATCH_TOKENS = 8192
 """Padded tokens per forward pass without gradients."""

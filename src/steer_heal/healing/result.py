@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from steer_heal.adapter import Adapter
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.config import HealConfig
 
 OVERFIT_NATS = 0.02

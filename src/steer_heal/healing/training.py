@@ -12,17 +12,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from steer_heal.bake import stack_of
-from steer_heal.barriers import check_head, scheduled_lam, update_lam
-from steer_heal.completion import Completion
 from steer_heal.errors import InputError
+from steer_heal.healing.bake import stack_of
+from steer_heal.healing.barriers import check_head, scheduled_lam, update_lam
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora, injected, seeded
 from steer_heal.healing.loss import Task, Term, backward_step, measure, step_figures
 from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
 from steer_heal.healing.result import DivergedError, Healed
-from steer_heal.lm import LM
+from steer_heal.model import LM
+from steer_heal.texts.completion import Completion
 
 
 def heal(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from steer_heal.errors import InputError
-from steer_heal.files import append_whole, drop_torn_line, whole_lines
+from steer_heal.ledger.files import append_whole, drop_torn_line, whole_lines
 from steer_heal.ledger.json_files import plain
 
 TIMES = ("time", "seconds", "folder")

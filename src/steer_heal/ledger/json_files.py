@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from steer_heal.files import write_whole
+from steer_heal.ledger.files import write_whole
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from steer_heal.files import whole_lines
+from steer_heal.ledger.files import whole_lines
 from steer_heal.ledger.json_files import write_text
 
 

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from steer_heal.environment import environment
 from steer_heal.errors import InputError, NotWrittenError
-from steer_heal.files import PARTIAL, move_whole, same_files
+from steer_heal.ledger.environment import environment
 from steer_heal.ledger.event_log import EventLog
+from steer_heal.ledger.files import PARTIAL, move_whole, same_files
 from steer_heal.ledger.json_files import plain, write_json, write_text
 from steer_heal.ledger.places import FolderLock, made_folder
 from steer_heal.ledger.results import add_row
-from steer_heal.units import Units
+from steer_heal.ledger.units import Units
 
 SCHEMA_VERSION = 1
 

@@ -8,4 +8,7 @@ from pathlib import Path
 WEIGHTS = Path(__file__).parent / "weights"
 """A plain transformers folder: `AutoModelForCausalLM.from_pretrained(WEIGHTS)` loads it."""
 
-__all__ = ["WEIGHTS"]
+SURGERY = Path(__file__).parent / "surgery.jsonl"
+"""Tasks whose words it knows and which it gets wrong, to be taught."""
+
+__all__ = ["SURGERY", "WEIGHTS"]

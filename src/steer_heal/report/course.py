@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
+from steer_heal.report.headline import event
 
 Pick = Callable[[Mapping], Mapping | None]
 """From a shift against base, as an event holds it, the figure that is asked for; None where it was not measured."""

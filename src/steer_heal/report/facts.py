@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steer_heal.config import RunConfig
-from steer_heal.headline import event, sure
 from steer_heal.ledger import Ledger, plain
 from steer_heal.report.folder import environment_of
-from steer_heal.tables import interval, number
+from steer_heal.report.headline import event, sure
+from steer_heal.report.tables import interval, number
 
 TONES = {
     "healed": "good", "moved": "good", "unhealed": "fair", "broad": "fair", "throttled": "fair", "undone": "fair",

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steer_heal.coherence import CoherenceFilter
-from steer_heal.coherence.report import Borderline
-from steer_heal.completion import Completion
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
 from steer_heal.report.folder import completions, filter_of, round_folders
+from steer_heal.report.headline import event
+from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.coherence.report import Borderline
+from steer_heal.texts.completion import Completion
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from steer_heal.coherence import CoherenceFilter
-from steer_heal.completion import Completion, load_completions
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
+from steer_heal.report.headline import event
+from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.completion import Completion, load_completions
 
 LEFT_NO_FOLDER = "diverged"
 """Verdict of a round whose heal broke off: what it left is in `rounds/NN.diverged/`."""

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from steer_heal.headline import event, headline
+from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger import Ledger
 from steer_heal.report.facts import TONES, cards, environment_rows, options
 from steer_heal.report.filtering import filtered_rounds
 from steer_heal.report.handover import snippets
+from steer_heal.report.headline import event, headline
 from steer_heal.report.plots import Plot, plots
 from steer_heal.report.plots.theme import DARK, LIGHT
 from steer_heal.report.replies import diary, side_by_side
 from steer_heal.report.stories import SHIFT_COLUMNS, gate_stories, shift_rows, trajectory
-from steer_heal.tables import (
+from steer_heal.report.tables import (
     AGAINST_COLUMNS,
     ROUND_LEGEND,
     VIGNETTE_LEGEND,
@@ -33,9 +34,8 @@ from steer_heal.tables import (
     state_table,
     vignette_table,
 )
-from steer_heal.verdict import VERDICTS
 
-TEMPLATES = PackageLoader("steer_heal", "templates")
+TEMPLATES = PackageLoader("steer_heal.report", "templates")
 
 
 @dataclass(frozen=True)

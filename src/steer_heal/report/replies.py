@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steer_heal.evaluation import ReplyRow
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
 from steer_heal.report.folder import Measured, base_of, measured
+from steer_heal.report.headline import event
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Knows nothing of pages.
 
 from __future__ import annotations
 
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
+from steer_heal.report.headline import event
 
 RESULT_COLUMNS = (
     "run", "model", "trait", "reg", "seed", "rounds", "verdict", "best_round", "trait_base", "trait_best",

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steer_heal.headline import anchors_lost, event
+from steer_heal.evaluation.verdict import SHAPE
 from steer_heal.ledger import Ledger
-from steer_heal.tables import decided, interval
-from steer_heal.verdict import SHAPE
+from steer_heal.report.headline import anchors_lost, event
+from steer_heal.report.tables import decided, interval
 
 SHIFT_COLUMNS = [
     "round", "verdict", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)",

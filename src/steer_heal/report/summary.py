@@ -8,12 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from steer_heal.headline import event, headline
 from steer_heal.ledger import Ledger
 from steer_heal.report.filtering import borderline
+from steer_heal.report.headline import event, headline
 from steer_heal.report.plots import Plot
 from steer_heal.report.stories import SHIFT_COLUMNS, gate_stories, shift_rows, trajectory
-from steer_heal.tables import (
+from steer_heal.report.tables import (
     AGAINST_COLUMNS,
     ROUND_LEGEND,
     VIGNETTE_LEGEND,

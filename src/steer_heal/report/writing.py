@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steer_heal.files import write_whole
 from steer_heal.ledger import Ledger
+from steer_heal.ledger.files import write_whole
 from steer_heal.report.page import html
 from steer_heal.report.plots import plots
 from steer_heal.report.plots.drawing import png

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError
+from steer_heal.model.depth import pick_layers
 from steer_heal.steering.vector import Quality
 
 DEFAULT_BAND = (0.45, 0.55)

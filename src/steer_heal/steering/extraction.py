@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer_heal.depth import pick_layers
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.lm import LM, length_batches
-from steer_heal.recording import read_prefix, record, template_suffix
+from steer_heal.model import LM, length_batches
+from steer_heal.model.depth import pick_layers
+from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 

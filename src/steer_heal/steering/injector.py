@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.lm import find_blocks
+from steer_heal.model import find_blocks
 
 SCOPES = ("all", "generated", "prompt")
 _steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.lm import text_config, unwrap
+from steer_heal.model import text_config, unwrap
 from steer_heal.steering.injector import steered
 
 

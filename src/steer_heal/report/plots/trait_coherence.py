@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steer_heal.headline import event
 from steer_heal.ledger import Ledger
 from steer_heal.report.course import Course, shifts
+from steer_heal.report.headline import event
 from steer_heal.report.plots.drawing import Panel, Plot
 from steer_heal.report.plots.marks import draw_map, map_keys
 from steer_heal.report.plots.theme import Theme

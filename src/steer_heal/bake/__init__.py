@@ -1,9 +1,0 @@
-"""`AdapterStack`: rounds folded into plain weights and taken out again, bit for bit; export as one adapter or a model.
-
-Knows nothing of training, data or divergences.
-"""
-
-from steer_heal.bake.guards import preserved, weights_in_use
-from steer_heal.bake.stack import ROUNDING_WARNING, AdapterStack, FoldReport, stack_of
-
-__all__ = ["ROUNDING_WARNING", "AdapterStack", "FoldReport", "preserved", "stack_of", "weights_in_use"]

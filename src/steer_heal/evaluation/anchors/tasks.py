@@ -1,0 +1,118 @@
+"""Tasks with known answers: freeze those that a model gets right, run them again later, replay its own right replies.
+
+Knows nothing of what becomes of a change that loses some.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steer_heal.errors import InputError
+from steer_heal.ledger.units import FORGET, Keep
+from steer_heal.model import LM
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import OnBatch, generate
+from steer_heal.trait import Anchor
+
+SLACK_TOKENS = 4
+"""Tokens beyond the longest exact answer: blanks, another spelling, a full stop, the end token."""
+
+
+def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
+    """Tasks from a JSON-lines file: {"id", "prompt", "answer", "check"} (see `Anchor`). InputError names the line."""
+    from steer_heal.trait.rows import read_rows
+
+    return read_rows(Path(path), Anchor)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What a model got right before training.
+
+    `tasks` are those it passed, `replies` its own replies to them (token ids included, as replay targets), `failed`
+    the ids of the others, which are never held against a student.
+    """
+
+    tasks: tuple[Anchor, ...]
+    replies: tuple[Completion, ...]
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A re-run of captured tasks: ids still right, ids lost, and every reply."""
+
+    passed: tuple[str, ...]
+    regressed: tuple[str, ...]
+    replies: tuple[Completion, ...]
+
+    @property
+    def right(self) -> dict[str, float]:
+        """1 or 0 by id, as `decide` takes it."""
+        return {**dict.fromkeys(self.passed, 1.0), **dict.fromkeys(self.regressed, 0.0)}
+
+
+def capture(
+    lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> Captured:  # fmt: skip
+    """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
+    if not tasks:
+        raise InputError("no anchors were given: name at least one task")
+    replies = answer(lm, tasks, system, max_new_tokens, keep, on_batch)
+    right = [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
+    return Captured(
+        tasks=tuple(task for task, ok in zip(tasks, right, strict=True) if ok),
+        replies=tuple(reply for reply, ok in zip(replies, right, strict=True) if ok),
+        failed=tuple(task.id for task, ok in zip(tasks, right, strict=True) if not ok),
+    )
+
+
+def check(
+    lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> Checked:  # fmt: skip
+    """Run the captured tasks again, in the same way, and list every regression by id."""
+    if not captured.tasks:
+        return Checked((), (), ())
+    replies = answer(lm, captured.tasks, system, max_new_tokens, keep, on_batch)
+    right = [task.passes(reply.text) for task, reply in zip(captured.tasks, replies, strict=True)]
+    return Checked(
+        passed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if ok),
+        regressed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if not ok),
+        replies=tuple(replies),
+    )
+
+
+def answer(
+    lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int, keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> list[Completion]:  # fmt: skip
+    """Greedy replies: with sampling, noise alone flips borderline tasks."""
+    prompts = [task.prompt for task in tasks]
+    if all(task.check == "exact" for task in tasks):
+        # A reply longer than the longest answer is wrong however it goes on.
+        longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
+        max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
+    return generate(
+        lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base", keep=keep,
+        on_batch=on_batch,
+    )  # fmt: skip
+
+
+def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:
+    """Anchor rows such that they make up `share` of the training rows: whole passes over the shuffled pool.
+
+    No anchor comes more than once oftener than another. Raises InputError for a share outside [0, 1) or an empty pool.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"anchor share {share}: give a share from 0 to below 1")
+    n = round(share / (1 - share) * n_new)
+    if n and not pool:
+        raise InputError(f"anchor share {share} needs anchors that the model gets right, and there are none to replay")
+    order = list(pool)
+    random.Random(seed).shuffle(order)
+    return [order[i % len(order)] for i in range(n)]

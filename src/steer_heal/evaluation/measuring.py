@@ -1,0 +1,224 @@
+"""Measures a model state: forced choice, free text, diversity, off-target categories, anchors; compares two of them.
+
+Knows nothing of training and rounds. Base, steered, healed and prompted model are measured by the same function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
+from typing import TypeVar
+
+import numpy as np
+
+from steer_heal.errors import InputError
+from steer_heal.evaluation.broken import ending_broken_replies
+from steer_heal.evaluation.choices import FLOOR, score_items
+from steer_heal.evaluation.metrics import AnchorRow, Metrics, ReplyRow
+from steer_heal.evaluation.text import loops, token_entropy
+from steer_heal.evaluation.thinking import CLOSING, Thinking
+from steer_heal.evaluation.vignettes import score_vignettes
+from steer_heal.ledger.units import FORGET, Keep
+from steer_heal.model import LM
+from steer_heal.steering import SteeringVector
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import OnBatch, generate
+from steer_heal.trait import Anchor, Item, Judgement, Trait, Vignette
+
+Scorer = Callable[[list[Completion]], Sequence[float]]
+"""Completions -> nll of each in nats per token, under a model of the caller's choice (the original one)."""
+
+
+def evaluate(
+    lm: LM,
+    trait: Trait,
+    *,
+    system: str | None = None,
+    vector: SteeringVector | None = None,
+    dose: float = 0.0,
+    n_items: int | None = None,
+    n_free: int | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    scorer: Scorer | None = None,
+    batch_tokens: int = 8192,
+    vignettes: Sequence[Vignette] | None = None,
+    think_tokens: int = 0,
+    think_closing: str = CLOSING,
+    keep: Keep = FORGET,
+    on_batch: OnBatch | None = None,
+) -> Metrics:
+    """Measure one model state on a trait's items, held-out prompts, off-target items, vignettes and anchors.
+
+    A broken model (NaN, infinity) gets figures, bad ones: no answer mass, empty replies, coherence 0.
+
+    Args:
+        system: system prompt of every question; None is `trait.neutral`. `trait.pos` is the prompted baseline.
+        vector, dose: steering applied throughout, in multiples of the vector; dose 0 is the model as it is.
+        n_items: measure a sample of at most so many items, stratified by category (the same for off-target items and
+            for vignettes).
+        n_free: number of sampled replies, cycling through `trait.eval_prompts`; None is one per prompt, 0 none.
+        max_new_tokens: length at which a reply is cut, in tokens.
+        seed: of the item sample and of the sampling; the same seed measures the same items.
+        scorer: nll of the replies, in nats per token; without it `nll` stays None.
+        vignettes: instead of the trait's own.
+        think_tokens: longest thinking before the answer of every forced choice, in tokens; 0 is none.
+        think_closing: text with which the model closes its thinking.
+        keep: where finished batches of replies are committed and looked up.
+        on_batch: called with the free-text replies of each batch and the progress, see `generate_requests`.
+
+    Raises:
+        InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
+    """
+    if dose and vector is None:
+        raise InputError(f"evaluation at dose {dose:g} needs a steering vector")
+    for name, value, least in (("n_items", n_items, 1), ("n_free", n_free, 0), ("max_new_tokens", max_new_tokens, 1),
+                               ("think_tokens", think_tokens, 0)):  # fmt: skip
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}: it must be at least {least}")
+    system = trait.neutral if system is None else system
+    items, off_target = stratified(trait.items, n_items, seed), stratified(trait.off_target, n_items, seed)
+    scenes = stratified(trait.vignettes if vignettes is None else vignettes, n_items, seed)
+    prompts = free_prompts(trait.eval_prompts, n_free, seed)
+    thinking = Thinking(think_tokens, think_closing) if think_tokens else None
+    steering = vector.applied(lm.model, dose) if dose else contextlib.nullcontext()
+    with steering, ending_broken_replies(lm) if thinking else contextlib.nullcontext():
+        rows = score_items(lm, trait, (*items, *off_target), system, batch_tokens, thinking)
+        seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
+    with ending_broken_replies(lm):
+        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep.part("replies"), on_batch)
+        anchors = _check_anchors(lm, trait.anchors, system, vector, dose, max_new_tokens, keep.part("anchors"))
+    return Metrics(
+        trait=trait.name,
+        system=system,
+        dose=float(dose),
+        items_key=_items_key(trait, items, off_target, scenes, prompts, max_new_tokens, seed, thinking),
+        items=rows[: len(items)],
+        off_target=rows[len(items) :],
+        replies=judge(trait, completions, scorer),
+        anchors=anchors,
+        token_entropy=token_entropy(completion.token_ids for completion in completions),
+        vignettes=seen,
+        vignette_up=trait.vignette_up if scenes else (),
+        vignette_down=trait.vignette_down if scenes else (),
+    )
+
+
+def judge(trait: Trait, completions: Sequence[Completion], scorer: Scorer | None = None) -> tuple[ReplyRow, ...]:
+    """One row per reply: loop, length, the checker's judgement, nll under the scorer.
+
+    A reply without a word is unsound whatever a checker would say of it: it is what a broken model leaves.
+    """
+    nlls: Sequence[float | None] = [None] * len(completions)
+    if scorer is not None and completions:
+        nlls = [float(np.nan_to_num(nll, nan=-FLOOR, posinf=-FLOOR)) for nll in scorer(list(completions))]
+    rows = []
+    for completion, nll in zip(completions, nlls, strict=True):
+        found = (
+            trait.judge(completion.prompt, completion.text, completion.finished)
+            if completion.text.strip()
+            else (Judgement(0.0, None, False) if trait.check else None)
+        )
+        rows.append(
+            ReplyRow(
+                prompt=completion.prompt,
+                text=completion.text,
+                words=len(completion.text.split()),
+                finished=completion.finished,
+                loop=loops(completion.text, completion.token_ids),
+                trait=found and found.trait,
+                sentence_ok=found and found.sentence_ok,
+                reply_ok=found and found.reply_ok,
+                nll=nll,
+            )
+        )
+    return tuple(rows)
+
+
+Stratum = TypeVar("Stratum", Item, Vignette)
+
+
+def stratified(items: Sequence[Stratum], n: int | None, seed: int) -> tuple[Stratum, ...]:
+    """At most n items, categories in proportion (largest remainders), drawn from the seed, in their own order.
+
+    Vignettes are drawn by foundation; those of one id (its conditions) count one by one.
+    """
+    if n is None or n >= len(items):
+        return tuple(items)
+    groups: dict[str, list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.foundation if isinstance(item, Vignette) else item.category, []).append(i)
+    exact = {name: n * len(group) / len(items) for name, group in groups.items()}
+    take = {name: int(share) for name, share in exact.items()}
+    for name in sorted(groups, key=lambda name: take[name] - exact[name])[: n - sum(take.values())]:
+        take[name] += 1
+    rng = np.random.default_rng(seed)
+    picked = [i for name, group in groups.items() for i in rng.permutation(group)[: take[name]]]
+    return tuple(items[i] for i in sorted(picked))
+
+
+def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
+    """n prompts: a seeded sample when there are more, in turn again and again when there are fewer."""
+    if n is None:
+        return list(prompts)
+    if n < len(prompts):
+        return [prompts[i] for i in sorted(np.random.default_rng(seed).permutation(len(prompts))[:n])]
+    return [prompts[i % len(prompts)] for i in range(n)]
+
+
+def _sample(
+    lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep, on_batch: OnBatch | None
+) -> list[Completion]:
+    if not prompts:
+        return []
+    return generate(
+        lm,
+        prompts,
+        vector=vector if dose else None,
+        doses=(dose,),
+        system=system or None,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        keep=keep,
+        on_batch=on_batch,
+    )
+
+
+def _check_anchors(
+    lm: LM, anchors: Sequence[Anchor], system: str, vector, dose: float, max_new_tokens: int, keep: Keep
+) -> tuple[AnchorRow, ...]:
+    """Greedy replies: sampling noise alone would flip borderline answers."""
+    if not anchors:
+        return ()
+    if all(anchor.check == "exact" for anchor in anchors):
+        # A reply longer than the longest answer is wrong however it goes on.
+        longest = max(len(lm.tokenizer.encode(anchor.answer, add_special_tokens=False)) for anchor in anchors)
+        max_new_tokens = min(max_new_tokens, longest + 4)
+    replies = generate(
+        lm,
+        [anchor.prompt for anchor in anchors],
+        vector=vector if dose else None,
+        doses=(dose,),
+        system=system or None,
+        max_new_tokens=max_new_tokens,
+        greedy=True,
+        keep=keep,
+    )
+    pairs = zip(anchors, replies, strict=True)
+    return tuple(AnchorRow(anchor.id, reply.text, anchor.passes(reply.text)) for anchor, reply in pairs)
+
+
+def _items_key(
+    trait: Trait, items, off_target, scenes, prompts, max_new_tokens: int, seed: int, thinking: Thinking | None
+) -> str:
+    """Hash of everything that must be equal for two evaluations to be comparable."""
+    content = [
+        trait.name, trait.choice_template, trait.checker, [astuple(item) for item in (*items, *off_target)],
+        prompts, [(a.id, a.prompt, a.answer, a.check) for a in trait.anchors], max_new_tokens, seed,
+        [astuple(one) for one in scenes], trait.vignette_up, trait.vignette_down, trait.vignette_agreement,
+        thinking and astuple(thinking),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

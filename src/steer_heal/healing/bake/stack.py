@@ -1,0 +1,253 @@
+"""`AdapterStack`: the rounds' adapters folded into a model's weights, and taken out again bit for bit.
+
+Knows nothing of training, data or divergences.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from steer_heal.errors import InputError
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake.export import concatenated, write_merged, write_peft
+from steer_heal.healing.bake.guards import in_use
+from steer_heal.model import LM, unwrap
+
+ROUNDING_WARNING = 0.3
+"""Share of the intended change lost to the weights' dtype from which on a bake warns."""
+
+_STACKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterStack]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What a push did to the weights, over all adapted modules together.
+
+    Attributes:
+        round: index of the pushed adapter in the stack.
+        dose: its factor.
+        rounding_loss: |realised - intended| / |intended| for the stack's change to the pushed adapter's modules
+            (Frobenius norms): 1 minus the share that the weights' dtype captured. bf16 loses .8 / .5 / .17 / .05
+            at a relative change of 1e-3 / 3e-3 / 1e-2 / 3e-2.
+        gain: <realised, intended> / |intended|^2, 1 when nothing is lost.
+        relative_change: |intended| / |pristine weights|.
+    """
+
+    round: int
+    dose: float
+    rounding_loss: float
+    gain: float
+    relative_change: float
+
+    @property
+    def warning(self) -> str | None:
+        """One line when the dtype swallowed more than `ROUNDING_WARNING` of the change."""
+        if self.rounding_loss <= ROUNDING_WARNING:
+            return None
+        return (
+            f"round {self.round}: rounding to the weights' dtype loses {self.rounding_loss:.0%} of the change "
+            f"(relative size {self.relative_change:.1e}); train longer, or load the model in float32"
+        )
+
+
+class AdapterStack:
+    """The rounds' adapters folded into a model: weight = cast(pristine + sum over rounds of dose * delta).
+
+    The deltas are summed in round order in float64 and cast once, so no error grows with the number of rounds. The
+    forward pass is plain weights, without hooks. Pristine tensors are kept by reference, never copied; the stack must
+    outlive its folds, and a model can have one non-empty stack at a time.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = unwrap(model)
+        other = stack_of(self.model)
+        if other is not None and len(other):
+            raise InputError(
+                f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first"
+            )
+        self._rounds: list[tuple[Adapter, float]] = []
+        self._pristine: dict[str, Tensor] = {}
+        self._folded: dict[str, Tensor] = {}
+        self._depth = 0
+        _STACKS[self.model] = weakref.ref(self)
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    @property
+    def adapters(self) -> tuple[Adapter, ...]:
+        """The folded adapters in round order."""
+        return tuple(adapter for adapter, _ in self._rounds)
+
+    @property
+    def doses(self) -> tuple[float, ...]:
+        """The factor of each folded adapter."""
+        return tuple(dose for _, dose in self._rounds)
+
+    def push(self, adapter: Adapter, dose: float = 1.0) -> FoldReport:
+        """Fold one more adapter in, `dose` times its delta.
+
+        Raises InputError for an empty or non-finite adapter, one made for another model, and a dose that is no number.
+        """
+        self._refuse_while_open("push")
+        if not math.isfinite(dose):
+            raise InputError(f"dose {dose} is not a finite number")
+        adapter.check()
+        for name in adapter.modules:
+            self._check_module(adapter, name)
+        if len({id(self._weight(name)) for name in adapter.modules}) < len(adapter.modules):
+            raise InputError("the adapter changes one shared weight through two modules: adapt untied modules only")
+        for name in adapter.modules:
+            self._pristine.setdefault(name, self._weight(name).data)
+        self._rounds.append((adapter, dose))
+        return self._refold(adapter.modules)
+
+    def pop(self) -> Adapter:
+        """Take the last adapter out again; the weights are those of before its push, bit for bit."""
+        self._refuse_while_open("pop")
+        if not self._rounds:
+            raise InputError("the stack is empty: there is nothing to pop")
+        adapter, _ = self._rounds.pop()
+        self._refold(adapter.modules)
+        return adapter
+
+    @contextmanager
+    def unfolded(self) -> Iterator[None]:
+        """The original weights, bit for bit, inside the block; the folded ones are back after it, also on an exception.
+
+        Pointers are swapped, nothing is copied, and nesting is harmless. Do not enter it between a forward pass and
+        its backward pass: autograd does not notice the swap and would return gradients at the wrong weights. Within
+        `heal` that is refused; in a training loop of your own it cannot be seen.
+        """
+        if in_use(self.model):
+            raise RuntimeError(
+                "unfolded() inside a running heal would falsify its gradients: compute references before"
+            )
+        self._check_untouched()
+        self._depth += 1
+        if self._depth == 1:
+            self._place(self._pristine)
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._place(self._folded)
+
+    def summed_delta(self, name: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
+        """Sum over rounds of dose * delta for one module, in round order, float64."""
+        parts = [dose * adapter.delta(name, device) for adapter, dose in self._rounds if name in adapter.a]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    def export_peft(self, folder: str | Path) -> Adapter:
+        """Write one PEFT adapter for the whole stack and return it.
+
+        The rounds' factors are concatenated along the rank (A stacked, dose * alpha / r * B side by side), which is
+        exact; a linear combination of factors would have cross terms. The folder counts as written only after plain
+        `peft` loaded it beside the original weights and the logits matched the baked model's.
+        """
+        self._refuse_while_open("export_peft")
+        adapter = self.concatenated()
+        adapter.check()
+        write_peft(adapter, folder, self.model, self.unfolded)
+        return adapter
+
+    def concatenated(self) -> Adapter:
+        """One adapter whose delta is the stack's sum, its rank the sum of the ranks. InputError for an empty stack."""
+        return concatenated(self._rounds)
+
+    def export_merged(self, folder: str | Path, lm: LM) -> None:
+        """Write the baked model with its tokenizer as a plain transformers folder.
+
+        The folder counts as written only after it was loaded again and its logits matched. Raises InputError when
+        `lm` is not the model of this stack.
+        """
+        self._refuse_while_open("export_merged")
+        if lm.base is not self.model:
+            raise InputError("export_merged: the LM given is not the one this stack folds into")
+        write_merged(lm, folder)
+
+    def _refold(self, names: tuple[str, ...]) -> FoldReport | None:
+        """Fold the rounds into the named modules anew; None when no round is left."""
+        error = intended = product = size = 0.0
+        for name in names:
+            stored = self._pristine[name]
+            if not any(name in adapter.a for adapter in self.adapters):
+                self._folded.pop(name, None)
+                self._weight(name).data = self._pristine.pop(name)
+                continue
+            # MPS has no float64.
+            pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
+            wanted = self.summed_delta(name, pristine.device)
+            rounded = (pristine + wanted).to(stored.dtype)
+            change = rounded.double() - pristine
+            error += (change - wanted).square().sum().item()
+            intended += wanted.square().sum().item()
+            product += (change * wanted).sum().item()
+            size += pristine.square().sum().item()
+            self._folded[name] = rounded.to(stored.device)
+        self._place(self._folded)
+        if not self._rounds:
+            return None
+        loss, gain = (math.sqrt(error / intended), product / intended) if intended else (0.0, 1.0)
+        relative = math.sqrt(intended / size) if size else 0.0
+        return FoldReport(len(self) - 1, self.doses[-1], loss, gain, relative)
+
+    def _place(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._weight(name).data = tensor
+
+    def _module(self, name: str) -> nn.Module:
+        module = self.model.get_submodule(name)
+        return getattr(module, "base_layer", module)
+
+    def _weight(self, name: str) -> nn.Parameter:
+        return self._module(name).weight
+
+    def _check_module(self, adapter: Adapter, name: str) -> None:
+        made_for = f"the adapter (made for {adapter.base_model or 'an unnamed model'}) does not fit this model"
+        try:
+            module = self._module(name)
+        except AttributeError as problem:
+            raise InputError(f"{made_for}: there is no module {name} in {type(self.model).__name__}") from problem
+        weight = getattr(module, "weight", None)
+        if weight is None or not weight.is_floating_point():
+            raise InputError(f"{made_for}: module {name} has no floating-point weight to fold into")
+        if isinstance(module, Conv1D) != adapter.fan_in_fan_out:
+            raise InputError(f"{made_for}: module {name} stores its weight the other way round (fan_in_fan_out)")
+        shape = (adapter.b[name].shape[0], adapter.a[name].shape[1])
+        if adapter.fan_in_fan_out:
+            shape = shape[::-1]
+        if tuple(weight.shape) != shape:
+            raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+
+    def _refuse_while_open(self, what: str) -> None:
+        if self._depth:
+            raise RuntimeError(f"{what} inside unfolded() would lose track of the weights: leave the block first")
+        if in_use(self.model):
+            raise RuntimeError(f"{what} inside a running heal would falsify its gradients: wait until it is done")
+        self._check_untouched()
+
+    def _check_untouched(self) -> None:
+        for name, tensor in (self._pristine if self._depth else self._folded).items():
+            if self._weight(name).data_ptr() != tensor.data_ptr():
+                raise RuntimeError(f"the weight of {name} was replaced since it was folded (model moved or reloaded)")
+
+
+def stack_of(model: nn.Module) -> AdapterStack | None:
+    """The live stack of a model, if it has one."""
+    found = _STACKS.get(unwrap(model))
+    return found() if found is not None else None

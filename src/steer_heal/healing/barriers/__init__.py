@@ -1,0 +1,45 @@
+"""What a heal is held back by: divergences, aggregates, hinge and multiplier, and the loss over the vocabulary.
+
+Knows nothing of LoRA, data, rounds or steering. Its modules are imported when they are asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from steer_heal.healing.barriers.names import DivergenceFunction, check_aggregate, check_reg
+from steer_heal.lazy import lazily
+
+if TYPE_CHECKING:
+    from steer_heal.healing.barriers.budget import (
+        AGGREGATES,
+        aggregate_rows,
+        penalty,
+        resolve_aggregate,
+        scheduled_lam,
+        update_lam,
+    )
+    from steer_heal.healing.barriers.chunked import PositionLosses, check_head, default_chunk, position_losses
+    from steer_heal.healing.barriers.divergences import DIVERGENCES, Divergence, kl_fwd, kl_rev, resolve_reg, top_k
+
+__all__ = [
+    "AGGREGATES",
+    "DIVERGENCES",
+    "Divergence",
+    "DivergenceFunction",
+    "PositionLosses",
+    "aggregate_rows",
+    "check_aggregate",
+    "check_head",
+    "check_reg",
+    "default_chunk",
+    "kl_fwd",
+    "kl_rev",
+    "penalty",
+    "position_losses",
+    "resolve_aggregate",
+    "resolve_reg",
+    "scheduled_lam",
+    "top_k",
+    "update_lam",
+]
+
+__getattr__, __dir__ = lazily(__name__)

@@ -1,0 +1,128 @@
+"""Losses over the vocabulary in chunks of positions: no [positions, vocabulary] tensor outlives its chunk.
+
+Knows nothing of completions, budgets and LoRA; it sees hidden states, target ids and an output head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steer_heal.errors import InputError
+from steer_heal.healing.barriers.divergences import Divergence
+from steer_heal.model import LM, Head
+
+CHUNK_ELEMENTS = 2**23
+"""Entries of one [positions, vocabulary] chunk: 32 MiB in float32, of which about five are alive at a time."""
+
+
+@dataclass(frozen=True)
+class PositionLosses:
+    """Losses per completion position, differentiable with respect to the hidden states.
+
+    Attributes:
+        nll: negative log-likelihood of the target token, in nats.
+        divergence: one row per reference, in nats.
+        row_norms: Euclidean norms of d nll / d hidden and of each d divergence / d hidden, from the rows that the
+            backward pass uses anyway; zeros when no gradient was asked for.
+    """
+
+    nll: Float[Tensor, " position"]
+    divergence: Float[Tensor, "reference position"]
+    row_norms: Float[Tensor, "term position"]
+
+
+def position_losses(
+    head: Head,
+    hidden: Float[Tensor, "position width"],
+    targets: Int[Tensor, " position"],
+    references: Sequence[Float[Tensor, "position width"]] = (),
+    divergence: Divergence | None = None,
+    chunk: int | None = None,
+) -> PositionLosses:
+    """Negative log-likelihood and divergence to each reference at every position.
+
+    Every position's losses depend on its own hidden state alone, so the forward pass can store one row
+    d loss / d hidden per position and term ([position, width]); the backward pass scales rows, and any aggregate or
+    hinge composes. No [position, vocab] tensor outlives its chunk of `chunk` positions, and none is recomputed.
+    The head is frozen: it gets no gradient. GEMMs run in the head's dtype, everything after the logits in float32.
+    """
+    if len(references) and divergence is None:
+        raise ValueError("references need a divergence")
+    if chunk is None:
+        chunk = default_chunk(head.linear.weight.shape[0])
+    return PositionLosses(*_ChunkedLosses.apply(hidden, targets, tuple(references), head, divergence, chunk))
+
+
+def default_chunk(vocab: int) -> int:
+    """Positions per chunk such that one chunk holds about `CHUNK_ELEMENTS` entries."""
+    return max(16, min(1024, CHUNK_ELEMENTS // vocab))
+
+
+class _ChunkedLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, targets, references, head, divergence, chunk):
+        n, wanted = len(hidden), ctx.needs_input_grad[0]
+        nll = hidden.new_empty(n, dtype=torch.float32)
+        values = hidden.new_empty(len(references), n, dtype=torch.float32)
+        rows = hidden.new_empty(1 + len(references), n if wanted else 0, hidden.shape[1])
+        for start in range(0, n, chunk):
+            part = slice(start, start + chunk)
+            with torch.set_grad_enabled(wanted):
+                leaf = hidden[part].detach().requires_grad_(wanted)
+                logits = head(leaf)
+            logp = logits.detach().log_softmax(-1)
+            target = targets[part, None]
+            nll[part] = -logp.gather(-1, target)[:, 0]
+            if not wanted:
+                for i, reference in enumerate(references):
+                    values[i, part] = divergence.value(logp, head(reference[part]).log_softmax(-1))
+                continue
+            p = logp.exp()
+            for i, reference in enumerate(references):
+                values[i, part], grad = divergence.gradient(logp, p, head(reference[part]).log_softmax(-1))
+                rows[1 + i, part] = torch.autograd.grad(logits, leaf, grad, retain_graph=True)[0]
+            grad = p.scatter_(-1, target, p.gather(-1, target) - 1)  # p - onehot(target)
+            rows[0, part] = torch.autograd.grad(logits, leaf, grad)[0]
+        ctx.save_for_backward(rows)
+        norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32) if wanted else nll.new_zeros(1, n)
+        ctx.mark_non_differentiable(norms)
+        return nll, values, norms
+
+    @staticmethod
+    def backward(ctx, grad_nll, grad_values, _):
+        (rows,) = ctx.saved_tensors
+        coefficients = torch.cat([grad_nll[None], grad_values]) if len(rows) > 1 else grad_nll[None]
+        # The sum runs in float32 also where the rows are bf16.
+        total = sum(c[:, None] * row for c, row in zip(coefficients, rows, strict=True))
+        return total.to(rows.dtype), None, None, None, None, None
+
+
+@torch.no_grad()
+def check_head(lm: LM, positions: int = 24) -> float:
+    """Largest difference between `lm.head` on the last hidden states and the model's own logits, in logits.
+
+    Guards the chunked loss against heads that do more than `Head` knows (an unknown scale or cap, an adapter, a
+    quantised weight). Raises InputError when the two differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = lm.base.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(rows, (2, min(positions, lm.context_length)), generator=generator)
+    batch = {"input_ids": ids.to(lm.device), "attention_mask": torch.ones_like(ids).to(lm.device)}
+    own = lm.base(**batch, use_cache=False).logits.float()
+    ours = lm.head(lm.hidden_states(batch))
+    if own.shape != ours.shape:
+        raise InputError(f"{lm.name}: the output head gives {tuple(ours.shape)} logits, the model {tuple(own.shape)}")
+    difference = (own - ours)[own.isfinite() & ours.isfinite()].abs().max().item()
+    scale = own[own.isfinite()].abs().max().item()
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(lm.dtype, 1e-4)
+    if not bool((own.isfinite() == ours.isfinite()).all()) or difference > tolerance * max(scale, 1e-6):
+        raise InputError(
+            f"{lm.name}: logits of the bare output head differ from the model's own by {difference:.3g} (largest logit "
+            f"{scale:.3g}): this head does something the chunked loss does not know, so it cannot be trained on here"
+        )
+    return difference

@@ -1,0 +1,71 @@
+"""Everything about a run's texts and its barrier that can be known to fail before anything is sampled or written.
+
+Knows nothing of rounds; `prepare` calls it once model and trait are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from steer_heal.config import RunConfig
+from steer_heal.errors import InputError
+from steer_heal.healing.barriers.divergences import resolve_reg
+from steer_heal.healing.barriers.names import KL_NAMES
+from steer_heal.model import LM
+from steer_heal.trait import Anchor, Trait
+
+
+def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConfig) -> None:
+    """Every text fits the model's context with its system prompt and room for the reply, and its vocabulary.
+
+    Raises InputError, which says which list the text stands in.
+    """
+    sampled = {
+        "prompts": trait.prompts, "eval_prompts": trait.eval_prompts,
+        "replay_prompts": trait.replay_prompts if config.replay else (), "anchors": [a.prompt for a in anchors],
+    }  # fmt: skip
+    for name, texts in sampled.items():
+        for text in texts:
+            _check(lm, trait, name, text, trait.neutral, config.max_new_tokens)
+    if config.too_long == "error":
+        for text in trait.contexts:
+            for system in (trait.pos, trait.neg):
+                _check(lm, trait, "contexts", text, system, 0)
+    for name, items in (("items", trait.items), ("off_target", trait.off_target)):
+        for item in items:
+            _check(lm, trait, name, trait.question(item, item.choices), trait.pos, 0)
+
+
+def check_barrier(lm: LM, config: RunConfig) -> None:
+    """A user's own divergence gives a value per position with a gradient, on two positions of random logits.
+
+    Raises InputError when it does not, or raises: found here, not after an hour of sampling.
+    """
+    if callable(config.reg) or config.reg not in ("nll", *KL_NAMES):
+        divergence = resolve_reg(config.reg)
+        width = lm.model.get_output_embeddings().weight.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        logp, logq = (torch.randn(2, width, generator=generator).log_softmax(-1).to(lm.device) for _ in "pq")
+        try:
+            divergence.gradient(logp, logp.exp(), logq)
+        except InputError:
+            raise
+        except Exception as problem:  # the user's code may raise anything
+            raise InputError(
+                f"reg {config.reg_name!r} cannot be used ({type(problem).__name__}: {problem}): it is called with "
+                "(logp_student, logp_reference), each [position, vocab], and returns one value per position"
+            ) from problem
+
+
+def _check(lm: LM, trait: Trait, name: str, text: str, system: str, room: int) -> None:
+    try:
+        n = len(lm.chat_ids(text, system or None))
+    except InputError as problem:
+        raise InputError(f"trait {trait.name}, {name}: {problem}") from problem
+    if n + room > lm.context_length:
+        raise InputError(
+            f"trait {trait.name}, {name}: {text[:60]!r} has {n} tokens and a reply up to {room}, together over the "
+            f"context of {lm.name} ({lm.context_length}): shorten it or lower --max-new-tokens"
+        )

@@ -1,0 +1,28 @@
+"""The steps of a round as the loop calls them: each calls one stage, and records in the ledger what came of it.
+
+Know nothing of the command line and of printing. Maths is in the stages, not here.
+"""
+
+from steer_heal.loop.steps.judging import judge, measure, measure_steered, measure_student, save_round, starve
+from steer_heal.loop.steps.state import Round, Run, RunResult
+from steer_heal.loop.steps.texts import calibrate_filter, extract_vector, shuffled_pairs, training_rows, walk_dose
+from steer_heal.loop.steps.training import bake, heal_rows
+
+__all__ = [
+    "Round",
+    "Run",
+    "RunResult",
+    "bake",
+    "calibrate_filter",
+    "extract_vector",
+    "heal_rows",
+    "judge",
+    "measure",
+    "measure_steered",
+    "measure_student",
+    "save_round",
+    "shuffled_pairs",
+    "starve",
+    "training_rows",
+    "walk_dose",
+]

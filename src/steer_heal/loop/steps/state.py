@@ -1,0 +1,109 @@
+"""What the steps of one run share, and what a round leaves.
+
+Knows nothing of how a round is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from steer_heal.config import RunConfig
+from steer_heal.evaluation import Metrics
+from steer_heal.evaluation.anchors import Captured, Decision, Figures
+from steer_heal.evaluation.verdict import Verdict
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.ledger import Ledger
+from steer_heal.ledger.units import Units
+from steer_heal.model import LM
+from steer_heal.report.console import Reporter
+from steer_heal.steering import SteeringVector
+from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.completion import Completion
+from steer_heal.texts.generation import derive_seed
+from steer_heal.trait import Trait
+
+
+@dataclass
+class Run:
+    """What the steps of one run share.
+
+    `stack` holds the rounds that stand; `lm` is the student, their sum folded in. `captured` is what the original model
+    gets right; `kappa` the multiplier at which the next walk starts.
+    """
+
+    config: RunConfig
+    lm: LM
+    trait: Trait
+    ledger: Ledger
+    reporter: Reporter
+    stack: AdapterStack
+    filter: CoherenceFilter
+    base: Metrics
+    prompted: Metrics
+    captured: Captured
+    kappa: float
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def standing(self) -> list[Round]:
+        """The rounds that the gate let through, in order: those whose adapters are in the stack."""
+        return [done for done in self.rounds if done.stands]
+
+    @property
+    def previous(self) -> Metrics:
+        """The student before this round; base as long as no round stands."""
+        return self.standing[-1].healed if self.standing else self.base
+
+    def seed(self, *labels: object) -> int:
+        """A seed of its own for every use of randomness."""
+        return derive_seed(self.config.seed, *labels)
+
+    def keep(self, *labels: object) -> Units:
+        """Committed results under a name of their own, such as round and stage."""
+        return self.ledger.units.part(*labels)
+
+    def on_batch(self, stage: str):
+        """A progress callback for `generate`."""
+        return self.reporter.batches(stage)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round left: its vector, adapter and measurements, the gate's decision, and whether the round stands."""
+
+    number: int
+    vector: SteeringVector
+    adapter: Adapter
+    kept: tuple[Completion, ...]
+    steered: Metrics
+    healed: Metrics
+    lam: dict[str, float]
+    verdict: Verdict
+    figures: Figures
+    decision: Decision
+    stands: bool
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        verdict: name and the sentence that says what was compared and how sure it is.
+        best_round: number of the best round that the gate let through; None when there is none.
+        rounds: the rounds in order, reverted ones included.
+        folder: where everything is written.
+        run: model, stack and trait as they are now: exactly the standing rounds up to the best one are folded in, the
+            original weights without one.
+        controls: by name, what each control came to; empty unless they were asked for.
+    """
+
+    verdict: Verdict
+    best_round: int | None
+    rounds: tuple[Round, ...]
+    folder: Path
+    run: Run
+    controls: Mapping[str, RunResult] = field(default_factory=dict)

@@ -1,0 +1,254 @@
+"""A round's vector and texts: extract, walk the dose, and put the training rows together.
+
+Knows nothing of training and evaluation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from itertools import islice
+
+from steer_heal.config import RunConfig
+from steer_heal.evaluation import free_prompts
+from steer_heal.evaluation.anchors import replayed_rows
+from steer_heal.ledger import Ledger
+from steer_heal.ledger.files import whole_folder
+from steer_heal.loop.calibration import Calibration, calibrate
+from steer_heal.loop.kinds import CALIBRATION, FILTER, VECTOR
+from steer_heal.loop.steps.state import Run
+from steer_heal.model import LM
+from steer_heal.report.console import Reporter
+from steer_heal.steering import SteeringVector, extract
+from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.completion import COMPLETIONS, Completion, save_completions
+from steer_heal.texts.dose import Plan, Walk, walk_c
+from steer_heal.texts.generation import (
+    Interrupted,
+    MemoryShortError,
+    Request,
+    derive_seed,
+    generate,
+    generate_requests,
+)
+from steer_heal.texts.sampling import Sampling
+from steer_heal.texts.selection import held_temperature
+from steer_heal.trait import Trait
+
+
+def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, reporter: Reporter) -> CoherenceFilter:
+    """Thresholds from the original model's own unsteered completions."""
+    reporter.progress("calibrate the filter", 0, 1)
+    n = 24 if config.fast_dev_run else 192
+
+    def compute() -> CoherenceFilter:
+        return CoherenceFilter.calibrate(
+            lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
+            false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
+            keep=ledger.units.part("filter"), on_batch=reporter.batches("calibrate the filter"),
+        )  # fmt: skip
+
+    fitted = ledger.units.once("filter", compute, FILTER)
+    fitted = {"coherence": fitted, "repetition": fitted.only_repetition(), "none": fitted.only()}[config.filter]
+    ledger.record("calibrate", **fitted.to_dict())
+    return fitted
+
+
+def extract_vector(run: Run, number: int) -> SteeringVector:
+    """The round's steering vector, from the student as it is now."""
+    config, trait = run.config, run.trait
+    if run.rounds and config.vector_from == "first":
+        vector = run.rounds[0].vector
+    else:
+        contexts = trait.contexts[:32] if config.fast_dev_run else trait.contexts
+        # `auto` chooses once: vectors of different blocks could not be compared between rounds.
+        layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
+
+        def compute() -> SteeringVector:
+            return extract(
+                run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
+                progress=lambda done, total: run.reporter.progress("extract", done, total),
+            )  # fmt: skip
+
+        vector = run.keep(number).once("vector", compute, VECTOR)
+        if run.rounds and config.vector_from == "mixed":
+            first = run.rounds[0].vector.scaled_like(vector)
+            vector = replace(0.5 * (vector + first), quality=vector.quality)
+        if config.vector == "random":
+            vector = replace(vector.random_like(run.seed(number, "vector")), quality=vector.quality)
+    unit = dose_unit(run, number, vector) if config.target_kl and config.vector != "none" else None
+    if unit:
+        vector = replace(vector * unit.dose, quality=vector.quality)
+    run.ledger.record(
+        "extract", number, kind=config.vector, n_contexts=vector.provenance.n_contexts, norm=vector.norm(),
+        n_skipped=vector.provenance.n_skipped, layers=list(vector.layers), reason=vector.provenance.reason,
+        unit=unit and asdict(unit), quality={i: asdict(q) for i, q in vector.quality.items()},
+        cosine_first=vector.cosine(run.rounds[0].vector) if run.rounds else 1.0,
+    )  # fmt: skip
+    return vector
+
+
+def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
+    """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
+    config, trait = run.config, run.trait
+    run.reporter.progress("find the dose", 0, 1)
+    keep = run.keep(number)
+
+    def compute() -> Calibration:
+        return calibrate(
+            run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
+            system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
+            keep=keep.part("dose"), on_batch=run.reporter.batches("find the dose"),
+        )  # fmt: skip
+
+    return keep.once("dose", compute, CALIBRATION)
+
+
+def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
+    """Sample steered completions, judge them, and adapt the dose until enough survive.
+
+    When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
+    """
+    config, trait, stack = run.config, run.trait, run.stack
+    prompts = list(trait.prompts)
+    random.Random(run.seed(number, "prompts")).shuffle(prompts)
+    sampling = text_sampling(run)
+    asked, drawn, judged = 0, [], []
+
+    def sample_together(plan: Plan) -> list[list[Completion]]:
+        nonlocal asked
+        requests = []
+        for kappa, n in plan:
+            for i in range(asked, asked + n):
+                at = i // len(config.doses) % len(prompts)  # every prompt gets every dose in turn
+                requests.append(Request(prompts[at], config.doses[i % len(config.doses)] * kappa, at))
+            asked += n
+        kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
+        replies = generate_requests(
+            run.lm, requests, vector, trait.neutral, config.max_new_tokens, run.seed(number, "walk", asked),
+            on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=sampling,
+            keep=run.keep(number, "walk", asked),
+        )  # fmt: skip
+        drawn.extend(replies)
+        rest = iter(replies)
+        return [list(islice(rest, n)) for _, n in plan]
+
+    def sample(kappa: float, n: int) -> list[Completion]:
+        return sample_together([(kappa, n)])[0]
+
+    def survive(completions: Sequence[Completion]) -> list[Completion]:
+        def compute() -> list[Completion]:
+            with stack.unfolded() if config.filter_model == "original" else nullcontext():
+                return run.filter(run.lm, completions)
+
+        found = run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
+        judged.extend(found)
+        return found
+
+    try:
+        walk = walk_c(sample, survive, replace(config.dose_config(), kappa_start=run.kappa), sample_together)
+    except (KeyboardInterrupt, MemoryShortError) as stop:
+        finished = stop.finished if isinstance(stop, (Interrupted, MemoryShortError)) else []
+        save_interrupted(run, number, [*judged, *drawn[len(judged) :], *finished])
+        raise
+    if run.reporter.verbose:
+        run.reporter.note(f"{run.filter.report(walk.completions)}\n")
+    run.ledger.record(
+        "walk", number, kappa_start=run.kappa, temperature=sampling.temperature, **_walk_figures(run, walk)
+    )  # fmt: skip
+    return walk
+
+
+def text_sampling(run: Run) -> Sampling:
+    """How this round's texts are sampled: the hotter, the less diverse the student (`held_temperature`)."""
+    start, gain = run.config.text_sampling(), run.config.diversity_gain
+    own = getattr(run.lm.base.generation_config, "temperature", None) or 1.0
+    left, reference = run.previous.distinct4 or 0.0, run.base.distinct4 or 0.0
+    heat = held_temperature(start.temperature or own, gain, left, reference) if gain else start.temperature
+    return replace(start, temperature=heat)
+
+
+def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -> None:
+    """Write the completions of a walk's finished batches, judged or not yet, to `rounds/NN.interrupted/`.
+
+    No event: a run that goes on records what one that was not stopped does.
+    """
+    with whole_folder(run.ledger.folder / "rounds" / f"{number:02d}.interrupted") as folder:
+        save_completions(completions, folder / "completions.jsonl")
+
+
+def _walk_figures(run: Run, walk: Walk) -> dict:
+    """Figures of a walk: decision curve, counts per gate, and per dose what was sampled and what was kept."""
+    trait, completions = run.trait, walk.completions
+    judged = [(c, trait.judge(c.prompt, c.text, c.finished)) for c in completions]
+
+    def mean(pairs, name: str) -> float | None:
+        values = [getattr(j, name) for _, j in pairs if j is not None and getattr(j, name) is not None]
+        return sum(values) / len(values) if values else None
+
+    per_dose = []
+    for dose in sorted({c.dose for c in completions}):
+        all_of = [pair for pair in judged if pair[0].dose == dose]
+        kept = [pair for pair in all_of if pair[0].kept]
+        per_dose.append({
+            "dose": dose, "n": len(all_of), "kept": len(kept) / len(all_of),
+            "trait": mean(all_of, "trait"), "trait_kept": mean(kept, "trait"),
+            "sentence_ok": mean(all_of, "sentence_ok"), "sentence_ok_kept": mean(kept, "sentence_ok"),
+        })  # fmt: skip
+    everything_kept = [pair for pair in judged if pair[0].kept]
+    return {
+        "curve": walk.curve(), "kappa": walk.kappa, "starved": walk.starved, "kept": len(walk.banked),
+        "sampled": len(completions), "survival": walk.survival, "per_dose": per_dose,
+        "dropped": dict(Counter(c.dropped_by for c in completions if c.dropped_by)),
+        "trait_base": run.base.free_trait, "trait_sampled": mean(judged, "trait"),
+        "trait_kept": mean(everything_kept, "trait"), "sentence_ok_sampled": mean(judged, "sentence_ok"),
+        "sentence_ok_kept": mean(everything_kept, "sentence_ok"), "examples": examples(run.filter, completions),
+    }  # fmt: skip
+
+
+def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list[dict]:
+    """A few full completions: one kept, one dropped, and those just inside and just outside the perplexity limit."""
+    picked = [("kept", c) for c in completions if c.kept][:1]
+    picked += [(f"dropped: {fitted.reason(c)}", c) for c in completions if not c.kept][:1]
+    for border in fitted.report(completions).borderline:
+        if border.rule.key == "nll.high":
+            sides = (("just inside the perplexity limit", border.inside), ("just outside it", border.outside))
+            picked += [(why, c) for why, c in sides if c is not None]
+    return [{"why": why, "dose": c.dose, "prompt": c.prompt, "text": c.text} for why, c in picked]
+
+
+def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
+    """Kept completions, with earlier rounds', the original model's own and its anchors mixed in as configured."""
+    config = run.config
+    rows = [c for c in walk.completions if c.kept]
+    if config.pairs == "shuffled":
+        rows = shuffled_pairs(rows, run.seed(number, "pairs"))
+    earlier = [c for past in run.standing for c in past.kept]
+    if config.accumulate and earlier:
+        rows += random.Random(run.seed(number, "accumulate")).sample(earlier, min(config.accumulate, len(earlier)))
+    n_replay = round(config.replay / (1 - config.replay - config.replay_anchors) * len(rows))
+    if n_replay:
+        pool = run.trait.replay_prompts or run.trait.prompts
+        prompts = random.Random(run.seed(number, "replay")).choices(pool, k=n_replay)
+        with run.stack.unfolded():
+            rows += generate(
+                run.lm, prompts, system=run.trait.neutral, max_new_tokens=config.max_new_tokens,
+                seed=run.seed(number, "replay"), origin="base", on_batch=run.on_batch("generate replay rows"),
+                sampling=config.text_sampling(), keep=run.keep(number, "replay"),
+            )  # fmt: skip
+    return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
+
+
+def shuffled_pairs(rows: Sequence[Completion], seed: int) -> list[Completion]:
+    """The same replies, each behind another row's prompt: the control for "any text of this kind does it"."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    # A cycle along a random order: no reply keeps its own place.
+    other = {a: b for a, b in zip(order, [*order[1:], order[0]], strict=True)} if order else {}
+    return [
+        replace(row, prompt=rows[other[i]].prompt, prompt_ids=rows[other[i]].prompt_ids, origin="control")
+        for i, row in enumerate(rows)
+    ]

@@ -1,0 +1,155 @@
+"""A round's adapter: heal the student on the training rows, and bake what came of it.
+
+Knows nothing of how the rows were sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from steer_heal.healing import (
+    DivergedError,
+    HealConfig,
+    Healed,
+    heal,
+    mean_divergence,
+    overfit_check,
+    reference_states,
+)
+from steer_heal.ledger.files import whole_folder
+from steer_heal.loop.kinds import STATES, healed_kind
+from steer_heal.loop.steps.state import Run
+from steer_heal.steering import SteeringVector
+from steer_heal.steering.direction import mean_states, state_shift
+from steer_heal.texts.completion import Completion, save_completions
+from steer_heal.texts.dose import Walk
+from steer_heal.texts.selection import length_weights
+
+
+def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: list[Completion]) -> Healed:
+    """Train this round's adapter on the rows, under the barrier.
+
+    Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
+    """
+    config = run.config.heal_config(run.seed(number, "heal") % 2**31)
+    weights = row_weights(run.config.match_lengths, rows, run.filter.calibration["tokens"], walk.completions)
+    healed, beside = run.keep(number).once(
+        "heal", lambda: _trained(run, number, vector, rows, weights, config), healed_kind(config)
+    )
+    run.ledger.record(
+        "heal", number, rows=len(rows), seconds=beside["seconds"], figures=dict(healed.figures),
+        reg=run.config.reg_name, tau=dict(healed.tau), lam=dict(healed.lam), steering_divergence=beside["caused"],
+        epochs=[dict(e) for e in healed.epochs], notes=list(healed.notes()), steps=[dict(s) for s in healed.steps],
+        overfit=beside["overfit"], tokens_cut=sum(not c.finished for c in rows), lengths=length_figures(rows, weights),
+    )  # fmt: skip
+    return healed
+
+
+def _trained(
+    run: Run, number: int, vector: SteeringVector, rows: list[Completion], weights: list[float] | None,
+    config: HealConfig,
+) -> tuple[Healed, dict]:  # fmt: skip
+    """The heal itself, and what is measured beside it: seconds, the steering's own nats, the overfit check."""
+    started = time.perf_counter()
+    prev = reference_states(run.lm, rows)
+    with run.stack.unfolded():
+        base = reference_states(run.lm, rows) if len(run.stack) else prev
+    caused = None
+    if config.tau_rel is not None:
+        steered_rows = [c for c in rows if c.dose]
+        steered = reference_states(
+            run.lm, steered_rows, around=lambda batch: vector.applied(run.lm.model, [c.dose for c in batch])
+        )
+        caused = mean_divergence(run.lm, steered, prev, steered_rows, config)
+    n_train = len(rows) - int(len(rows) * config.heldout)
+    total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
+
+    def on_step(row: dict) -> None:
+        if row["kind"] == "step":
+            run.reporter.step(row, total)
+        else:
+            run.reporter.epoch(row)
+
+    try:
+        healed = heal(
+            run.lm, rows, config, {"prev": prev, "base": base}, round=number, steering_divergence=caused,
+            on_step=on_step, lam0=run.standing[-1].lam if run.standing else None, weights=weights,
+        )  # fmt: skip
+    except DivergedError as problem:
+        _save_diverged(run, number, rows, problem)
+        raise
+    seconds = time.perf_counter() - started
+    overfit = _overfit(run, rows, config) if run.config.overfit_check else None
+    return healed, {"seconds": seconds, "caused": caused, "overfit": overfit}
+
+
+def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
+    """What a heal that diverged leaves: the rows, which the message names by their place, and its last good adapter."""
+    final = run.ledger.folder / "rounds" / f"{number:02d}.diverged"
+    with whole_folder(final) as folder:
+        save_completions(rows, folder / "rows.jsonl")
+        if problem.adapter is not None:
+            problem.adapter.save(folder)
+    figures = {"step": problem.step, "rows": problem.rows, "adapter": problem.adapter is not None}
+    run.ledger.record("diverged", number, text=str(problem), folder=str(final), **figures)
+    run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
+
+
+def row_weights(
+    match_lengths: str, rows: Sequence[Completion], base: Sequence[int], sampled: Sequence[Completion]
+) -> list[float] | None:
+    """Weights that undo what the filter did to the length of the student's own texts; others' texts keep weight 1.
+
+    `match_lengths` says as what lengths should be spread: `base`, those of the original model's texts in tokens, or
+    `sampled`, those of the walk's completions; `none` gives no weights.
+    """
+    wanted = {"base": base, "sampled": [len(c.token_ids) for c in sampled if c.finished]}.get(match_lengths)
+    own = [i for i, c in enumerate(rows) if c.origin != "base"]
+    if not wanted or not own:
+        return None
+    weights = [1.0] * len(rows)
+    for i, weight in zip(own, length_weights([len(rows[i].token_ids) for i in own], wanted), strict=True):
+        weights[i] = weight
+    return weights
+
+
+def length_figures(rows: Sequence[Completion], weights: Sequence[float] | None) -> dict[str, float]:
+    """Mean length of the training rows in tokens, as they are and as they are weighted."""
+    lengths = [len(c.token_ids) for c in rows]
+    weighted = lengths if weights is None else [n * w for n, w in zip(lengths, weights, strict=True)]
+    return {"mean": sum(lengths) / len(rows), "weighted": sum(weighted) / (sum(weights) if weights else len(rows))}
+
+
+def _overfit(run: Run, rows: Sequence[Completion], config: HealConfig) -> float:
+    """Nats that plain training on the one completion that shows the trait most takes off its nll."""
+
+    def shown(c: Completion) -> float:
+        judged = run.trait.judge(c.prompt, c.text, c.finished)
+        return 0.0 if judged is None or judged.trait is None else judged.trait
+
+    run.reporter.progress("overfit check", 0, 1)
+    return overfit_check(run.lm, max(rows, key=lambda c: (c.dose > 0, shown(c), c.finished)), config)
+
+
+def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
+    """Fold the adapter into the weights; record how far and in which direction the student's states went."""
+    keep = run.keep(number, "states")
+    before = keep.once("before", lambda: student_states(run, vector), STATES)
+    report = run.stack.push(healed.adapter)
+    moved = state_shift(before, keep.once("after", lambda: student_states(run, vector), STATES), vector)
+    first = run.standing[0].adapter if run.standing else healed.adapter
+    run.ledger.record(
+        "bake", number, depth=len(run.stack), rounding_loss=report.rounding_loss, gain=report.gain,
+        relative_change=report.relative_change, cosine_first=healed.adapter.cosine(first), warning=report.warning,
+        cosine_vector=moved.cosine, shift_dose=moved.dose,
+    )  # fmt: skip
+
+
+def student_states(run: Run, vector: SteeringVector) -> dict[int, Float[Tensor, " width"]]:
+    """The student's mean states on the extraction contexts under the neutral prompt, at the vector's blocks."""
+    contexts = run.trait.contexts[:32] if run.config.fast_dev_run else run.trait.contexts
+    return mean_states(run.lm, contexts, run.trait.neutral, vector.layers, run.config.position)

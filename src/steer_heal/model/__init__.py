@@ -1,0 +1,30 @@
+"""A causal language model with its tokenizer: loading, chat rendering, padding, text blocks, output head, log-probs.
+
+Knows nothing of steering and training. Nothing here changes the user's tokenizer or model.
+"""
+
+from typing import TYPE_CHECKING
+
+from steer_heal.lazy import lazily
+
+if TYPE_CHECKING:
+    from steer_heal.model.chat import takes_system
+    from steer_heal.model.language_model import LM, position_ids
+    from steer_heal.model.loading import load
+    from steer_heal.model.logprobs import completion_logprobs, length_batches
+    from steer_heal.model.structure import Head, find_blocks, text_config, unwrap
+
+__all__ = [
+    "LM",
+    "Head",
+    "completion_logprobs",
+    "find_blocks",
+    "length_batches",
+    "load",
+    "position_ids",
+    "takes_system",
+    "text_config",
+    "unwrap",
+]
+
+__getattr__, __dir__ = lazily(__name__)

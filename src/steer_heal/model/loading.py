@@ -1,0 +1,282 @@
+"""Reading a pretrained model from disk or the hub, with one clear line for everything that can be wrong.
+
+Knows nothing of steering and training.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from steer_heal.errors import InputError
+from steer_heal.model.language_model import LM
+from steer_heal.model.tiny import tiny_random
+from steer_heal.pocket import WEIGHTS
+
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    ImportError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    SafetensorError,
+)
+"""What transformers raises for a damaged or unfit model."""
+HUB_TIMEOUT = 5.0
+"""Seconds."""
+ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> LM:
+    """Load a causal model by name.
+
+    Args:
+        name: `pocket` (embedded), `tiny-random` (built in memory), a folder, or a hub id.
+        dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 for embedded models and on a CPU, else as stored.
+        device: `cpu`, `cuda`, `mps`, or `auto`: the accelerator when there is one.
+        attn_implementation: passed to transformers (`sdpa`, `eager`, `flash_attention_2`); None is its default.
+        trust_remote_code: run Python code that comes with a hub model. Off unless asked for.
+        temperature, top_p: of sampling, instead of those of the model's own generation config.
+
+    Raises:
+        InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer,
+            an impossible temperature or top_p.
+    """
+    where = resolve_device(device)
+    if name == "tiny-random":
+        model, tokenizer = tiny_random()
+        set_sampling(model, temperature, top_p)
+        return LM(model.to(where, resolve_dtype(dtype, where, embedded=True)).eval(), tokenizer, name)
+    if name == "pocket":
+        source, embedded = WEIGHTS, True
+    else:
+        source, embedded = name, False
+    model, tokenizer = load_pretrained(
+        source, name, resolve_dtype(dtype, where, embedded), where, attn_implementation, trust_remote_code
+    )
+    set_sampling(model, temperature, top_p)
+    lm = LM(model, tokenizer, name)
+    _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
+    return lm
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` picks cuda, then mps, then cpu; an accelerator that is not there is an InputError."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return torch.device(next((d for d in ("cuda", "mps") if available[d]), "cpu"))
+    kind = device.split(":")[0]
+    if kind not in available:
+        raise InputError(f"device {device!r} is unknown: use cpu, cuda, mps or auto")
+    if not available[kind]:
+        raise InputError(f"device {device!r} is not available on this machine: use --device cpu or auto")
+    try:
+        found = torch.device(device)
+    except RuntimeError as problem:
+        raise InputError(f"device {device!r} is unknown: use cpu, cuda, cuda:0 and so on, mps or auto") from problem
+    if kind == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {device!r}: this machine has cuda devices 0 to {torch.cuda.device_count() - 1}")
+    return found
+
+
+def resolve_dtype(dtype: str, device: torch.device, embedded: bool) -> torch.dtype | str:
+    """`auto` is float32 for embedded models and on a CPU, else the dtype of the checkpoint."""
+    if dtype == "auto":
+        return torch.float32 if embedded or device.type == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)} or auto")
+    return DTYPES[dtype]
+
+
+def read_config(source, name: str, trust_remote_code: bool):
+    """The transformers configuration of a folder or hub id.
+
+    Raises InputError for a name that is neither, a configuration that cannot be used, and a hub out of reach.
+    """
+    from transformers import AutoConfig
+
+    local = Path(source).is_dir()
+    if not local:
+        _check_hub_id(source, name)
+    elif not (Path(source) / "config.json").is_file():
+        raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
+    try:
+        with _without_warnings():
+            return AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as problem:
+        raise InputError(_explain(name, local, problem)) from problem
+
+
+def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | None, trust_remote_code: bool):
+    """(model, tokenizer) of a folder or hub id, in evaluation mode on `device`; only safetensors are read.
+
+    Raises InputError for a model that is incomplete, of another kind, or whose tokenizer is another model's.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = Path(source).is_dir()
+    config = read_config(source, name, trust_remote_code)
+    source, shared = _reachable(source), {"trust_remote_code": trust_remote_code}
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
+    made_as = getattr(config, "architectures", None) or ()
+    if made_as and all(kind.endswith(ENCODERS) for kind in made_as):
+        raise InputError(f"model {name!r} is an encoder ({made_as[0]}): use a decoder-only causal language model")
+    if local:
+        _check_files(Path(source), name)
+    try:
+        with _without_warnings():
+            tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, attn_implementation=attn, use_safetensors=True,
+                output_loading_info=True, ignore_mismatched_sizes=True, **shared,
+            )  # fmt: skip
+    except LOADING_ERRORS as problem:
+        if attn is not None and "attn" in str(problem):
+            raise InputError(
+                f"--attn-implementation {attn!r} is none that model {name!r} can use here: give eager, sdpa or, where "
+                "it is installed, flash_attention_2, or leave it out"
+            ) from problem
+        raise InputError(_explain(name, local, problem)) from problem
+    if other := sorted(found["mismatched_keys"]):
+        raise InputError(
+            f"model {name!r}: {len(other)} weights have another shape than its config.json says (such as "
+            f"{other[0][0]}): use a model and a config that belong together"
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"model {name!r}: {len(missing)} weights are not in its files (such as {missing[0]}), they would be "
+            "random: use a complete decoder-only causal language model"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"model {name!r}: its tokenizer has {len(tokenizer)} entries but the model only {rows}: "
+            "the tokenizer belongs to another model"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def set_sampling(model, temperature: float | None, top_p: float | None) -> None:
+    """Put a temperature (above 0) and a top-p (0 to 1) into the model's generation config; None keeps its own."""
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise InputError(f"temperature {temperature}: give a number above 0, such as 0.8")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p}: give a number above 0 and at most 1, such as 0.95")
+    for name, value in (("temperature", temperature), ("top_p", top_p)):
+        if value is not None:
+            model.generation_config.do_sample = True  # a temperature without it is refused by transformers
+            setattr(model.generation_config, name, value)
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: one request of a few seconds; its own client tries for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as problem:
+        return isinstance(problem.reason, ssl.SSLError)  # somebody answered; the hub's own client knows more
+    except OSError:
+        return False
+    return True
+
+
+def _reachable(source):
+    """A folder or hub id as it is; without network the folder that the id is cached in. OSError when it is not."""
+    if Path(source).is_dir() or _hub_answers():
+        return source
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(source, local_files_only=True)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without transformers' report of a load: what matters of it is an InputError here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_hub_id(source, name: str) -> None:
+    """Whether a name that is no folder may be a hub id. Raises InputError."""
+    if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or not _is_hub_id(name):
+        raise InputError(
+            f"model {name!r} is neither embedded (pocket, tiny-random), nor a folder, nor a hub id: check the spelling"
+        )
+
+
+def _check_files(folder: Path, name: str) -> None:
+    """A folder has weights in safetensors and a tokenizer. Raises InputError."""
+    if not any(folder.glob("*.safetensors")):
+        pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
+        found = f"only {pickled[0]}, and pickled weights are never read" if pickled else "no weights"
+        raise InputError(f"model folder {name!r} holds {found}: save the model as safetensors")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(
+            f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): save it beside the model"
+        )
+
+
+def _is_hub_id(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name
+
+
+def _explain(name: str, local: bool, problem: Exception) -> str:
+    first = next((line.strip() for line in str(problem).splitlines() if line.strip()), type(problem).__name__)
+    if local:
+        return f"model folder {name!r} cannot be loaded ({first[:200]}): it needs config, safetensors and tokenizer"
+    offline = "an embedded model (pocket, tiny-random) or a folder"
+    if not _hub_answers():
+        return (
+            f"model {name!r} is not on this machine and the hub cannot be reached: check the network, or work offline "
+            f"with {offline}"
+        )
+    return f"model {name!r} cannot be loaded from the hub ({first[:200]}): check the id, or use {offline}"

@@ -1,0 +1,49 @@
+"""Log-probabilities of given completions, teacher-forced in batches of similar length.
+
+Knows nothing of how they came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steer_heal.errors import InputError
+from steer_heal.model.language_model import LM
+
+
+@torch.no_grad()
+def completion_logprobs(
+    lm: LM, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], batch_tokens: int = 8192
+) -> list[Float[Tensor, " position"]]:
+    """Log-probability (nats, float32, on the CPU) of every reply token given its prompt, row by row.
+
+    Rows are batched by length; the head is applied to the reply positions only. Raises InputError for an empty reply.
+    """
+    if any(len(reply) == 0 for reply in replies):
+        raise InputError("a completion has no tokens: its log-probability is undefined")
+    out: list[Tensor | None] = [None] * len(prompts)
+    for rows in length_batches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+        batch = lm.pad_left([[*prompts[i], *replies[i]] for i in rows])
+        hidden = lm.hidden_states(batch)
+        for j, i in enumerate(rows):
+            n = len(replies[i])
+            target = batch["input_ids"][j, -n:]
+            logp = lm.head(hidden[j, -n - 1 : -1]).log_softmax(-1)
+            out[i] = logp.gather(1, target[:, None])[:, 0].cpu()
+    return out
+
+
+def length_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int = 256) -> Iterator[list[int]]:
+    """Row indices sorted by length and cut into batches of at most `batch_tokens` padded tokens."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (lengths[i] * (len(batch) + 1) > batch_tokens or len(batch) >= max_rows):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,218 @@
+"""One plot per question: trait against coherence, the trajectory by round, and what the dose did.
+
+Knows nothing of running; light background, colours that the colour-blind can tell apart, a marker of its own per arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+from steer_heal.studies.arms.bar import SHARES
+from steer_heal.studies.arms.comparing import by_arm, spread
+from steer_heal.studies.arms.reading import ArmRun, State, figures
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+"""Okabe and Ito's colours for all kinds of colour vision, without the yellow, which is too faint on white."""
+MARKERS = "os^Dv<>PX*"
+LINES = ("-", "--", ":")
+
+STATE_PANELS = (
+    ("shift", "log-odds shift (nats)"),
+    ("trait", "free-text trait (share of replies)"),
+    ("sentence_share", "sentence ok (share of base)"),
+    ("distinct4_share", "distinct 4-grams (share of base)"),
+    ("words_share", "words per reply (share of base)"),
+    ("entropy_share", "token entropy (share of base)"),
+)
+DOSE_PANELS = (("kept", "kept by the filter (share)"), ("kappa", "kappa (multiplier of the doses)"))
+
+
+def write_plots(out: Path, runs: Sequence[ArmRun]) -> list[Path]:
+    """Write the three plots into a folder; returns their paths."""
+    plots = {"trait_coherence": plot_trait_coherence, "trajectory": plot_trajectory, "dose": plot_dose}
+    paths = [out / f"arms_{name}.png" for name in plots]
+    for path, plot in zip(paths, plots.values(), strict=True):
+        plot(path, runs)
+    return paths
+
+
+def styles(runs: Sequence[ArmRun]) -> dict[str, dict]:
+    """Colour, marker and line of every arm, by its place."""
+    return {
+        arm: {
+            "color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": LINES[i // len(PALETTE) % len(LINES)],
+        }
+        for i, arm in enumerate(by_arm(runs))
+    }  # fmt: skip
+
+
+def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
+    """What does the trait cost? Base to last round, medians over seeds as a line, every seed's rounds as points."""
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    figure = Figure(figsize=(13, 6), layout="constrained", facecolor="white")
+    panels = [panel for panel in STATE_PANELS if panel[0] in ("sentence_share", "distinct4_share")]
+    axes = figure.subplots(1, 2, sharex=True)
+    for axis, (key, label) in zip(axes, panels, strict=True):
+        for arm, group in by_arm(runs).items():
+            style = styles(runs)[arm]
+            states = [("shift", "x"), (key, "y")]
+            points = {name: state_series(group, figure_name) for figure_name, name in states}
+            for run_x, run_y in zip(points["x"], points["y"], strict=True):
+                axis.plot(run_x, run_y, alpha=0.3, markersize=4, **style | {"linestyle": ""})
+            middle = [[column_median(points[name], i) for i in range(longest(points[name]))] for name in ("x", "y")]
+            axis.plot(*middle, markersize=7, linewidth=1.8, label=arm, **style)
+            axis.annotate(
+                str(len(middle[0]) - 2), (middle[0][-1], middle[1][-1]), xytext=(7, 5), textcoords="offset points",
+                fontsize=9, fontweight="bold", color=style["color"],
+                path_effects=[withStroke(linewidth=2.5, foreground="white")], annotation_clip=True, zorder=9,
+            )  # fmt: skip
+            reverted = [figures(r.student, run.base) for run in group for r in run.rounds if r.student and not r.stands]
+            shown = [(f["shift"], f[key]) for f in reverted if f[key] is not None]
+            if shown:
+                hollow = style | {"linestyle": "", "markerfacecolor": "none"}
+                axis.plot(*zip(*shown, strict=True), markersize=6, alpha=0.7, **hollow)
+        floor_line(axis, key)
+        without_shuffled(axis, runs, key)
+        axis.axvline(0, color="#999999", linewidth=0.8)
+        dress(axis, "log-odds shift of forced choice against base (nats)", label)
+    finish(figure, path, runs, "states that stand; line: median of the seeds, small points: each seed, number: last "
+           "round; hollow: reverted rounds; dotted: the bar")  # fmt: skip
+
+
+def plot_trajectory(path: Path, runs: Sequence[ArmRun]) -> None:
+    """How does each figure go, round by round? Median over seeds with the range as a band; base at -1."""
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in STATE_PANELS if any(known(runs, panel[0]))]
+    columns = min(3, len(panels))
+    figure = Figure(figsize=(4.6 * columns, 4.0 * -(-len(panels) // columns)), layout="constrained", facecolor="white")
+    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis, (key, label) in zip(axes, panels, strict=False):
+        for arm, group in by_arm(runs).items():
+            band(axis, arm, styles(runs)[arm], state_series(group, key), -1)
+        if key in ("shift", "trait"):
+            prompted = median(f for run in runs if (f := figures(run.prompted, run.base)[key]) is not None)
+            if key == "trait":
+                axis.axhline(prompted, color="#777777", linestyle="-.", linewidth=1)
+            else:  # far above: a line there would flatten every arm
+                axis.set_title(f"prompted: {prompted:+.2f} nats", fontsize=9, loc="right", color="#777777")
+        floor_line(axis, key)
+        without_shuffled(axis, runs, key)
+        dress(axis, "round (-1: base)", label)
+    finish(figure, path, runs, "states that stand; band: range over seeds; dash-dotted: prompted; dotted: the bar")
+
+
+def plot_dose(path: Path, runs: Sequence[ArmRun]) -> None:
+    """Does the walk keep the filter fed, and at which dose? Median over seeds with the range as a band."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
+    for axis, (key, label) in zip(figure.subplots(1, 2), DOSE_PANELS, strict=True):
+        for arm, group in by_arm(runs).items():
+            band(axis, arm, styles(runs)[arm], [[getattr(r, key) for r in run.rounds] for run in group], 0)
+        axis.set_ylim(0, max(axis.get_ylim()[1], 1.05))
+        dress(axis, "round", label)
+    finish(figure, path, runs, "all rounds, reverted and starved ones included; band: range over seeds")
+
+
+Series = list[list[float | None]]
+"""One row per seed; rows end where their run did."""
+
+
+def state_series(group: Sequence[ArmRun], key: str) -> Series:
+    """Base, then the state that stands after every round that a run reached."""
+
+    def of(state: State, run: ArmRun) -> float | None:
+        return figures(state, run.base)[key]
+
+    return [[of(run.base, run), *(of(run.standing(r.number), run) for r in run.rounds)] for run in group]
+
+
+def known(runs: Sequence[ArmRun], key: str) -> list[bool]:
+    """Per run whether base has the figure."""
+    return [figures(run.base, run.base)[key] is not None for run in runs]
+
+
+def longest(series: Series) -> int:
+    return max(map(len, series))
+
+
+def column(series: Series, i: int) -> list[float | None]:
+    """Place i of the rows that reach it."""
+    return [row[i] for row in series if i < len(row)]
+
+
+def column_median(series: Series, i: int) -> float:
+    found = spread(column(series, i))
+    return float("nan") if found is None else found.middle
+
+
+def band(axis, arm: str, style: dict, series: Series, first: int) -> None:
+    """Median as a line, range as a band; x counts from `first`."""
+    spreads = [spread(column(series, i)) for i in range(longest(series))]
+    points = [(first + i, s) for i, s in enumerate(spreads) if s is not None]
+    if not points:
+        return
+    x = [i for i, _ in points]
+    axis.plot(x, [s.middle for _, s in points], label=arm, linewidth=1.8, markersize=5, **style)
+    axis.fill_between(x, [s.low for _, s in points], [s.high for _, s in points], color=style["color"], alpha=0.12,
+                      linewidth=0)  # fmt: skip
+
+
+def floor_line(axis, key: str) -> None:
+    if key in SHARES:
+        axis.axhline(SHARES[key][1], color="#333333", linestyle=":", linewidth=1.2)
+
+
+def without_shuffled(axis, runs: Sequence[ArmRun], key: str) -> None:
+    """The vertical scale is that of the other arms: shuffled pairs break the text, and would flatten all that differs.
+
+    Where such an arm leaves the panel, a note says how far down it goes.
+    """
+    lowest = {True: [], False: []}
+    for run in runs:
+        found = [v for row in state_series([run], key) for v in row if v is not None]
+        lowest[run.config["pairs"] == "shuffled"] += [(min(found), run.arm)] if found else []
+    if key not in SHARES or not all(lowest.values()):
+        return
+    low, top = min(min(lowest[False])[0], SHARES[key][1]), axis.get_ylim()[1]
+    if min(lowest[True])[0] < low - 0.1 * (top - low):
+        axis.set_ylim(low - 0.08 * (top - low), top)
+        value, arm = min(lowest[True])
+        axis.text(0.98, 0.02, f"{arm} leaves the panel, down to {value:.2f}", transform=axis.transAxes, fontsize=8,
+                  ha="right", color="#555555")  # fmt: skip
+
+
+def dress(axis, x: str, y: str) -> None:
+    """Labels, whole rounds, a quiet grid."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    if x.startswith("round"):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def finish(figure, path: Path, runs: Sequence[ArmRun], caption: str) -> None:
+    """One legend for all panels, a caption, and the file."""
+    found: dict[str, Callable] = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=min(8, len(found)),
+                  frameon=False, fontsize=10)  # fmt: skip
+    config = runs[0].config
+    model = config.get("model") or ("tiny-random" if config.get("fast_dev_run") else "pocket")
+    seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in runs)))
+    figure.supxlabel(f"{model}, seeds {seeds}; {len(runs[0].base.metrics.items)} held-out items in both orders, "
+                     f"{len(runs[0].base.metrics.replies)} replies; {caption}", fontsize=9)  # fmt: skip
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,178 @@
+"""Jobs as processes: what is finished stays, what is stale is refused, what fails does not stop the rest.
+
+Knows nothing of figures. One process per core with one thread each: more threads than cores make all of them slower.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from steer_heal.errors import InputError
+from steer_heal.ledger import write_json
+from steer_heal.studies.arms.jobs import Job, clear, finished, missing
+from steer_heal.studies.arms.source import source_hash
+
+POLL = 0.5
+"""Seconds between two looks at the running processes."""
+SAY_EVERY = 30.0
+"""Seconds between progress lines while no run starts or ends."""
+DONE, STOPPED_BY_METHOD = 0, 3
+"""Exit codes of a run that came to its end (see `steer_heal.run`)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that did not come to its end: which one, its exit code, the last lines it wrote, and where all are."""
+
+    name: str
+    code: int
+    tail: str
+    log: Path
+
+    def __str__(self) -> str:
+        return f"{self.name} failed with exit code {self.code} ({self.log}): {self.tail}"
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    redo: bool = False,
+    say: Callable[[str], None] = print,
+    command: Callable[[Job], list[str]] = Job.command,
+) -> list[Failure]:
+    """Run what is missing, `workers` processes at a time (None: one per core); returns the runs that failed.
+
+    Raises InputError before anything is started when a finished run is stale (see `missing`). When interrupted, the
+    running processes are ended; the same command goes on where this one was.
+    """
+    source = source_hash()
+    waiting = missing(jobs, source, redo)
+    workers = workers or cores()
+    if waiting:
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished; {len(waiting)} to go, {workers} at a time")
+    clock = Clock(sum(job.n_rounds for job in waiting))
+    running: dict[Job, subprocess.Popen] = {}
+    failures, ended, said, moved = [], 0, time.monotonic(), False
+    order = iter(list(waiting))
+    try:
+        while True:
+            changed = False
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                failures += _ended(job, running.pop(job).returncode, say)
+                ended, changed = ended + 1, True
+                clock.settled += job.n_rounds
+            while not moved and len(running) < workers and (job := next(order, None)) is not None:
+                if moved := source_hash() != source:
+                    say("the source has changed: what is running goes on, nothing new is started")
+                    break
+                running[job] = _start(job, source, command)
+                changed = True
+            if not running:
+                break
+            if changed or time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                say(clock.line(ended, len(waiting), running))
+            time.sleep(POLL)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    if moved:
+        raise InputError(
+            f"the source changed while the arms were running, {len(waiting) - ended} runs were not started: start "
+            "again when it is at rest, with --redo"
+        )
+    return failures
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Only one command runs arms in a folder: another would take its unfinished runs for abandoned ones.
+
+    Raises InputError while the process named in `arms.lock` is alive.
+    """
+    lock = out / "arms.lock"
+    out.mkdir(parents=True, exist_ok=True)
+    if lock.is_file() and _alive(int(lock.read_text() or 0)):
+        raise InputError(
+            f"{out}: process {lock.read_text()} is running arms in it: wait for it, or choose another --out"
+        )
+    lock.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.unlink()
+
+
+def _alive(process: int) -> bool:
+    if process <= 0:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # someone else's, but there
+        return True
+    return True
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(job: Job, source: str, command: Callable[[Job], list[str]]) -> subprocess.Popen:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    clear(job.folder)
+    write_json(job.folder / "arm.json", {"arm": job.arm.name, "options": job.options, "source": source})
+    one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with open(job.folder / "log.txt", "w", encoding="utf-8") as log:
+        return subprocess.Popen(command(job), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **one})
+
+
+def _ended(job: Job, code: int, say: Callable[[str], None]) -> list[Failure]:
+    ledger = finished(job.folder)
+    if code in (DONE, STOPPED_BY_METHOD) and ledger is not None:
+        end = ledger.events("end")[-1]
+        say(f"{job.name}: {end['verdict']}, best round {end['best_round']}, {end['seconds']:.0f} s")
+        return []
+    log = job.folder / "log.txt"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    failure = Failure(job.name, code, lines[-1] if lines else "it wrote nothing", log)
+    say(str(failure))
+    return [failure]
+
+
+class Clock:
+    """Progress in rounds, and the time they will still take at the pace so far."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.settled = 0
+        self.started = time.monotonic()
+
+    def line(self, ended: int, runs: int, running: Sequence[Job] | dict[Job, object]) -> str:
+        """`3 of 18 runs, 31 of 180 rounds; now nll_s10 (round 1); 4:10 gone, about 20:00 left`."""
+        inside = {job: rounds_done(job.folder) for job in running}
+        done = self.settled + sum(inside.values())
+        gone = time.monotonic() - self.started
+        left = f"about {minutes(gone / done * (self.total - done))} left" if done else "time left not known yet"
+        now = ", ".join(f"{job.name} (round {n})" for job, n in inside.items())
+        return f"{ended} of {runs} runs, {done} of {self.total} rounds; now {now}; {minutes(gone)} gone, {left}"
+
+
+def rounds_done(folder: Path) -> int:
+    """Complete rounds of the run in a job's folder."""
+    return sum(path.name.isdigit() for path in folder.glob("*/rounds/*"))
+
+
+def minutes(seconds: float) -> str:
+    """`4:10`."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

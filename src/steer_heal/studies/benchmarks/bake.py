@@ -1,0 +1,74 @@
+"""`bench.py bake`: a forward pass with rounds baked in or copied in around it; what push and pop take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.studies.benchmarks.measuring import (
+    Arm,
+    load_at_end,
+    peak_fresh,
+    ratio,
+    spread,
+    surroundings,
+    take_turns,
+)
+from steer_heal.studies.benchmarks.models import Sizes, make
+from steer_heal.studies.benchmarks.naive import copied_in, history_of
+
+
+@dataclass(frozen=True)
+class BakeBench(Sizes):
+    """A forward pass: pristine weights, rounds baked in, rounds copied in and out around it; push and pop."""
+
+
+def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
+    """Arms of `bake`: twelve forward passes of one completion, plain, with baked rounds, and with copied-in rounds."""
+    arms: dict[str, Arm] = {}
+    for name in names:
+        lm, rows, adapters = make(sizes)
+        ids = torch.tensor([[*rows[-1].prompt_ids, *rows[-1].token_ids]])
+        stack = AdapterStack(lm.model)
+        for adapter in adapters if name == "baked" else ():
+            stack.push(adapter)
+        history = history_of(lm, adapters) if name == "copied" else {}
+
+        @torch.no_grad()
+        def run(lm=lm, ids=ids, history=history, stack=stack) -> None:
+            for _ in range(12):
+                with copied_in(lm, history):
+                    lm.base(input_ids=ids, use_cache=False)
+
+        arms[name] = run
+    return arms
+
+
+def bench_bake(sizes: Sizes) -> str:
+    """Times and ratios of forward passes, peak memory, and what push and pop take."""
+    names = ("plain", "baked", "copied")
+    arms = bake_arms(sizes, names)
+    take_turns(arms, 1)
+    start = surroundings(sizes)
+    wall, cpu = take_turns(arms, sizes.repeats)
+    lines = [start, *(f"{name}, 12 forward passes: {spread(wall[name])} s" for name in names)]
+    for top, bottom, what in (("baked", "plain", "1 is free"), ("copied", "baked", "copied in and out around each")):
+        values, cpus = spread(ratio(wall, top, bottom)), spread(ratio(cpu, top, bottom))
+        lines.append(f"{top} / {bottom} ({what}): {values}; in processor seconds {cpus}")
+    lm, _, adapters = make(sizes)
+    before = {name: p.detach().clone() for name, p in lm.base.named_parameters()}
+    stack = AdapterStack(lm.model)
+    left = iter(adapters)
+    pushes = take_turns({"": lambda: stack.push(next(left))}, len(adapters))[0][""]
+    pops = take_turns({"": stack.pop}, len(adapters))[0][""]
+    same = all(torch.equal(before[name], p) for name, p in lm.base.named_parameters())
+    lines.append(
+        f"push {spread(pushes)} s, pop {spread(pops)} s; original weights back bit for bit: {'yes' if same else 'NO'}"
+    )
+    peaks = {name: peak_fresh("bake", name, asdict(sizes)) for name in names}
+    shown = ", ".join(f"{name} {peak['mib']:.0f} MiB" for name, peak in peaks.items())
+    lines.append(f"peak memory over the prepared model, fresh processes: {shown}")
+    return "\n".join([*lines, load_at_end()])

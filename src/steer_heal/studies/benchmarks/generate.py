@@ -1,0 +1,142 @@
+"""`bench.py generate`: steered batched sampling against plain `generate` of transformers, batched and one at a time.
+
+Every reply has exactly the length asked for: the model has no end token. All arms sample with the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from steer_heal.errors import InputError
+from steer_heal.model import LM, text_config
+from steer_heal.steering import extract
+from steer_heal.studies.benchmarks.measuring import Seconds, against, load_at_end, spread, surroundings, take_turns
+from steer_heal.studies.benchmarks.models import ModelOptions, sentences
+from steer_heal.texts.generation import Request, generate_requests
+
+ONE_AT_A_TIME = {"cpu": 3.6, "cuda": 20.0}
+"""Least gain over one completion at a time."""
+PLAIN = 0.97
+"""Least share of the tokens per second of plain batched sampling."""
+
+
+@dataclass(frozen=True)
+class GenerateBench(ModelOptions):
+    """Tokens per second: steered batched sampling, plain batched sampling, plain sampling of one reply at a time."""
+
+    rows: int = 48
+    """Completions in the batch."""
+    tokens: int = 64
+    """Tokens of every completion."""
+    single_rows: int | None = None
+    """Completions sampled one at a time; default all of them, 4 with --preset 4b."""
+    static: bool = False
+    """Also steered with a static key-value cache (uncompiled: `applied()` keeps the compiler off)."""
+    repeats: int = 3
+    """Turns of every arm."""
+
+    def singles(self) -> int:
+        """Completions of the arm that samples one at a time. Raises InputError for an impossible number."""
+        count = self.single_rows or (4 if self.preset == "4b" else self.rows)
+        if not 1 <= count <= self.rows:
+            raise InputError(f"single_rows {count}: give 1 to {self.rows} (--rows)")
+        return count
+
+
+def generate_arms(lm: LM, sizes: GenerateBench) -> dict[str, Callable[[], int]]:
+    """The arms; each returns the number of tokens it sampled."""
+    prompts = sentences(sizes.rows, 12, 18)
+    ids = [lm.chat_ids(prompt) for prompt in prompts]
+    vector = extract(lm, "you help people.", "you obey rules.", sentences(8, 6, 9, seed=1))
+    requests = [Request(prompt, (0.5, 1.0)[i % 2], i) for i, prompt in enumerate(prompts)]
+
+    def steered() -> int:
+        done = generate_requests(lm, requests, vector, max_new_tokens=sizes.tokens, batch_rows=sizes.rows)
+        return sum(len(c.token_ids) for c in done)
+
+    def plain() -> int:
+        return _sampled(lm, ids, sizes.tokens)
+
+    def single() -> int:
+        return sum(_sampled(lm, [row], sizes.tokens) for row in ids[: sizes.singles()])
+
+    def static() -> int:
+        with vector.applied(lm.model, [r.dose for r in requests]):
+            return _sampled(lm, ids, sizes.tokens, cache_implementation="static")
+
+    arms = {"steered": steered, "plain": plain, "one at a time": single}
+    return arms | ({"steered, static cache": static} if sizes.static else {})
+
+
+@torch.no_grad()
+def _sampled(lm: LM, ids: list[tuple[int, ...]], tokens: int, **options) -> int:
+    """Tokens that plain transformers sampled after these prompts, as one left-padded batch."""
+    batch = lm.pad_left(ids)
+    out = lm.model.generate(**batch, do_sample=True, max_new_tokens=tokens, pad_token_id=lm.pad_id, **options)
+    return out[:, batch["input_ids"].shape[1] :].cpu().numel()
+
+
+def bench_generate(sizes: GenerateBench) -> str:
+    """Tokens per second by arm, their ratios, and on a GPU the share of the memory-bandwidth limit."""
+    lm = sizes.load(endless=True)
+    arms = generate_arms(lm, sizes)
+    counts = {name: arm() for name, arm in arms.items()}  # warm-up
+    wanted = {name: (sizes.singles() if name == "one at a time" else sizes.rows) * sizes.tokens for name in arms}
+    if counts != wanted:
+        raise RuntimeError(f"the arms sampled {counts} tokens instead of {wanted}: their rates cannot be compared")
+    lines = [surroundings(sizes)]
+    wall, cpu = take_turns(arms, sizes.repeats)
+    rates, work = ({name: [counts[name] / s for s in found[name]] for name in arms} for found in (wall, cpu))
+    lines += [f"{name}: {spread(rate, '.0f')} tokens/s" for name, rate in rates.items()]
+    lines.append(against("steered / plain batched, tokens/s", _ratio(rates, "steered", "plain"), PLAIN, False))
+    lines.append(f"  the same per processor second: {spread(_ratio(work, 'steered', 'plain'))}")
+    gain = ONE_AT_A_TIME[lm.device.type]
+    single = _ratio(rates, "steered", "one at a time")
+    lines.append(against("steered batched / plain one at a time, tokens/s", single, gain, False))
+    lines.append(f"  the same per processor second: {spread(_ratio(work, 'steered', 'one at a time'))}")
+    lines.append(f"plain batched / plain one at a time: {spread(_ratio(rates, 'plain', 'one at a time'))}")
+    if sizes.static:
+        lines.append(f"static cache / steered: {spread(_ratio(rates, 'steered, static cache', 'steered'))}")
+    if lm.device.type == "cuda":
+        limit = bandwidth_limit(lm, sizes, bandwidth(lm.device))
+        lines.append(f"memory-bandwidth limit of decoding: {limit:.0f} tokens/s; share reached: " + ", ".join(
+            f"{name} {median(rate) / limit:.0%}" for name, rate in rates.items() if name != "one at a time"
+        ))  # fmt: skip
+    return "\n".join([*lines, load_at_end()])
+
+
+def _ratio(rates: Seconds, top: str, bottom: str) -> list[float]:
+    return [a / b for a, b in zip(rates[top], rates[bottom], strict=True)]
+
+
+def bandwidth(device: torch.device, gib: float = 1.0) -> float:
+    """Bytes per second that the GPU's memory moves, read and written, by copying a large tensor; best of 5."""
+    source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device)
+    target, best = torch.empty_like(source), 0.0
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        target.copy_(source)
+        end.record()
+        end.synchronize()
+        best = max(best, 2 * source.numel() / (start.elapsed_time(end) / 1000))
+    return best
+
+
+def bandwidth_limit(lm: LM, sizes: GenerateBench, bytes_per_second: float) -> float:
+    """Tokens per second at which decoding reads weights and key-value cache once per step and does nothing else.
+
+    The cache counts at its mean length; an input embedding that is not the head counts as nothing.
+    """
+    config, item = text_config(lm.base), torch.finfo(lm.dtype).bits // 8
+    head = lm.base.get_output_embeddings().weight
+    embedding = lm.base.get_input_embeddings().weight
+    weights = sum(p.numel() for p in lm.base.parameters() if p is not embedding or p is head)
+    prompt = max(len(lm.chat_ids(p)) for p in sentences(sizes.rows, 12, 18))
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * sizes.rows
+    per_step = item * (weights + cached * (prompt + sizes.tokens / 2))
+    return sizes.rows * bytes_per_second / per_step

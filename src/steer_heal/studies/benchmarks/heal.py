@@ -1,0 +1,101 @@
+"""`bench.py heal`: a whole heal under kl_rev with its cache, under plain nll, and as a naive loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from steer_heal.healing import heal, reference_states
+from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.loss import measure
+from steer_heal.healing.plan import split_rows
+from steer_heal.studies.benchmarks.measuring import (
+    Arm,
+    against,
+    load_at_end,
+    peak_fresh,
+    ratio,
+    spread,
+    surroundings,
+    take_turns,
+)
+from steer_heal.studies.benchmarks.models import Sizes, config_of, make
+from steer_heal.studies.benchmarks.naive import WeightCopies, history_of, naive_heal
+
+
+@dataclass(frozen=True)
+class HealBench(Sizes):
+    """A whole heal: kl_rev with its cache, plain nll, the naive loop."""
+
+
+def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
+    """Arms of `heal`: with the rounds folded in (kl_rev with its cache, nll), or copied in by the naive loop."""
+    arms: dict[str, Arm] = {}
+    if set(names) - {"naive"}:
+        lm, rows, adapters = make(sizes)
+        stack = AdapterStack(lm.model)
+        for adapter in adapters:
+            stack.push(adapter)
+
+        def run(reg: str, stack=stack) -> Adapter:  # the stack must outlive its folds
+            references = {"prev": reference_states(lm, rows)} if reg != "nll" else {}
+            return heal(lm, rows, config_of(sizes, reg), references).adapter
+
+        def measuring() -> None:  # what a heal measures beside its training: before, after, held-out rows each epoch
+            held = [rows[i] for i in split_rows(rows, config_of(sizes))[1]]
+            for part, states in [(rows, prev)] * 2 + [(held, {})] * sizes.epochs:
+                measure(lm, part, states)
+
+        prev = {"prev": reference_states(lm, rows)}
+        arms |= {"kl_rev": lambda: run("kl_rev"), "nll": lambda: run("nll"), "measuring": measuring}
+    if "naive" in names:
+        other, same, adapters = make(sizes)
+        history = history_of(other, adapters)
+        arms["naive"] = lambda: naive_heal(other, same, config_of(sizes), history)
+    return {name: arms[name] for name in names}
+
+
+def bench_heal(sizes: Sizes) -> str:
+    """Times, ratios, weight copies per training step, peak memory."""
+    names = ("kl_rev", "nll", "naive")
+    small = replace(sizes, epochs=1, rows=min(sizes.rows, 8))
+    take_turns(heal_arms(small, names), 1)  # warm-up
+    start = surroundings(sizes)
+    wall, cpu = take_turns(heal_arms(sizes, (*names, "measuring")), sizes.repeats)
+    lines = [start, *(f"{name}: {spread(wall[name])} s, processor {spread(cpu[name])} s" for name in names)]
+    targets = (("kl_rev", "nll", 1.4, True), ("naive", "kl_rev", 1.5, False))
+    for top, bottom, target, at_most in targets:
+        lines.append(against(f"{top} heal / {bottom} heal", ratio(wall, top, bottom), target, at_most))
+        lines.append(f"  the same in processor seconds: {spread(ratio(cpu, top, bottom))}")
+    bare = [n / (k - m) for n, k, m in zip(wall["naive"], wall["kl_rev"], wall["measuring"], strict=True)]
+    lines.append(f"naive heal, which measures nothing / kl_rev heal less its measuring: {spread(bare)}")
+    copies = copies_per_step(small)
+    reached = "reached" if copies["kl_rev"] == 0 else "MISSED"
+    both = f"kl_rev {copies['kl_rev']:g}, naive {copies['naive']:g}"
+    lines.append(f"copies of a weight per training step: {both}; target 0: {reached}")
+    peaks = {name: peak_fresh("heal", name, asdict(small)) for name in names}
+    shown = ", ".join(f"{name} {peak['mib']:.0f} MiB" for name, peak in peaks.items())
+    lines.append(f"peak memory over the loaded model, fresh processes, one epoch: {shown}")
+    return "\n".join([*lines, load_at_end()])
+
+
+def copies_per_step(sizes: Sizes) -> dict[str, float]:
+    """Copies into or out of a frozen weight per optimiser step, over all training steps of a heal."""
+    out = {}
+    lm, rows, adapters = make(sizes)
+    stack, config = AdapterStack(lm.model), config_of(sizes)
+    history = history_of(lm, adapters)
+    with WeightCopies([p.data for p in lm.base.parameters()]) as mode:
+        naive_heal(lm, rows, config, history)
+    steps = -(-len(split_rows(rows, config)[0]) // config.batch_size) * config.epochs
+    out["naive"] = mode.count / steps
+    for adapter in adapters:
+        stack.push(adapter)
+    prev = {"prev": reference_states(lm, rows)}
+    counts: list[int] = []
+    with WeightCopies([p.data for p in lm.base.parameters()]) as mode:
+        heal(lm, rows, config, prev, on_step=lambda row: counts.append(mode.count))
+    # From the end of the first step on: before it the weights' fingerprint reads a few entries of each.
+    out["kl_rev"] = (counts[-1] - counts[0]) / max(1, steps - 1)
+    return out

@@ -1,0 +1,83 @@
+"""`Completion`: one sampled reply with everything later stages need: token ids, dose, seed, scores, verdict.
+
+Knows nothing of how it was sampled or judged. The stages pass lists of these to one another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from steer_heal.errors import InputError
+from steer_heal.ledger.units import Kind, json_kind
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One reply of a model to one prompt.
+
+    Attributes:
+        prompt: the user turn; `system` is the system prompt it was rendered with (None: no system turn).
+        prompt_ids: token ids of the rendered prompt, without padding.
+        token_ids: the sampled ids themselves, the end-of-turn token included when the reply ended.
+        text: the ids decoded, special tokens left out.
+        finished: the reply ended by itself; False means it was cut by length.
+        dose: steering dose it was sampled at, in multiples of the vector (0: not steered).
+        seed: seed of the batch it was sampled in.
+        row: position of the prompt in the list that was asked for.
+        origin: `steered`, `base` (the original model's own, unsteered) or `control`.
+        scores: figures the filter measured, by name.
+        dropped_by: name of the gate that dropped it; None if it passed or was not judged yet.
+        judged: a filter has looked at it.
+    """
+
+    prompt: str
+    system: str | None
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finished: bool
+    dose: float = 0.0
+    seed: int = 0
+    row: int = 0
+    origin: str = "steered"
+    scores: dict[str, float] = field(default_factory=dict)
+    dropped_by: str | None = None
+    judged: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """A filter looked at it and no gate dropped it."""
+        return self.judged and self.dropped_by is None
+
+
+def completion_from(row: Mapping) -> Completion:
+    """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError or KeyError for other fields."""
+    return Completion(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "token_ids": tuple(row["token_ids"])})
+
+
+COMPLETIONS: Kind[list[Completion]] = json_kind(
+    lambda completions: [asdict(completion) for completion in completions],
+    lambda rows: [completion_from(row) for row in rows],
+)
+
+
+def save_completions(completions: Iterable[Completion], path: Path) -> None:
+    """One JSON object per line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for completion in completions:
+            file.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
+
+
+def load_completions(path: Path) -> list[Completion]:
+    """The inverse of `save_completions`. Raises InputError naming the line that cannot be read."""
+    out = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                out.append(completion_from(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as problem:
+                raise InputError(f"{path}, line {number}: not a completion ({problem})") from problem
+    return out

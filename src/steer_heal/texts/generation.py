@@ -1,0 +1,278 @@
+"""Batched sampling, steered or not: many prompts x many doses x samples, a dose per row, seeds per batch.
+
+Knows nothing of filters and rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from steer_heal.errors import InputError
+from steer_heal.ledger.units import FORGET, PLAIN, Keep
+from steer_heal.model import LM, text_config
+from steer_heal.steering import SteeringVector
+from steer_heal.texts.completion import COMPLETIONS, Completion
+from steer_heal.texts.sampling import MODELS_OWN, Sampling
+
+TICK = 1.0
+"""Seconds between two reports of progress within a batch."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to sample: the prompt, the dose to sample it at, and its place in the caller's list."""
+
+    prompt: str
+    dose: float
+    row: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well.
+
+    `rows` is the number of replies in a batch as planned. Tokens are those sampled now, not what is read back.
+    """
+
+    done: int
+    total: int
+    rows: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+OnBatch = Callable[[list[Completion], Progress], None]
+"""Hears of the completions of each batch, and about once a second in between of none, and how far the call is."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during sampling; what was sampled is not lost.
+
+    Attributes:
+        finished: the completions of all finished batches, in the caller's order.
+        ended: those replies of the interrupted batch that had already ended. Short ones are over-represented among
+            them: fit to look at, not to train on or to measure with.
+    """
+
+    def __init__(self, finished: list[Completion], ended: list[Completion]):
+        super().__init__(f"interrupted; {len(finished)} completions of finished batches are kept")
+        self.finished, self.ended = finished, ended
+
+
+class MemoryShortError(InputError):
+    """Not even one reply fits the memory; `finished` holds the completions of all finished batches."""
+
+    def __init__(self, message: str, finished: list[Completion]):
+        super().__init__(message)
+        self.finished = finished
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any labels (run seed, round, attempt, batch ...); equal labels give equal seeds."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def generate(
+    lm: LM,
+    prompts: Sequence[str],
+    vector: SteeringVector | None = None,
+    doses: Sequence[float] = (0.0,),
+    samples: int = 1,
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    greedy: bool = False,
+    batch_rows: int | None = None,
+    origin: str = "steered",
+    on_batch: OnBatch | None = None,
+    sampling: Sampling = MODELS_OWN,
+    keep: Keep = FORGET,
+) -> list[Completion]:
+    """Sample `samples` replies to every prompt at every dose.
+
+    Returns them ordered by prompt, then dose, then sample. See `generate_requests` for sampling and errors.
+    """
+    requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
+    return generate_requests(
+        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin=origin, on_batch=on_batch,
+        sampling=sampling, keep=keep,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def generate_requests(
+    lm: LM,
+    requests: Sequence[Request],
+    vector: SteeringVector | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    greedy: bool = False,
+    batch_rows: int | None = None,
+    origin: str = "steered",
+    on_batch: OnBatch | None = None,
+    sampling: Sampling = MODELS_OWN,
+    keep: Keep = FORGET,
+) -> list[Completion]:
+    """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.
+
+    A repetition penalty is never applied, it would hide over-steering from the filter. The same arguments give the
+    same replies on the same machine; a batch halved for lack of memory changes the replies after it.
+
+    Args:
+        vector: direction to steer with, scope `all`; needed when a dose is not 0.
+        system: system prompt; a neutral one, so that the vector carries the trait.
+        max_new_tokens: length at which a reply is cut, in tokens.
+        seed: every batch draws from its own seed derived from this one and the batch's number.
+        greedy: take the most probable token instead of sampling.
+        batch_rows: rows per batch; None picks it from the memory that is free.
+        on_batch: called after each batch with its completions and the progress, and about once a second in between
+            with no completions.
+        sampling: temperature, top-p and top-k, where they are not to be the model's own.
+        keep: where the plan of the batches and each finished batch are committed and looked up.
+
+    Raises:
+        InputError: no prompts, a dose without a vector, a prompt that leaves no room for `max_new_tokens`.
+        MemoryShortError: one reply alone does not fit the memory; it carries what is finished.
+        Interrupted: Ctrl-C; it carries what is finished.
+    """
+    if not requests:
+        raise InputError("no prompts were given: pass at least one")
+    if vector is None and any(r.dose for r in requests):
+        raise InputError("a dose other than 0 needs a steering vector")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+    ids = {prompt: lm.chat_ids(prompt, system) for prompt in dict.fromkeys(r.prompt for r in requests)}
+    longest = max(map(len, ids.values()))
+    if longest + max_new_tokens > lm.context_length:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the context of {lm.name} "
+            f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
+        )
+    order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
+    rows = full = keep.once("rows", lambda: batch_rows or auto_batch_rows(lm, longest + max_new_tokens), PLAIN)
+    out: dict[int, Completion] = {}
+    started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
+
+    def report(done: list[Completion], running: int = 0) -> None:
+        if on_batch:
+            on_batch(done, Progress(len(out), len(requests), rows, tokens + running, time.perf_counter() - started))
+
+    def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
+        r = requests[i]
+        return Completion(
+            prompt=r.prompt, system=system, prompt_ids=ids[r.prompt], token_ids=reply, text=lm.decode(reply),
+            finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
+        )  # fmt: skip
+
+    def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
+        nonlocal fresh
+        fresh = number
+        doses = [requests[i].dose for i in picked]
+        replies = batch.sample(vector, doses, max_new_tokens, batch_seed, sampling.options(greedy))
+        return [completion(i, reply, batch_seed) for i, reply in zip(picked, replies, strict=True)]
+
+    while len(out) < len(order):
+        picked = order[len(out) : len(out) + rows]
+        if rows < full:
+            torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
+        batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], lambda n: report([], n))
+        batch_seed = derive_seed("batch", seed, number)
+        try:
+            done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked, batch_seed), COMPLETIONS)
+            if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
+                rows = len(done)
+            out |= zip(picked[: len(done)], done, strict=True)
+            tokens += sum(len(c.token_ids) for c in done) if fresh == number else 0
+            number += 1
+            report(done)
+        except torch.OutOfMemoryError as problem:
+            if len(picked) == 1:
+                raise MemoryShortError(
+                    f"one reply of {max_new_tokens} tokens to a prompt of {len(batch.prompts[0])} does not fit the "
+                    "memory: lower max_new_tokens or use a smaller model or dtype",
+                    [out[i] for i in sorted(out)],
+                ) from problem
+            rows = len(picked) // 2
+            keep.halved(rows)
+        except KeyboardInterrupt as stop:
+            replies = zip(picked, batch.replies(), strict=False) if picked[0] not in out else ()
+            ended = [completion(i, reply, batch_seed) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
+            raise Interrupted([out[i] for i in sorted(out)], ended) from stop
+    return [out[i] for i in range(len(requests))]
+
+
+class _Batch(StoppingCriteria):
+    """One left-padded batch being sampled. As a stopping criterion that never stops it sees every token as it comes."""
+
+    def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int], None]):
+        self.lm, self.prompts, self.tick = lm, prompts, tick
+        self.inputs = lm.pad_left(prompts)
+        self.never = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
+        self.ids = self.inputs["input_ids"]
+        self.ticked = time.perf_counter()
+
+    def __call__(self, input_ids: Int[Tensor, "row position"], scores, **kwargs) -> Bool[Tensor, " row"]:
+        self.ids = input_ids
+        if time.perf_counter() - self.ticked > TICK:
+            self.tick(sum(map(len, self.replies())))
+            self.ticked = time.perf_counter()
+        return self.never
+
+    def sample(
+        self, vector: SteeringVector | None, doses: list[float], max_new_tokens: int, seed: int, options: dict
+    ) -> list[tuple[int, ...]]:
+        """The replies, each up to and including its end token, row by row."""
+        steered = vector is not None and any(doses)
+        steering = vector.applied(self.lm.model, doses) if steered else contextlib.nullcontext()
+        devices = [self.lm.device] if self.lm.device.type == "cuda" else []
+        with steering, torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            self.ids = self.lm.model.generate(
+                **self.inputs,
+                max_new_tokens=max_new_tokens,
+                repetition_penalty=1.0,
+                pad_token_id=self.lm.pad_id,
+                eos_token_id=sorted(self.lm.eos_ids) or None,
+                stopping_criteria=StoppingCriteriaList([self]),
+                **options,
+            )
+        return self.replies()
+
+    def replies(self) -> list[tuple[int, ...]]:
+        """What has been sampled so far."""
+        new = self.ids[:, self.inputs["input_ids"].shape[1] :].tolist()
+        return [_until_end(row, self.lm.eos_ids) for row in new]
+
+
+def _until_end(row: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
+    """The reply up to and including its first end token; what follows is padding."""
+    end = next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))
+    return tuple(row[:end])
+
+
+def auto_batch_rows(lm: LM, tokens_per_row: int, limit: int = 128) -> int:
+    """Rows whose key-value cache and logits fit half of the free memory, at most `limit`."""
+    if lm.device.type != "cuda":
+        return limit
+    config = text_config(lm.base)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    item = torch.finfo(lm.dtype).bits // 8
+    per_row = 2 * config.num_hidden_layers * heads * head_dim * item * tokens_per_row + 8 * config.vocab_size
+    free, _ = torch.cuda.mem_get_info(lm.device)
+    return max(1, min(limit, int(free * 0.5 / per_row)))
