@@ -33,7 +33,7 @@ def test_the_map_names_every_package_and_module_and_no_other():
 
 def test_the_map_says_what_the_modules_say_of_themselves():
     assert house.main(["--check"]) == 0, "run `just map`"
-    assert mapped(PAGE.read_text(encoding="utf-8"))["bake/"] in (steer_heal.healing.bake.__doc__ or "")
+    assert mapped(PAGE.read_text(encoding="utf-8"))["healing/bake/"] in (steer_heal.healing.bake.__doc__ or "")
 
 
 def test_a_new_module_is_placed_in_its_folder_and_one_that_is_gone_goes():
