@@ -19,7 +19,6 @@ from steer_heal.healing.barriers import (
     kl_rev,
     penalty,
     position_losses,
-    resolve_aggregate,
     resolve_reg,
     scheduled_lam,
     top_k,
@@ -328,11 +327,6 @@ def test_an_unknown_divergence_is_refused_by_name(reg):
 def test_top_k_of_a_users_divergence_is_refused():
     with pytest.raises(InputError, match="kl_top_k"):
         resolve_reg(jensen_shannon, 5)
-
-
-def test_an_unknown_aggregate_is_refused_with_the_valid_names():
-    with pytest.raises(InputError, match="rmse"):
-        resolve_aggregate("median")
 
 
 def test_lam_follows_its_schedule_over_rounds():

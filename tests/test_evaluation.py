@@ -11,8 +11,8 @@ from torch import nn
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, ReplyRow, compare, evaluate, judge, retain
-from steer_heal.evaluation.broken import ending_broken_replies
 from steer_heal.evaluation.choices import AnswerSlot, orders, score_items
+from steer_heal.evaluation.measuring import ending_broken_replies
 from steer_heal.evaluation.thinking import around
 from steer_heal.evaluation.verdict import gather, judge_round
 from steer_heal.model import LM

@@ -12,7 +12,7 @@ import pytest
 import steer_heal
 from steer_heal import healing
 from steer_heal.healing import barriers
-from steer_heal.healing.barriers import names
+from steer_heal.healing.config import CHOICES, KL_NAMES
 
 HEAVY = ("torch", "transformers", "peft")
 SCRIPT = """
@@ -80,4 +80,4 @@ def test_a_name_that_is_not_there_is_an_attribute_error_and_modules_are_found():
 
 
 def test_names_of_barriers_and_aggregates_are_those_that_can_be_computed():
-    assert tuple(barriers.DIVERGENCES) == names.KL_NAMES and tuple(barriers.AGGREGATES) == names.AGGREGATE_NAMES
+    assert tuple(barriers.DIVERGENCES) == KL_NAMES and tuple(barriers.AGGREGATES) == CHOICES["kl_agg"]

@@ -20,8 +20,7 @@ from steer_heal.config.options import (
     WalkOptions,
 )
 from steer_heal.errors import InputError
-from steer_heal.healing.barriers.names import DivergenceFunction
-from steer_heal.healing.config import HealConfig
+from steer_heal.healing.config import DivergenceFunction, HealConfig
 from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Vignette
 from steer_heal.trait.rows import read_vignettes

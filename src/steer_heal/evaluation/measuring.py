@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple
 from typing import TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.evaluation.broken import ending_broken_replies
 from steer_heal.evaluation.choices import FLOOR, score_items
 from steer_heal.evaluation.metrics import AnchorRow, Metrics, ReplyRow
 from steer_heal.evaluation.text import loops, token_entropy
@@ -30,6 +32,8 @@ from steer_heal.trait import Anchor, Item, Judgement, Trait, Vignette
 
 Scorer = Callable[[list[Completion]], Sequence[float]]
 """Completions -> nll of each in nats per token, under a model of the caller's choice (the original one)."""
+RULED_OUT = -1e4
+"""Logit of a token that cannot come; finite in every dtype, also after a scale or soft cap."""
 
 
 def evaluate(
@@ -105,6 +109,29 @@ def evaluate(
         vignette_up=trait.vignette_up if scenes else (),
         vignette_down=trait.vignette_down if scenes else (),
     )
+
+
+@contextlib.contextmanager
+def ending_broken_replies(lm: LM) -> Iterator[None]:
+    """While open, a position with a NaN or infinite logit predicts the end of the reply and nothing else.
+
+    Sampling from NaN is an error on a CPU and takes the whole process's accelerator down; a student that training has
+    broken must be measured and judged `collapsed`, not crash the loop. Its replies are empty, and that is incoherent.
+    """
+    end = min(lm.eos_ids, default=lm.pad_id)
+
+    def end_reply(
+        module: nn.Module, inputs: object, logits: Float[Tensor, "*position vocab"]
+    ) -> Float[Tensor, "*position vocab"]:
+        ended = torch.full_like(logits[..., :1, :], RULED_OUT)
+        ended[..., end] = 0.0
+        return torch.where(logits.isfinite().all(-1, keepdim=True), logits, ended)
+
+    hook = lm.base.get_output_embeddings().register_forward_hook(end_reply)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def judge(trait: Trait, completions: Sequence[Completion], scorer: Scorer | None = None) -> tuple[ReplyRow, ...]:

@@ -1,18 +1,32 @@
-"""`HealConfig`: every knob of a heal with its unit, and one clear error per impossible value.
+"""`HealConfig`: every knob of a heal with its unit, and one clear error per impossible value or barrier.
 
-Knows nothing of models and data.
+Knows nothing of models and data; needs no torch.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from steer_heal.errors import InputError
-from steer_heal.healing.barriers.names import DivergenceFunction, check_aggregate, check_reg
 from steer_heal.model.depth import pick_layers
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    DivergenceFunction = Callable[
+        [Float[Tensor, "position vocab"], Float[Tensor, "position vocab"]], Float[Tensor, " position"]
+    ]
+else:
+    DivergenceFunction = Callable
+
+KL_NAMES = ("kl_rev", "kl_fwd")
 CHOICES = {
+    "kl_agg": ("mean", "rmse", "p95", "max", "cvar"),
     "reference": ("prev", "base", "both"),
     "lam_mode": ("constant", "budget"),
     "row_weights": ("none", "inv_sqrt", "tokens"),
@@ -111,8 +125,8 @@ class HealConfig:
             raise InputError("lam_rate 0 never moves the multiplier: give a number above 0 or use lam_mode constant")
         if any(isinstance(x, float) for x in self.lora_layers):
             pick_layers(self.lora_layers, 2)
-        check_aggregate(self.kl_agg)
-        check_reg(self.reg, int(self.kl_top_k) if self.reg != "nll" else 0)
+        if self.reg not in ("nll", *KL_NAMES):
+            user_divergence(self.reg, int(self.kl_top_k))
 
     def _require(self, name: str, what: str, good) -> None:
         value = getattr(self, name)
@@ -125,3 +139,29 @@ class HealConfig:
         if self.reg == "nll":
             return ()
         return ("prev", "base") if self.reference == "both" else (self.reference,)
+
+
+def user_divergence(reg: str | DivergenceFunction, kl_top_k: int = 0) -> DivergenceFunction:
+    """A user's own function, given as such or as `module:function`.
+
+    Raises InputError for an unknown name, a module or function that cannot be imported, and for top-k.
+    """
+    function = _import_function(reg) if isinstance(reg, str) else reg
+    if not callable(function):
+        raise InputError(f"reg {reg!r} is not a function (logp_student, logp_reference) -> one value per position")
+    if kl_top_k:
+        raise InputError(f"kl_top_k={kl_top_k} truncates kl_rev and kl_fwd only: set it to 0 for {reg!r}")
+    return function
+
+
+def _import_function(reg: str) -> object:
+    names = ", ".join(["nll", *KL_NAMES])
+    module, colon, function = reg.partition(":")
+    if not colon or not module or not function:
+        raise InputError(f"reg {reg!r} is unknown: use {names}, or module:function for your own divergence")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as problem:
+        raise InputError(
+            f"reg {reg!r} cannot be imported ({problem}): use {names} or a module on the path"
+        ) from problem

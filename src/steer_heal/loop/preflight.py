@@ -12,7 +12,7 @@ import torch
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers.divergences import resolve_reg
-from steer_heal.healing.barriers.names import KL_NAMES
+from steer_heal.healing.config import KL_NAMES
 from steer_heal.model import LM
 from steer_heal.trait import Anchor, Trait
 

@@ -3,8 +3,7 @@
 Knows nothing of training. `decide` is a pure function over figures; the caller acts on it.
 """
 
-from steer_heal.evaluation.anchors.decision import DEFAULT_CHECKS, Before, Check, Decision, Figures, decide
-from steer_heal.evaluation.anchors.measured import figures
+from steer_heal.evaluation.anchors.decision import DEFAULT_CHECKS, Before, Check, Decision, Figures, decide, figures
 from steer_heal.evaluation.anchors.tasks import Captured, Checked, answer, capture, check, load_tasks, replayed_rows
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""Keep or revert: what is asked of a model's figures after a change, and what came of it.
+"""Keep or revert: a model state's figures by item, what is asked of them after a change, and what came of it.
 
-Knows nothing of models: every function here is a pure one over figures by item.
+Knows nothing of models: every function here is a pure one over metrics and figures.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from steer_heal.errors import InputError
+from steer_heal.evaluation.anchors.tasks import Checked
+from steer_heal.evaluation.metrics import Metrics
+from steer_heal.evaluation.shift import coherent
 from steer_heal.statistics import Estimate, paired_difference
 
 Figures = Mapping[str, Mapping[str, float]]
@@ -77,6 +80,31 @@ DEFAULT_CHECKS = (
     Check("distinct4", share=0.8),
     Check("token_entropy", share=0.8),
 )
+
+
+def figures(metrics: Metrics, original: Metrics, checked: Checked | None = None) -> dict[str, dict[str, float]]:
+    """The figures of `DEFAULT_CHECKS` from metrics: coherence and words per prompt, anchors per id, diversity pooled.
+
+    Anchors are those the original got right, from `checked` where given, else from the metrics; without any the
+    figure is left out, and its check must be too.
+    """
+    coherence: dict[str, list[float]] = {}
+    words: dict[str, list[float]] = {}
+    for row, ok in zip(metrics.replies, coherent(metrics, original), strict=True):
+        coherence.setdefault(row.prompt, []).append(ok)
+        words.setdefault(row.prompt, []).append(float(row.words))
+    held = {row.id for row in original.anchors if row.right}
+    anchors = checked.right if checked else {row.id: float(row.right) for row in metrics.anchors if row.id in held}
+    out = {
+        "coherence": {prompt: math.fsum(some) / len(some) for prompt, some in coherence.items()},
+        "words": {prompt: math.fsum(some) / len(some) for prompt, some in words.items()},
+        "anchors": anchors,
+    } | {
+        # A model that says nothing has no diversity, which must not pass for a figure that was not measured.
+        name: {} if getattr(original, name) is None else {"all": getattr(metrics, name) or 0.0}
+        for name in ("distinct4", "token_entropy")
+    }
+    return {name: found for name, found in out.items() if found}
 
 
 def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHECKS) -> Decision:

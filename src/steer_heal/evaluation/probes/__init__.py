@@ -5,8 +5,7 @@ Knows nothing of how an adapter was trained and of rounds.
 
 from steer_heal.evaluation.probes.figures import Probe, Sign
 from steer_heal.evaluation.probes.moments import ShiftMoments, entropy_deficit
-from steer_heal.evaluation.probes.new_directions import intruder_directions, intruders
-from steer_heal.evaluation.probes.probing import probe, probe_states
+from steer_heal.evaluation.probes.probing import intruder_directions, intruders, probe, probe_states
 
 __all__ = [
     "Probe",

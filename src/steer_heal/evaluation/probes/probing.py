@@ -1,4 +1,4 @@
-"""Measures a probe: held-out completions through a student with each adapter folded in, in turn.
+"""Measures a probe: held-out completions under each adapter in turn; and what is new in the weights themselves.
 
 Knows nothing of how an adapter was trained and of rounds.
 """
@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation.probes.figures import Probe
@@ -20,6 +22,9 @@ from steer_heal.healing.barriers import default_chunk
 from steer_heal.model import LM
 from steer_heal.statistics import paired_difference
 from steer_heal.texts.completion import Completion
+
+INTRUDER_COSINE = 0.6
+"""A leading direction of the changed weight is new when no direction of the original is nearer than this."""
 
 
 def probe(
@@ -95,3 +100,31 @@ def probe_states(
         unsteered_cosine=moments.cosine(0, 2) if "unsteered" in names else None,
         weight_cosines=dict(weight_cosines or {}),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def intruder_directions(
+    weight: Float[Tensor, "rows columns"],
+    delta: Float[Tensor, "rows columns"],
+    top: int = 10,
+    limit: float = INTRUDER_COSINE,
+) -> int:
+    """How many of the `top` left singular vectors of weight + delta are like none of the weight's own.
+
+    Like none: the largest |cosine| with any left singular vector of `weight` is under `limit` (Shuttleworth et al.
+    2024, "LoRA vs full fine-tuning: an illusion of equivalence", arXiv 2410.21228, on forgetting). With nearly equal
+    singular values the vectors of a weight are arbitrary, so compare adapters of one model only.
+    """
+    own = torch.linalg.svd(weight.float(), full_matrices=False).U
+    new = torch.linalg.svd(weight.float() + delta.to(weight.device).float(), full_matrices=False).U[:, :top]
+    nearest = (own.T @ new).abs().amax(0)
+    return int((nearest < limit).sum())
+
+
+def intruders(lm: LM, stack: AdapterStack, adapter: Adapter, top: int = 10) -> dict[str, int]:
+    """`intruder_directions` of an adapter's modules against the original weights, by module name."""
+    with stack.unfolded():
+        return {
+            name: intruder_directions(lm.base.get_submodule(name).weight, adapter.delta(name), top)
+            for name in adapter.modules
+        }

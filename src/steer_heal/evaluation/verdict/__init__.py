@@ -4,8 +4,18 @@ Know nothing of models. `gather` fills in the numbers from metrics; everything e
 """
 
 from steer_heal.evaluation.verdict.evidence import SHAPE, Evidence, gather, shape, shape_reference
-from steer_heal.evaluation.verdict.of_round import VERDICTS, Floors, Rules, Verdict, judge_round, under_floors
-from steer_heal.evaluation.verdict.of_run import SUCCESSES, Round, best_round, judge_run
+from steer_heal.evaluation.verdict.judging import (
+    SUCCESSES,
+    VERDICTS,
+    Floors,
+    Round,
+    Rules,
+    Verdict,
+    best_round,
+    judge_round,
+    judge_run,
+    under_floors,
+)
 
 __all__ = [
     "SHAPE",

@@ -5,18 +5,10 @@ Knows nothing of LoRA, data, rounds or steering. Its modules are imported when t
 
 from typing import TYPE_CHECKING
 
-from steer_heal.healing.barriers.names import DivergenceFunction, check_aggregate, check_reg
 from steer_heal.lazy import lazily
 
 if TYPE_CHECKING:
-    from steer_heal.healing.barriers.budget import (
-        AGGREGATES,
-        aggregate_rows,
-        penalty,
-        resolve_aggregate,
-        scheduled_lam,
-        update_lam,
-    )
+    from steer_heal.healing.barriers.budget import AGGREGATES, aggregate_rows, penalty, scheduled_lam, update_lam
     from steer_heal.healing.barriers.chunked import PositionLosses, check_head, default_chunk, position_losses
     from steer_heal.healing.barriers.divergences import DIVERGENCES, Divergence, kl_fwd, kl_rev, resolve_reg, top_k
 
@@ -24,18 +16,14 @@ __all__ = [
     "AGGREGATES",
     "DIVERGENCES",
     "Divergence",
-    "DivergenceFunction",
     "PositionLosses",
     "aggregate_rows",
-    "check_aggregate",
     "check_head",
-    "check_reg",
     "default_chunk",
     "kl_fwd",
     "kl_rev",
     "penalty",
     "position_losses",
-    "resolve_aggregate",
     "resolve_reg",
     "scheduled_lam",
     "top_k",

@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer_heal.healing.barriers.names import check_aggregate
-
 
 def rmse(values: Float[Tensor, " position"]) -> Float[Tensor, ""]:
     """sqrt(mean square). As a vector norm its gradient at 0 is 0; sqrt(mean(x^2)) would give 0/0 there."""
@@ -33,20 +31,14 @@ AGGREGATES: Mapping[str, Callable[[Float[Tensor, " position"]], Float[Tensor, ""
     "max": lambda values: values.float().max(),
     "cvar": cvar,
 }
-
-
-def resolve_aggregate(name: str) -> Callable[[Float[Tensor, " position"]], Float[Tensor, ""]]:
-    """An aggregate of the divergences of ONE completion's positions, in float32. InputError for unknown names."""
-    check_aggregate(name)
-    return AGGREGATES[name]
+"""Of the divergences of ONE completion's positions, in float32."""
 
 
 def aggregate_rows(
     values: Float[Tensor, " position"], lengths: Sequence[int], kl_agg: str
 ) -> Float[Tensor, " completion"]:
     """The aggregate of each completion; `lengths` positions follow one another in `values`."""
-    aggregate = resolve_aggregate(kl_agg)
-    return torch.stack([aggregate(row) for row in values.split(list(lengths))])
+    return torch.stack([AGGREGATES[kl_agg](row) for row in values.split(list(lengths))])
 
 
 def penalty(

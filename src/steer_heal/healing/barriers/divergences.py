@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer_heal.errors import InputError
-from steer_heal.healing.barriers.names import DivergenceFunction, user_divergence
+from steer_heal.healing.config import DivergenceFunction, user_divergence
 
 
 def kl_rev(
