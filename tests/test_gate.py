@@ -63,7 +63,7 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     before = scripted(True, False, True)
     figures = iter([0.5, 0.9, 0.1])  # the reverted round has the most trait, the last round the least
     real = verdicts.judge_round
-    monkeypatch.setattr(rounds, "trait_figure", lambda metrics: next(figures))
+    monkeypatch.setattr(judging, "trait_figure", lambda metrics: next(figures))
     monkeypatch.setattr(judging, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
     monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
     result = run_rounds(RunConfig(n_rounds=3, epochs=1, out=str(tmp_path), **TINY))
@@ -160,7 +160,7 @@ def test_early_stop_ends_the_run_only_when_asked_for_and_after_a_round_that_stan
         config=RunConfig(early_stop=asked), rounds=[], kappa=1.0, stack=[0, 1], captured=Captured((), (), ()),
         ledger=SimpleNamespace(record=lambda *stage, **figures: events.append(figures)),
     )  # fmt: skip
-    ended = gate.settle(run, done, None)
+    ended = gate.settle(run, done)
     assert (ended is not None) == (asked and stands) == (events[0]["ended"] is not None)
     assert ended is None or "within their noise" in ended.text
 

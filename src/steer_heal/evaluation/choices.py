@@ -108,10 +108,16 @@ def _row(item: Item, asked: Sequence[tuple[list[float], bool | None]]) -> Choice
     by_order = np.logaddexp.reduce(logp[:, chosen], 1) - np.logaddexp.reduce(logp[:, ~chosen], 1)
     log_odds = np.logaddexp.reduce(mean[chosen]) - np.logaddexp.reduce(mean[~chosen])
     return ChoiceRow(
-        item.id, item.category, item.choices, item.trait,
-        tuple(map(float, mean)), tuple(map(float, by_order)), float(log_odds), float(np.exp(logp).sum(1).mean()),
+        item.id,
+        item.category,
+        item.choices,
+        item.trait,
+        tuple(map(float, mean)),
+        tuple(map(float, by_order)),
+        float(log_odds),
+        float(np.exp(logp).sum(1).mean()),
         sum(closed) / len(closed) if closed else None,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -181,8 +187,13 @@ def set_apart(forms: Sequence[Sequence[Ids]]) -> list[list[Ids]]:
     """Each form cut after the first token at which it differs from every form of the other choices."""
 
     def cut(form: Ids, others: Sequence[Ids]) -> Ids:
-        shared = max((sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(form, other, strict=False)))
-                      for other in others), default=0)  # fmt: skip
+        shared = max(
+            (
+                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(form, other, strict=False)))
+                for other in others
+            ),
+            default=0,
+        )
         return form[: shared + 1]
 
     others = [[form for j, some in enumerate(forms) if j != i for form in some] for i in range(len(forms))]

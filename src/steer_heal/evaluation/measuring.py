@@ -79,8 +79,12 @@ def evaluate(
     """
     if dose and vector is None:
         raise InputError(f"evaluation at dose {dose:g} needs a steering vector")
-    for name, value, least in (("n_items", n_items, 1), ("n_free", n_free, 0), ("max_new_tokens", max_new_tokens, 1),
-                               ("think_tokens", think_tokens, 0)):  # fmt: skip
+    for name, value, least in (
+        ("n_items", n_items, 1),
+        ("n_free", n_free, 0),
+        ("max_new_tokens", max_new_tokens, 1),
+        ("think_tokens", think_tokens, 0),
+    ):
         if value is not None and value < least:
             raise InputError(f"{name} is {value}: it must be at least {least}")
     system = trait.neutral if system is None else system
@@ -243,9 +247,18 @@ def _items_key(
 ) -> str:
     """Hash of everything that must be equal for two evaluations to be comparable."""
     content = [
-        trait.name, trait.choice_template, trait.checker, [astuple(item) for item in (*items, *off_target)],
-        prompts, [(a.id, a.prompt, a.answer, a.check) for a in trait.anchors], max_new_tokens, seed,
-        [astuple(one) for one in scenes], trait.vignette_up, trait.vignette_down, trait.vignette_agreement,
+        trait.name,
+        trait.choice_template,
+        trait.checker,
+        [astuple(item) for item in (*items, *off_target)],
+        prompts,
+        [(a.id, a.prompt, a.answer, a.check) for a in trait.anchors],
+        max_new_tokens,
+        seed,
+        [astuple(one) for one in scenes],
+        trait.vignette_up,
+        trait.vignette_down,
+        trait.vignette_agreement,
         thinking and astuple(thinking),
-    ]  # fmt: skip
+    ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -189,9 +189,25 @@ class Metrics:
 
     def summary(self) -> dict[str, object]:
         """All aggregates by name, plain numbers (None where there was nothing to measure)."""
-        names = ("log_odds", "answer_mass", "order_gap", "free_trait", "decided", "sentence_ok", "reply_ok", "nll",
-                 "perplexity", "loop_rate", "finished_rate", "empty_rate", "words", "distinct4", "token_entropy",
-                 "anchors_right", "think_closed")  # fmt: skip
+        names = (
+            "log_odds",
+            "answer_mass",
+            "order_gap",
+            "free_trait",
+            "decided",
+            "sentence_ok",
+            "reply_ok",
+            "nll",
+            "perplexity",
+            "loop_rate",
+            "finished_rate",
+            "empty_rate",
+            "words",
+            "distinct4",
+            "token_entropy",
+            "anchors_right",
+            "think_closed",
+        )
         flat: dict[str, object] = {name: getattr(self, name) for name in names}
         return {
             **flat,
@@ -229,8 +245,13 @@ class Metrics:
     @staticmethod
     def from_dict(data: dict) -> Metrics:
         """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError when the fields are not those."""
-        kinds = {"items": ChoiceRow, "off_target": ChoiceRow, "replies": ReplyRow, "anchors": AnchorRow,
-                 "vignettes": VignetteRow}  # fmt: skip
+        kinds = {
+            "items": ChoiceRow,
+            "off_target": ChoiceRow,
+            "replies": ReplyRow,
+            "anchors": AnchorRow,
+            "vignettes": VignetteRow,
+        }
         rows = {key: tuple(kind(**_tuples(row)) for row in data.get(key, ())) for key, kind in kinds.items()}
         return Metrics(**{**_tuples(data), **rows})
 

@@ -91,10 +91,17 @@ def _greedy(lm: LM, prompts: Sequence[Ids], thinking: Thinking) -> list[Ids]:
         return torch.tensor([thinking.closing in text for text in texts], device=ids.device)
 
     ids = lm.model.generate(
-        **batch, do_sample=False, max_new_tokens=thinking.tokens, repetition_penalty=1.0, pad_token_id=lm.pad_id,
-        eos_token_id=sorted(lm.eos_ids) or None, stopping_criteria=StoppingCriteriaList([marked]), temperature=None,
-        top_p=None, top_k=None,
-    )  # fmt: skip
+        **batch,
+        do_sample=False,
+        max_new_tokens=thinking.tokens,
+        repetition_penalty=1.0,
+        pad_token_id=lm.pad_id,
+        eos_token_id=sorted(lm.eos_ids) or None,
+        stopping_criteria=StoppingCriteriaList([marked]),
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
     return [_until_end(row, lm) for row in ids[:, width:].tolist()]
 
 

@@ -73,9 +73,13 @@ def heal(
     _check_references(lm, completions, config, references)
     check_head(lm)
     task = Task(
-        lm, completions, config, _terms(config, references, steering_divergence),
-        _barrier_weights(completions, config, barrier_weights), _nll_weights(completions, weights),
-    )  # fmt: skip
+        lm,
+        completions,
+        config,
+        _terms(config, references, steering_divergence),
+        _barrier_weights(completions, config, barrier_weights),
+        _nll_weights(completions, weights),
+    )
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -30,14 +31,11 @@ from steer_heal.evaluation.anchors import (
 from steer_heal.evaluation.verdict import Floors, Verdict, shape_reference
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.lora import linear_names
-from steer_heal.ledger import Ledger
 from steer_heal.loop import steps
 from steer_heal.loop.kinds import CHECKED, captured_kind
-from steer_heal.loop.steps import Round, Run
+from steer_heal.loop.steps import Round, Run, Setting
 from steer_heal.model import LM
-from steer_heal.report.console import Reporter
 from steer_heal.statistics import Estimate
-from steer_heal.texts.dose import Walk
 from steer_heal.trait import Anchor, Trait
 
 
@@ -51,28 +49,21 @@ def anchors_of(config: RunConfig, trait: Trait) -> tuple[Anchor, ...]:
     return tasks
 
 
-def capture_anchors(
-    lm: LM, tasks: Sequence[Anchor], system: str, config: RunConfig, ledger: Ledger, reporter: Reporter
-) -> Captured:
+def capture_anchors(run: Setting, tasks: Sequence[Anchor]) -> Captured:
     """What the original model gets right, before anything is trained; empty without tasks.
 
     Raises InputError when anchors are to be replayed and the model gets none right.
     """
-    reporter.progress("capture the anchors", 0, 1)
-
-    def compute() -> Captured:
-        return capture(
-            lm, tasks, system=system or None, max_new_tokens=config.max_new_tokens, keep=ledger.units.part("capture"),
-            on_batch=reporter.batches("capture the anchors"),
-        )  # fmt: skip
-
-    captured = ledger.units.once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
-    if config.replay_anchors and not captured.replies:
+    asked = {"system": run.trait.neutral or None, "max_new_tokens": run.config.max_new_tokens}
+    where = {"keep": run.keep("capture"), "on_batch": run.on_batch("capture the anchors")}
+    compute = partial(capture, run.lm, tasks, **asked, **where)
+    captured = run.keep().once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
+    if run.config.replay_anchors and not captured.replies:
         raise InputError(
-            f"replay_anchors {config.replay_anchors}: {lm.name} gets none of {len(tasks)} anchors right; give others "
-            "with --anchors, or leave it at 0"
+            f"replay_anchors {run.config.replay_anchors}: {run.lm.name} gets none of {len(tasks)} anchors right; give "
+            "others with --anchors, or leave it at 0"
         )
-    ledger.record("capture", tasks=len(tasks), right=len(captured.tasks), failed=captured.failed)
+    run.ledger.record("capture", tasks=len(tasks), right=len(captured.tasks), failed=captured.failed)
     return captured
 
 
@@ -100,17 +91,10 @@ def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[
 
     A collapsed round is never kept, whatever the paired drops say.
     """
-    run.reporter.progress("check the anchors", 0, 1)
-    config = run.config
-    keep = run.keep(number)
-
-    def compute() -> Checked:
-        return check(
-            run.lm, run.captured, system=run.trait.neutral or None, max_new_tokens=config.max_new_tokens,
-            keep=keep.part("anchors"), on_batch=run.reporter.batches("check the anchors"),
-        )  # fmt: skip
-
-    checked = keep.once("anchors", compute, CHECKED)
+    config, keep = run.config, run.keep(number)
+    asked = {"system": run.trait.neutral or None, "max_new_tokens": config.max_new_tokens}
+    where = {"keep": keep.part("anchors"), "on_batch": run.on_batch("check the anchors")}
+    checked = keep.once("anchors", partial(check, run.lm, run.captured, **asked, **where), CHECKED)
     original = original_figures(run)
     now = figures(student, run.base, checked)
     before = Before(run.standing[-1].figures if run.standing else original, original)
@@ -134,13 +118,13 @@ def passes(decision: Decision, config: RunConfig) -> bool:
     return decision.outcome == "keep"
 
 
-def settle(run: Run, done: Round, walk: Walk) -> Verdict | None:
+def settle(run: Run, done: Round) -> Verdict | None:
     """Write the round's folder; take the round out of the weights if it does not stand.
 
     Returns the verdict that ends the run after too many reverts in a row, at the lowest dose, or, if asked for, when
     the standing rounds no longer move; else None.
     """
-    steps.save_round(run, done, walk)
+    steps.save_round(run, done)
     run.rounds.append(done)
     ended = None
     if not done.stands:
@@ -153,12 +137,19 @@ def settle(run: Run, done: Round, walk: Walk) -> Verdict | None:
         if run.config.early_stop:
             ended = stalled(movements(run))
     run.ledger.record(
-        "gate", done.number, mode=run.config.gate, stands=done.stands, **asdict(done.decision),
+        "gate",
+        done.number,
+        mode=run.config.gate,
+        stands=done.stands,
+        **asdict(done.decision),
         figures={name: _mean(found) for name, found in done.figures.items()},
         original={name: _mean(found) for name, found in original_figures(run).items()},
-        on_inconclusive=run.config.on_inconclusive, anchors=len(run.captured.tasks), depth=len(run.stack),
-        kappa_next=run.kappa, ended=ended and ended.text,
-    )  # fmt: skip
+        on_inconclusive=run.config.on_inconclusive,
+        anchors=len(run.captured.tasks),
+        depth=len(run.stack),
+        kappa_next=run.kappa,
+        ended=ended and ended.text,
+    )
     return ended
 
 

@@ -23,9 +23,11 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
     Raises InputError, which says which list the text stands in.
     """
     sampled = {
-        "prompts": trait.prompts, "eval_prompts": trait.eval_prompts,
-        "replay_prompts": trait.replay_prompts if config.replay else (), "anchors": [a.prompt for a in anchors],
-    }  # fmt: skip
+        "prompts": trait.prompts,
+        "eval_prompts": trait.eval_prompts,
+        "replay_prompts": trait.replay_prompts if config.replay else (),
+        "anchors": [a.prompt for a in anchors],
+    }
     for name, texts in sampled.items():
         for text in texts:
             _check(lm, trait, name, text, trait.neutral, config.max_new_tokens)

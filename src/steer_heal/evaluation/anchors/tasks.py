@@ -56,9 +56,14 @@ class Checked:
 
 
 def capture(
-    lm: LM, tasks: Sequence[Anchor], *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    lm: LM,
+    tasks: Sequence[Anchor],
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    keep: Keep = FORGET,
     on_batch: OnBatch | None = None,
-) -> Captured:  # fmt: skip
+) -> Captured:
     """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
     if not tasks:
         raise InputError("no anchors were given: name at least one task")
@@ -72,9 +77,14 @@ def capture(
 
 
 def check(
-    lm: LM, captured: Captured, *, system: str | None = None, max_new_tokens: int = 64, keep: Keep = FORGET,
+    lm: LM,
+    captured: Captured,
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 64,
+    keep: Keep = FORGET,
     on_batch: OnBatch | None = None,
-) -> Checked:  # fmt: skip
+) -> Checked:
     """Run the captured tasks again, in the same way, and list every regression by id."""
     if not captured.tasks:
         return Checked((), (), ())
@@ -88,9 +98,13 @@ def check(
 
 
 def answer(
-    lm: LM, tasks: Sequence[Anchor], system: str | None, max_new_tokens: int, keep: Keep = FORGET,
+    lm: LM,
+    tasks: Sequence[Anchor],
+    system: str | None,
+    max_new_tokens: int,
+    keep: Keep = FORGET,
     on_batch: OnBatch | None = None,
-) -> list[Completion]:  # fmt: skip
+) -> list[Completion]:
     """Greedy replies: with sampling, noise alone flips borderline tasks."""
     prompts = [task.prompt for task in tasks]
     if all(task.check == "exact" for task in tasks):
@@ -98,9 +112,15 @@ def answer(
         longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
         max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
     return generate(
-        lm, prompts, system=system, max_new_tokens=max_new_tokens, greedy=True, origin="base", keep=keep,
+        lm,
+        prompts,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        greedy=True,
+        origin="base",
+        keep=keep,
         on_batch=on_batch,
-    )  # fmt: skip
+    )
 
 
 def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:

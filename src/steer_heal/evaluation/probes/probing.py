@@ -91,15 +91,20 @@ def probe_states(
     by_row = {name: [row.mean().item() for row in values.split(lengths)] for name, values in nll.items()}
     prompts = [c.prompt_ids for c in heldout]
     return Probe(
-        positions=moments.n, vocab=vocab, cosine=moments.cosine(0, 1), rest_cosine=moments.rest_cosine(0, 1),
-        mean_share=moments.mean_share(0), entropy=moments.entropy(0), peak_share=moments.peak_share(0),
+        positions=moments.n,
+        vocab=vocab,
+        cosine=moments.cosine(0, 1),
+        rest_cosine=moments.rest_cosine(0, 1),
+        mean_share=moments.mean_share(0),
+        entropy=moments.entropy(0),
+        peak_share=moments.peak_share(0),
         size=math.sqrt(moments.energy(0) / vocab),
         nll={name: sum(rows) / len(rows) for name, rows in by_row.items()},
         gain=paired_difference(by_row["real"], by_row["base"], prompts),
         lead=paired_difference(by_row["real"], by_row["shuffled"], prompts),
         unsteered_cosine=moments.cosine(0, 2) if "unsteered" in names else None,
         weight_cosines=dict(weight_cosines or {}),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

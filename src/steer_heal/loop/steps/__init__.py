@@ -3,8 +3,16 @@
 Know nothing of the command line and of printing. Maths is in the stages, not here.
 """
 
-from steer_heal.loop.steps.judging import judge, measure, measure_steered, measure_student, save_round, starve
-from steer_heal.loop.steps.state import Round, Run, RunResult
+from steer_heal.loop.steps.judging import (
+    judge,
+    judge_rounds,
+    measure,
+    measure_steered,
+    measure_student,
+    save_round,
+    starve,
+)
+from steer_heal.loop.steps.state import Round, Run, RunResult, Setting
 from steer_heal.loop.steps.texts import calibrate_filter, extract_vector, shuffled_pairs, training_rows, walk_dose
 from steer_heal.loop.steps.training import bake, heal_rows
 
@@ -12,11 +20,13 @@ __all__ = [
     "Round",
     "Run",
     "RunResult",
+    "Setting",
     "bake",
     "calibrate_filter",
     "extract_vector",
     "heal_rows",
     "judge",
+    "judge_rounds",
     "measure",
     "measure_steered",
     "measure_student",

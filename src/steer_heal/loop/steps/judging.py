@@ -1,4 +1,4 @@
-"""A round's evidence: measure every condition on the same items, judge, and write the round's folder.
+"""A round's evidence and a run's: measure every condition on the same items, judge, and write the round's folder.
 
 Knows nothing of training.
 """
@@ -7,68 +7,73 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics, compare, evaluate
-from steer_heal.evaluation.verdict import Floors, Rules, Verdict, gather, judge_round
-from steer_heal.healing.bake import AdapterStack
+from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, gather, judge_round, judge_run
+from steer_heal.evaluation.verdict import Round as JudgedRound
 from steer_heal.ledger import write_json, write_text
 from steer_heal.ledger.units import Keep
 from steer_heal.loop.kinds import METRICS
-from steer_heal.loop.steps.state import Round, Run
-from steer_heal.model import LM, completion_logprobs
-from steer_heal.report.console import Reporter
+from steer_heal.loop.steps.state import Round, Run, Setting
+from steer_heal.model import completion_logprobs
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion, save_completions
 from steer_heal.texts.dose import Walk
-from steer_heal.texts.generation import derive_seed
 from steer_heal.trait import Trait
 
 STARVED_UNDER = 30
 """Fewer kept completions than this (or than n_min, if smaller) train nothing: the round is starved."""
 
 
-def measure(
-    lm: LM, stack: AdapterStack, trait: Trait, config: RunConfig, reporter: Reporter, keep: Keep, name: str, **condition
-) -> Metrics:
+def measure(run: Setting, keep: Keep, name: str, **condition) -> Metrics:
     """Evaluate one condition; every condition of a run is measured on the same items with the same seed."""
-    reporter.progress(f"evaluate {name}", 0, 1)
+    config = run.config
 
     def original_nll(completions: list[Completion]) -> list[float]:
-        with stack.unfolded():
-            rows = completion_logprobs(lm, [c.prompt_ids for c in completions], [c.token_ids for c in completions])
+        with run.stack.unfolded():
+            rows = completion_logprobs(run.lm, [c.prompt_ids for c in completions], [c.token_ids for c in completions])
         return [-float(row.mean()) for row in rows]
 
-    vignettes = (config.vignettes() or trait.vignettes)[: 2 if config.fast_dev_run else None]
-
-    def compute() -> Metrics:
-        return evaluate(
-            lm, trait, n_items=config.eval_items, n_free=config.eval_replies, max_new_tokens=config.max_new_tokens,
-            seed=derive_seed(config.seed, "evaluate"), scorer=original_nll, vignettes=vignettes,
-            think_tokens=config.eval_think_tokens, think_closing=config.eval_think_closing, keep=keep.part(name),
-            on_batch=reporter.batches(f"evaluate {name}"), **condition,
-        )  # fmt: skip
-
+    compute = partial(
+        evaluate,
+        run.lm,
+        run.trait,
+        n_items=config.eval_items,
+        n_free=config.eval_replies,
+        max_new_tokens=config.max_new_tokens,
+        seed=run.seed("evaluate"),
+        scorer=original_nll,
+        vignettes=(config.vignettes() or run.trait.vignettes)[: 2 if config.fast_dev_run else None],
+        think_tokens=config.eval_think_tokens,
+        think_closing=config.eval_think_closing,
+        keep=keep.part(name),
+        on_batch=run.on_batch(f"evaluate {name}"),
+        **condition,
+    )
     return keep.once(name, compute, METRICS)
 
 
 def measure_steered(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Metrics:
     """The student before its heal, steered at the highest dose its training texts were kept from, unfiltered."""
-    dose = max(c.dose for c in walk.completions if c.kept)
-    condition = {"vector": vector, "dose": dose} if dose else {}
-    keep = run.keep(number, "evaluate")
-    return measure(run.lm, run.stack, run.trait, run.config, run.reporter, keep, "steered", **condition)
+    dose = max(c.dose for c in walk.banked)
+    return measure(run, run.keep(number, "evaluate"), "steered", **({"vector": vector, "dose": dose} if dose else {}))
 
 
 def measure_student(run: Run, number: int, steered: Metrics) -> Metrics:
     """The healed student, on the same items as base, prompted and steered."""
-    keep = run.keep(number, "evaluate")
-    student = measure(run.lm, run.stack, run.trait, run.config, run.reporter, keep, "healed")
+    student = measure(run, run.keep(number, "evaluate"), "healed")
+    states = {"base": run.base, "prompted": run.prompted, "steered": steered, "healed": student}
     run.ledger.record(
-        "evaluate", number, base=run.base.summary(), prompted=run.prompted.summary(), steered=steered.summary(),
-        healed=student.summary(), steered_dose=steered.dose, shift=asdict(compare(run.base, student)),
-        step=asdict(compare(run.previous, student)), steered_shift=asdict(compare(run.base, steered)),
-    )  # fmt: skip
+        "evaluate",
+        number,
+        **{name: state.summary() for name, state in states.items()},
+        steered_dose=steered.dose,
+        shift=asdict(compare(run.base, student)),
+        step=asdict(compare(run.previous, student)),
+        steered_shift=asdict(compare(run.base, steered)),
+    )
     return student
 
 
@@ -86,11 +91,9 @@ def needed(config: RunConfig) -> int:
 
 def judge(run: Run, number: int, walk: Walk, steered: Metrics, student: Metrics) -> Verdict:
     """The round's verdict: what became of trait and text."""
-    kept = walk.banked
-    evidence = gather(
-        run.base, steered, student, prompted=run.prompted, training_trait=free_trait(run.trait, kept), kept=len(kept),
-        needed=needed(run.config),
-    )  # fmt: skip
+    trait, least = free_trait(run.trait, walk.banked), needed(run.config)
+    texts = {"training_trait": trait, "kept": len(walk.banked), "needed": least}
+    evidence = gather(run.base, steered, student, prompted=run.prompted, **texts)
     verdict = judge_round(evidence, Rules(floors=Floors(coherence=run.config.coherence_floor)))
     run.ledger.record("verdict", number, verdict=verdict.name, text=verdict.text, retain=evidence.retained)
     return verdict
@@ -111,14 +114,27 @@ def starve(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Verdict
     return verdict
 
 
-def save_round(run: Run, done: Round, walk: Walk) -> None:
+def save_round(run: Run, done: Round) -> None:
     """Write `rounds/NN/`: vector, completions, adapter, metrics, decision, and the filter's report with full texts."""
+    metrics = {"steered": done.steered, "healed": done.healed, "verdict": done.verdict}
     with run.ledger.round_folder(done.number) as folder:
         done.vector.save(folder / "vector.safetensors")
-        save_completions(walk.completions, folder / "completions.jsonl")
+        save_completions(done.walk.completions, folder / "completions.jsonl")
         done.adapter.save(folder / "adapter")
-        write_json(folder / "metrics.json", {
-            "steered": asdict(done.steered), "healed": asdict(done.healed), "verdict": asdict(done.verdict),
-        })  # fmt: skip
+        write_json(folder / "metrics.json", {name: asdict(found) for name, found in metrics.items()})
         write_json(folder / "decision.json", {"stands": done.stands, **asdict(done.decision)})
-        write_text(folder / "filter.txt", f"{run.filter.report(walk.completions)}\n")
+        write_text(folder / "filter.txt", f"{run.filter.report(done.walk.completions)}\n")
+
+
+def trait_figure(metrics: Metrics) -> float:
+    """The trait as rounds are ranked by it: log-odds in nats, which have no ceiling; free text soon is at its own."""
+    return metrics.log_odds
+
+
+def judge_rounds(run: Run, ended: Verdict | None) -> tuple[Verdict, int | None]:
+    """The verdict of the whole run, and the number of its best round; `ended` is why it stopped before its time."""
+    judged = [JudgedRound(r.number, r.verdict, trait_figure(r.healed), r.stands) for r in run.rounds]
+    if ended is not None and ended.name in ("starved", "diverged"):
+        judged.append(JudgedRound(len(judged), ended, None))
+    best = best_round(judged)
+    return judge_run(judged), None if best is None else best.number

@@ -13,6 +13,7 @@ from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics
 from steer_heal.evaluation.anchors import Captured, Decision, Figures
 from steer_heal.evaluation.verdict import Verdict
+from steer_heal.healing import Healed
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
@@ -21,18 +22,14 @@ from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
-from steer_heal.texts.completion import Completion
-from steer_heal.texts.generation import derive_seed
+from steer_heal.texts.dose import Walk
+from steer_heal.texts.generation import OnBatch, derive_seed
 from steer_heal.trait import Trait
 
 
 @dataclass
-class Run:
-    """What the steps of one run share.
-
-    `stack` holds the rounds that stand; `lm` is the student, their sum folded in. `captured` is what the original model
-    gets right; `kappa` the multiplier at which the next walk starts.
-    """
+class Setting:
+    """What a run has before anything is measured; `lm` is the student, with the adapters of `stack` folded in."""
 
     config: RunConfig
     lm: LM
@@ -40,6 +37,33 @@ class Run:
     ledger: Ledger
     reporter: Reporter
     stack: AdapterStack
+
+    def seed(self, *labels: object) -> int:
+        """A seed of its own for every use of randomness."""
+        return derive_seed(self.config.seed, *labels)
+
+    def keep(self, *labels: object) -> Units:
+        """Committed results under a name of their own, such as round and stage."""
+        return self.ledger.units.part(*labels)
+
+    def on_batch(self, stage: str) -> OnBatch:
+        """Say that a stage begins; a callback for `generate` that tells of its progress."""
+        self.reporter.progress(stage, 0, 1)
+        return self.reporter.batches(stage)
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """Prompts on which hidden states are read; fewer in a fast run."""
+        return self.trait.contexts[: 32 if self.config.fast_dev_run else None]
+
+
+@dataclass
+class Run(Setting):
+    """What the rounds of one run share, and what they left; `stack` holds the rounds that stand.
+
+    `captured` is what the original model gets right; `kappa` the multiplier at which the next walk starts.
+    """
+
     filter: CoherenceFilter
     base: Metrics
     prompted: Metrics
@@ -57,34 +81,26 @@ class Run:
         """The student before this round; base as long as no round stands."""
         return self.standing[-1].healed if self.standing else self.base
 
-    def seed(self, *labels: object) -> int:
-        """A seed of its own for every use of randomness."""
-        return derive_seed(self.config.seed, *labels)
-
-    def keep(self, *labels: object) -> Units:
-        """Committed results under a name of their own, such as round and stage."""
-        return self.ledger.units.part(*labels)
-
-    def on_batch(self, stage: str):
-        """A progress callback for `generate`."""
-        return self.reporter.batches(stage)
-
 
 @dataclass(frozen=True)
 class Round:
-    """What one round left: its vector, adapter and measurements, the gate's decision, and whether the round stands."""
+    """What one round left: vector, texts, heal and measurements, the gate's decision, and whether the round stands."""
 
     number: int
     vector: SteeringVector
-    adapter: Adapter
-    kept: tuple[Completion, ...]
+    walk: Walk
     steered: Metrics
+    training: Healed
     healed: Metrics
-    lam: dict[str, float]
     verdict: Verdict
     figures: Figures
     decision: Decision
     stands: bool
+
+    @property
+    def adapter(self) -> Adapter:
+        """What the heal trained."""
+        return self.training.adapter
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,15 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 
-from steer_heal.config import RunConfig
 from steer_heal.evaluation import free_prompts
 from steer_heal.evaluation.anchors import replayed_rows
-from steer_heal.ledger import Ledger
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.calibration import Calibration, calibrate
 from steer_heal.loop.kinds import CALIBRATION, FILTER, VECTOR
-from steer_heal.loop.steps.state import Run
-from steer_heal.model import LM
-from steer_heal.report.console import Reporter
+from steer_heal.loop.steps.state import Run, Setting
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import COMPLETIONS, Completion, save_completions
@@ -30,30 +27,32 @@ from steer_heal.texts.generation import (
     Interrupted,
     MemoryShortError,
     Request,
-    derive_seed,
     generate,
     generate_requests,
 )
 from steer_heal.texts.sampling import Sampling
 from steer_heal.texts.selection import held_temperature
-from steer_heal.trait import Trait
 
 
-def calibrate_filter(lm: LM, trait: Trait, config: RunConfig, ledger: Ledger, reporter: Reporter) -> CoherenceFilter:
+def calibrate_filter(run: Setting) -> CoherenceFilter:
     """Thresholds from the original model's own unsteered completions."""
-    reporter.progress("calibrate the filter", 0, 1)
-    n = 24 if config.fast_dev_run else 192
-
-    def compute() -> CoherenceFilter:
-        return CoherenceFilter.calibrate(
-            lm, trait.prompts, system=trait.neutral, n=n, seed=derive_seed(config.seed, "filter"),
-            false_drop=config.false_drop, max_new_tokens=config.max_new_tokens, sampling=config.text_sampling(),
-            keep=ledger.units.part("filter"), on_batch=reporter.batches("calibrate the filter"),
-        )  # fmt: skip
-
-    fitted = ledger.units.once("filter", compute, FILTER)
+    config = run.config
+    compute = partial(
+        CoherenceFilter.calibrate,
+        run.lm,
+        run.trait.prompts,
+        system=run.trait.neutral,
+        n=24 if config.fast_dev_run else 192,
+        seed=run.seed("filter"),
+        false_drop=config.false_drop,
+        max_new_tokens=config.max_new_tokens,
+        sampling=config.text_sampling(),
+        keep=run.keep("filter"),
+        on_batch=run.on_batch("calibrate the filter"),
+    )
+    fitted = run.keep().once("filter", compute, FILTER)
     fitted = {"coherence": fitted, "repetition": fitted.only_repetition(), "none": fitted.only()}[config.filter]
-    ledger.record("calibrate", **fitted.to_dict())
+    run.ledger.record("calibrate", **fitted.to_dict())
     return fitted
 
 
@@ -63,16 +62,13 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
     if run.rounds and config.vector_from == "first":
         vector = run.rounds[0].vector
     else:
-        contexts = trait.contexts[:32] if config.fast_dev_run else trait.contexts
         # `auto` chooses once: vectors of different blocks could not be compared between rounds.
         layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
-
-        def compute() -> SteeringVector:
-            return extract(
-                run.lm, trait.pos, trait.neg, contexts, layers, config.position, too_long=config.too_long,
-                progress=lambda done, total: run.reporter.progress("extract", done, total),
-            )  # fmt: skip
-
+        progress = partial(run.reporter.progress, "extract")
+        personas = (trait.pos, trait.neg, run.contexts)
+        compute = partial(
+            extract, run.lm, *personas, layers, config.position, too_long=config.too_long, progress=progress
+        )
         vector = run.keep(number).once("vector", compute, VECTOR)
         if run.rounds and config.vector_from == "mixed":
             first = run.rounds[0].vector.scaled_like(vector)
@@ -83,27 +79,36 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
     if unit:
         vector = replace(vector * unit.dose, quality=vector.quality)
     run.ledger.record(
-        "extract", number, kind=config.vector, n_contexts=vector.provenance.n_contexts, norm=vector.norm(),
-        n_skipped=vector.provenance.n_skipped, layers=list(vector.layers), reason=vector.provenance.reason,
-        unit=unit and asdict(unit), quality={i: asdict(q) for i, q in vector.quality.items()},
+        "extract",
+        number,
+        kind=config.vector,
+        n_contexts=vector.provenance.n_contexts,
+        norm=vector.norm(),
+        n_skipped=vector.provenance.n_skipped,
+        layers=list(vector.layers),
+        reason=vector.provenance.reason,
+        unit=unit and asdict(unit),
+        quality={i: asdict(q) for i, q in vector.quality.items()},
         cosine_first=vector.cosine(run.rounds[0].vector) if run.rounds else 1.0,
-    )  # fmt: skip
+    )
     return vector
 
 
 def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
     """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
-    config, trait = run.config, run.trait
-    run.reporter.progress("find the dose", 0, 1)
-    keep = run.keep(number)
-
-    def compute() -> Calibration:
-        return calibrate(
-            run.lm, vector, free_prompts(trait.prompts, 8 if config.fast_dev_run else 32, 0), config.target_kl,
-            system=trait.neutral, max_new_tokens=config.max_new_tokens, seed=run.seed(number, "unit"),
-            keep=keep.part("dose"), on_batch=run.reporter.batches("find the dose"),
-        )  # fmt: skip
-
+    config, keep = run.config, run.keep(number)
+    compute = partial(
+        calibrate,
+        run.lm,
+        vector,
+        free_prompts(run.trait.prompts, 8 if config.fast_dev_run else 32, 0),
+        config.target_kl,
+        system=run.trait.neutral,
+        max_new_tokens=config.max_new_tokens,
+        seed=run.seed(number, "unit"),
+        keep=keep.part("dose"),
+        on_batch=run.on_batch("find the dose"),
+    )
     return keep.once("dose", compute, CALIBRATION)
 
 
@@ -112,7 +117,7 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
 
     When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
     """
-    config, trait, stack = run.config, run.trait, run.stack
+    config, trait = run.config, run.trait
     prompts = list(trait.prompts)
     random.Random(run.seed(number, "prompts")).shuffle(prompts)
     sampling = text_sampling(run)
@@ -127,11 +132,9 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
                 requests.append(Request(prompts[at], config.doses[i % len(config.doses)] * kappa, at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
-        replies = generate_requests(
-            run.lm, requests, vector, trait.neutral, config.max_new_tokens, run.seed(number, "walk", asked),
-            on_batch=run.on_batch(f"generate at kappa {kappas}"), sampling=sampling,
-            keep=run.keep(number, "walk", asked),
-        )  # fmt: skip
+        place = {"on_batch": run.on_batch(f"generate at kappa {kappas}"), "keep": run.keep(number, "walk", asked)}
+        seed, limit = run.seed(number, "walk", asked), config.max_new_tokens
+        replies = generate_requests(run.lm, requests, vector, trait.neutral, limit, seed, sampling=sampling, **place)
         drawn.extend(replies)
         rest = iter(replies)
         return [list(islice(rest, n)) for _, n in plan]
@@ -141,7 +144,7 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
 
     def survive(completions: Sequence[Completion]) -> list[Completion]:
         def compute() -> list[Completion]:
-            with stack.unfolded() if config.filter_model == "original" else nullcontext():
+            with run.stack.unfolded() if config.filter_model == "original" else nullcontext():
                 return run.filter(run.lm, completions)
 
         found = run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
@@ -156,9 +159,8 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         raise
     if run.reporter.verbose:
         run.reporter.note(f"{run.filter.report(walk.completions)}\n")
-    run.ledger.record(
-        "walk", number, kappa_start=run.kappa, temperature=sampling.temperature, **_walk_figures(run, walk)
-    )  # fmt: skip
+    start = {"kappa_start": run.kappa, "temperature": sampling.temperature}
+    run.ledger.record("walk", number, **start, **_walk_figures(run, walk))
     return walk
 
 
@@ -182,31 +184,38 @@ def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -
 
 def _walk_figures(run: Run, walk: Walk) -> dict:
     """Figures of a walk: decision curve, counts per gate, and per dose what was sampled and what was kept."""
-    trait, completions = run.trait, walk.completions
-    judged = [(c, trait.judge(c.prompt, c.text, c.finished)) for c in completions]
+    completions = walk.completions
+    judged = [(c, run.trait.judge(c.prompt, c.text, c.finished)) for c in completions]
 
-    def mean(pairs, name: str) -> float | None:
-        values = [getattr(j, name) for _, j in pairs if j is not None and getattr(j, name) is not None]
-        return sum(values) / len(values) if values else None
+    def means(pairs: Sequence[tuple], figure: str, sampled: str) -> dict[str, float | None]:
+        """A figure of the checker's over all pairs, under the name `sampled`, and over the kept ones."""
+        found = [(c.kept, getattr(j, figure)) for c, j in pairs if j is not None and getattr(j, figure) is not None]
+        kept = [value for stays, value in found if stays]
+        return {sampled: _mean([value for _, value in found]), f"{figure}_kept": _mean(kept)}
 
     per_dose = []
     for dose in sorted({c.dose for c in completions}):
-        all_of = [pair for pair in judged if pair[0].dose == dose]
-        kept = [pair for pair in all_of if pair[0].kept]
-        per_dose.append({
-            "dose": dose, "n": len(all_of), "kept": len(kept) / len(all_of),
-            "trait": mean(all_of, "trait"), "trait_kept": mean(kept, "trait"),
-            "sentence_ok": mean(all_of, "sentence_ok"), "sentence_ok_kept": mean(kept, "sentence_ok"),
-        })  # fmt: skip
-    everything_kept = [pair for pair in judged if pair[0].kept]
+        pairs = [pair for pair in judged if pair[0].dose == dose]
+        row = {"dose": dose, "n": len(pairs), "kept": sum(c.kept for c, _ in pairs) / len(pairs)}
+        per_dose.append(row | means(pairs, "trait", "trait") | means(pairs, "sentence_ok", "sentence_ok"))
     return {
-        "curve": walk.curve(), "kappa": walk.kappa, "starved": walk.starved, "kept": len(walk.banked),
-        "sampled": len(completions), "survival": walk.survival, "per_dose": per_dose,
+        "curve": walk.curve(),
+        "kappa": walk.kappa,
+        "starved": walk.starved,
+        "kept": len(walk.banked),
+        "sampled": len(completions),
+        "survival": walk.survival,
+        "per_dose": per_dose,
         "dropped": dict(Counter(c.dropped_by for c in completions if c.dropped_by)),
-        "trait_base": run.base.free_trait, "trait_sampled": mean(judged, "trait"),
-        "trait_kept": mean(everything_kept, "trait"), "sentence_ok_sampled": mean(judged, "sentence_ok"),
-        "sentence_ok_kept": mean(everything_kept, "sentence_ok"), "examples": examples(run.filter, completions),
-    }  # fmt: skip
+        "trait_base": run.base.free_trait,
+        **means(judged, "trait", "trait_sampled"),
+        **means(judged, "sentence_ok", "sentence_ok_sampled"),
+        "examples": examples(run.filter, completions),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list[dict]:
@@ -226,7 +235,7 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
     rows = [c for c in walk.completions if c.kept]
     if config.pairs == "shuffled":
         rows = shuffled_pairs(rows, run.seed(number, "pairs"))
-    earlier = [c for past in run.standing for c in past.kept]
+    earlier = [c for past in run.standing for c in past.walk.banked]
     if config.accumulate and earlier:
         rows += random.Random(run.seed(number, "accumulate")).sample(earlier, min(config.accumulate, len(earlier)))
     n_replay = round(config.replay / (1 - config.replay - config.replay_anchors) * len(rows))
@@ -235,10 +244,16 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
         prompts = random.Random(run.seed(number, "replay")).choices(pool, k=n_replay)
         with run.stack.unfolded():
             rows += generate(
-                run.lm, prompts, system=run.trait.neutral, max_new_tokens=config.max_new_tokens,
-                seed=run.seed(number, "replay"), origin="base", on_batch=run.on_batch("generate replay rows"),
-                sampling=config.text_sampling(), keep=run.keep(number, "replay"),
-            )  # fmt: skip
+                run.lm,
+                prompts,
+                system=run.trait.neutral,
+                max_new_tokens=config.max_new_tokens,
+                seed=run.seed(number, "replay"),
+                origin="base",
+                on_batch=run.on_batch("generate replay rows"),
+                sampling=config.text_sampling(),
+                keep=run.keep(number, "replay"),
+            )
     return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,22 +38,36 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
     weights = row_weights(run.config.match_lengths, rows, run.filter.calibration["tokens"], walk.completions)
-    healed, beside = run.keep(number).once(
-        "heal", lambda: _trained(run, number, vector, rows, weights, config), healed_kind(config)
-    )
+    compute = partial(_trained, run, number, vector, rows, weights, config)
+    healed, beside = run.keep(number).once("heal", compute, healed_kind(config))
     run.ledger.record(
-        "heal", number, rows=len(rows), seconds=beside["seconds"], figures=dict(healed.figures),
-        reg=run.config.reg_name, tau=dict(healed.tau), lam=dict(healed.lam), steering_divergence=beside["caused"],
-        epochs=[dict(e) for e in healed.epochs], notes=list(healed.notes()), steps=[dict(s) for s in healed.steps],
-        overfit=beside["overfit"], tokens_cut=sum(not c.finished for c in rows), lengths=length_figures(rows, weights),
-    )  # fmt: skip
+        "heal",
+        number,
+        rows=len(rows),
+        seconds=beside["seconds"],
+        figures=dict(healed.figures),
+        reg=run.config.reg_name,
+        tau=dict(healed.tau),
+        lam=dict(healed.lam),
+        steering_divergence=beside["caused"],
+        epochs=[dict(e) for e in healed.epochs],
+        notes=list(healed.notes()),
+        steps=[dict(s) for s in healed.steps],
+        overfit=beside["overfit"],
+        tokens_cut=sum(not c.finished for c in rows),
+        lengths=length_figures(rows, weights),
+    )
     return healed
 
 
 def _trained(
-    run: Run, number: int, vector: SteeringVector, rows: list[Completion], weights: list[float] | None,
+    run: Run,
+    number: int,
+    vector: SteeringVector,
+    rows: list[Completion],
+    weights: list[float] | None,
     config: HealConfig,
-) -> tuple[Healed, dict]:  # fmt: skip
+) -> tuple[Healed, dict]:
     """The heal itself, and what is measured beside it: seconds, the steering's own nats, the overfit check."""
     started = time.perf_counter()
     prev = reference_states(run.lm, rows)
@@ -60,11 +75,11 @@ def _trained(
         base = reference_states(run.lm, rows) if len(run.stack) else prev
     caused = None
     if config.tau_rel is not None:
-        steered_rows = [c for c in rows if c.dose]
+        own = [c for c in rows if c.dose]
         steered = reference_states(
-            run.lm, steered_rows, around=lambda batch: vector.applied(run.lm.model, [c.dose for c in batch])
+            run.lm, own, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some])
         )
-        caused = mean_divergence(run.lm, steered, prev, steered_rows, config)
+        caused = mean_divergence(run.lm, steered, prev, own, config)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -74,11 +89,10 @@ def _trained(
         else:
             run.reporter.epoch(row)
 
+    lam0 = run.standing[-1].training.lam if run.standing else None
+    given = {"steering_divergence": caused, "lam0": lam0, "weights": weights}
     try:
-        healed = heal(
-            run.lm, rows, config, {"prev": prev, "base": base}, round=number, steering_divergence=caused,
-            on_step=on_step, lam0=run.standing[-1].lam if run.standing else None, weights=weights,
-        )  # fmt: skip
+        healed = heal(run.lm, rows, config, {"prev": prev, "base": base}, round=number, on_step=on_step, **given)
     except DivergedError as problem:
         _save_diverged(run, number, rows, problem)
         raise
@@ -143,13 +157,19 @@ def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
     moved = state_shift(before, keep.once("after", lambda: student_states(run, vector), STATES), vector)
     first = run.standing[0].adapter if run.standing else healed.adapter
     run.ledger.record(
-        "bake", number, depth=len(run.stack), rounding_loss=report.rounding_loss, gain=report.gain,
-        relative_change=report.relative_change, cosine_first=healed.adapter.cosine(first), warning=report.warning,
-        cosine_vector=moved.cosine, shift_dose=moved.dose,
-    )  # fmt: skip
+        "bake",
+        number,
+        depth=len(run.stack),
+        rounding_loss=report.rounding_loss,
+        gain=report.gain,
+        relative_change=report.relative_change,
+        cosine_first=healed.adapter.cosine(first),
+        warning=report.warning,
+        cosine_vector=moved.cosine,
+        shift_dose=moved.dose,
+    )
 
 
 def student_states(run: Run, vector: SteeringVector) -> dict[int, Float[Tensor, " width"]]:
     """The student's mean states on the extraction contexts under the neutral prompt, at the vector's blocks."""
-    contexts = run.trait.contexts[:32] if run.config.fast_dev_run else run.trait.contexts
-    return mean_states(run.lm, contexts, run.trait.neutral, vector.layers, run.config.position)
+    return mean_states(run.lm, run.contexts, run.trait.neutral, vector.layers, run.config.position)

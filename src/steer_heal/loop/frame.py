@@ -1,0 +1,116 @@
+"""What stands around the rounds: model, texts, folder and baselines before the first, the end's event and pages after.
+
+Knows nothing of what a round does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from steer_heal import model as models
+from steer_heal.config import RunConfig
+from steer_heal.evaluation.verdict import Verdict
+from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.references import fingerprint
+from steer_heal.ledger import Ledger
+from steer_heal.loop import gate, steps
+from steer_heal.loop.controls import CONTROLS, against
+from steer_heal.loop.preflight import check_barrier, check_texts
+from steer_heal.loop.steps import Run, RunResult, Setting
+from steer_heal.model import LM
+from steer_heal.report.console import Reporter
+from steer_heal.trait import Anchor, Trait, default_trait
+
+MODEL_OPTIONS = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
+FAST_NOTE = "fast dev run: every stage is exercised, the numbers mean nothing"
+
+
+def prepare(config: RunConfig, reporter: Reporter) -> Run:
+    """Model, trait, run folder, calibrated filter, and the two baselines every round is compared with."""
+    given = inputs(config)
+    return begin(config, *given, new_ledger(config), reporter)
+
+
+def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
+    """Model, trait and anchor tasks."""
+    if config.threads or config.model_name in ("pocket", "tiny-random"):
+        torch.set_num_threads(config.threads or 1)
+    trait = Trait.load(config.trait or default_trait(config.model_name))
+    tasks = gate.anchors_of(config, trait)
+    lm = models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    check_texts(lm, trait, tasks, config)
+    check_barrier(lm, config)
+    return lm, trait, tasks
+
+
+def new_ledger(config: RunConfig) -> Ledger:
+    """A run folder of its own under `config.out`."""
+    return Ledger.create(config.out, f"{config.model_name}_{config.reg_name}_s{config.seed}", config.to_dict())
+
+
+def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledger: Ledger, reporter: Reporter) -> Run:
+    """Calibrated filter, captured anchors, and the two baselines; in a run that goes on they are there already."""
+    ledger.listeners.append(reporter.on_event)
+    reporter.plan(config.n_rounds, 1 + len(CONTROLS) if config.controls == "all" else 1)
+    texts = repr((trait, tasks, config.vignettes()))
+    ledger.record(
+        "start",
+        model=lm.name,
+        trait=trait.name,
+        reg=config.reg_name,
+        n_rounds=config.n_rounds,
+        seed=config.seed,
+        device=str(lm.device),
+        folder=str(ledger.folder),
+        note=FAST_NOTE if config.fast_dev_run else None,
+        inputs={"weights": fingerprint(lm.base), "texts": hashlib.sha256(texts.encode()).hexdigest()[:32]},
+    )
+    setting = Setting(config, lm, trait, ledger, reporter, AdapterStack(lm.model))
+    fitted = steps.calibrate_filter(setting)
+    captured = gate.capture_anchors(setting, tasks)
+    base = steps.measure(setting, setting.keep("evaluate"), "base")
+    prompted = steps.measure(setting, setting.keep("evaluate"), "prompted", system=trait.pos)
+    ledger.write_once("base.json", base.to_json())
+    ledger.write_once("prompted.json", prompted.to_json())
+    ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
+    measured = {"filter": fitted, "base": base, "prompted": prompted, "captured": captured}
+    return Run(**vars(setting), **measured, kappa=config.kappa_start)
+
+
+def finish(
+    run: Run,
+    verdict: Verdict,
+    best: int | None,
+    ended: Verdict | None,
+    controls: Mapping[str, RunResult],
+    seconds: float,
+) -> RunResult:
+    """The end event and the files a reader opens first."""
+    from steer_heal.report import write_report
+
+    student = next((r.healed for r in run.rounds if r.number == best), None)
+    compared = against(run, student, len(run.stack), controls)
+    states = {"base": run.base.summary()}
+    for r in run.rounds:
+        states[f"{r.number} steered"] = r.steered.summary()
+        states[f"{r.number} healed{'' if r.stands else ' (reverted)'}"] = r.healed.summary()
+    states["prompted"] = run.prompted.summary()
+    states |= {f"control: {row['name']}, {row['rounds']} rounds": row["state"] for row in compared[1:] if row["state"]}
+    run.ledger.record(
+        "end",
+        verdict=verdict.name,
+        text=verdict.text,
+        best_round=best,
+        folded=[r.number for r in run.standing[: len(run.stack)]],
+        ended_by=ended and ended.text,
+        seconds=seconds,
+        trajectory=[{"name": name, "state": state} for name, state in states.items()],
+        against=compared,
+        controls=run.config.controls,
+        folder=str(run.ledger.folder),
+    )
+    write_report(run.ledger)
+    return RunResult(verdict, best, tuple(run.rounds), run.ledger.folder, run, controls)
