@@ -1,5 +1,8 @@
 """Measures a model state on held-out items and prompts, compares two of them, and judges what became of a round.
 
+Measuring (`evaluate`, on `choices`, `vignettes` and sampled replies) gives `Metrics`; `shift` compares two of them item
+by item. `anchors` asks whether what the original knew is still there, keep or revert; `verdict` names in one word what
+became of trait and text; `probes` tell whether an adapter learnt content or one constant shift of the logits.
 Knows nothing of training and rounds. Base, steered, healed and prompted model are measured by the same function.
 """
 

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -107,17 +106,10 @@ def _row(item: Item, asked: Sequence[tuple[list[float], bool | None]]) -> Choice
     mean = mean - np.logaddexp.reduce(mean)
     by_order = np.logaddexp.reduce(logp[:, chosen], 1) - np.logaddexp.reduce(logp[:, ~chosen], 1)
     log_odds = np.logaddexp.reduce(mean[chosen]) - np.logaddexp.reduce(mean[~chosen])
-    return ChoiceRow(
-        item.id,
-        item.category,
-        item.choices,
-        item.trait,
-        tuple(map(float, mean)),
-        tuple(map(float, by_order)),
-        float(log_odds),
-        float(np.exp(logp).sum(1).mean()),
-        sum(closed) / len(closed) if closed else None,
-    )
+    mass = float(np.exp(logp).sum(1).mean())
+    figures = (tuple(map(float, mean)), tuple(map(float, by_order)), float(log_odds), mass)
+    share = sum(closed) / len(closed) if closed else None
+    return ChoiceRow(item.id, item.category, item.choices, item.trait, *figures, share)
 
 
 @dataclass(frozen=True)
@@ -186,15 +178,11 @@ def _distinct_forms(item: Item, forms: list[list[Ids]]) -> list[list[Ids]]:
 def set_apart(forms: Sequence[Sequence[Ids]]) -> list[list[Ids]]:
     """Each form cut after the first token at which it differs from every form of the other choices."""
 
+    def shared(one: Ids, other: Ids) -> int:
+        return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
     def cut(form: Ids, others: Sequence[Ids]) -> Ids:
-        shared = max(
-            (
-                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(form, other, strict=False)))
-                for other in others
-            ),
-            default=0,
-        )
-        return form[: shared + 1]
+        return form[: 1 + max((shared(form, other) for other in others), default=0)]
 
     others = [[form for j, some in enumerate(forms) if j != i for form in some] for i in range(len(forms))]
     return [list(dict.fromkeys(cut(form, others[i]) for form in some)) for i, some in enumerate(forms)]

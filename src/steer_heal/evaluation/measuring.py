@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
+from steer_heal.evaluation.anchors.tasks import answer
 from steer_heal.evaluation.choices import FLOOR, score_items
 from steer_heal.evaluation.metrics import AnchorRow, Metrics, ReplyRow
 from steer_heal.evaluation.text import loops, token_entropy
@@ -28,7 +29,7 @@ from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import OnBatch, generate
-from steer_heal.trait import Anchor, Item, Judgement, Trait, Vignette
+from steer_heal.trait import Item, Judgement, Trait, Vignette
 
 Scorer = Callable[[list[Completion]], Sequence[float]]
 """Completions -> nll of each in nats per token, under a model of the caller's choice (the original one)."""
@@ -79,14 +80,10 @@ def evaluate(
     """
     if dose and vector is None:
         raise InputError(f"evaluation at dose {dose:g} needs a steering vector")
-    for name, value, least in (
-        ("n_items", n_items, 1),
-        ("n_free", n_free, 0),
-        ("max_new_tokens", max_new_tokens, 1),
-        ("think_tokens", think_tokens, 0),
-    ):
-        if value is not None and value < least:
-            raise InputError(f"{name} is {value}: it must be at least {least}")
+    least = {"n_items": 1, "n_free": 0, "max_new_tokens": 1, "think_tokens": 0}
+    for (name, low), value in zip(least.items(), (n_items, n_free, max_new_tokens, think_tokens), strict=True):
+        if value is not None and value < low:
+            raise InputError(f"{name} is {value}: it must be at least {low}")
     system = trait.neutral if system is None else system
     items, off_target = stratified(trait.items, n_items, seed), stratified(trait.off_target, n_items, seed)
     scenes = stratified(trait.vignettes if vignettes is None else vignettes, n_items, seed)
@@ -96,9 +93,12 @@ def evaluate(
     with steering, ending_broken_replies(lm) if thinking else contextlib.nullcontext():
         rows = score_items(lm, trait, (*items, *off_target), system, batch_tokens, thinking)
         seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
+    steered = {"vector": vector if dose else None, "doses": (dose,)}
+    asked = {"system": system or None, "max_new_tokens": max_new_tokens, **steered}
+    sampled = {"seed": seed, "keep": keep.part("replies"), "on_batch": on_batch}
     with ending_broken_replies(lm):
-        completions = _sample(lm, prompts, system, vector, dose, max_new_tokens, seed, keep.part("replies"), on_batch)
-        anchors = _check_anchors(lm, trait.anchors, system, vector, dose, max_new_tokens, keep.part("anchors"))
+        completions = generate(lm, prompts, **asked, **sampled) if prompts else []
+        said = answer(lm, trait.anchors, **asked, keep=keep.part("anchors")) if trait.anchors else []
     return Metrics(
         trait=trait.name,
         system=system,
@@ -107,7 +107,7 @@ def evaluate(
         items=rows[: len(items)],
         off_target=rows[len(items) :],
         replies=judge(trait, completions, scorer),
-        anchors=anchors,
+        anchors=tuple(AnchorRow(a.id, r.text, a.passes(r.text)) for a, r in zip(trait.anchors, said, strict=True)),
         token_entropy=token_entropy(completion.token_ids for completion in completions),
         vignettes=seen,
         vignette_up=trait.vignette_up if scenes else (),
@@ -200,65 +200,13 @@ def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
     return [prompts[i % len(prompts)] for i in range(n)]
 
 
-def _sample(
-    lm, prompts, system, vector, dose, max_new_tokens, seed, keep: Keep, on_batch: OnBatch | None
-) -> list[Completion]:
-    if not prompts:
-        return []
-    return generate(
-        lm,
-        prompts,
-        vector=vector if dose else None,
-        doses=(dose,),
-        system=system or None,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        keep=keep,
-        on_batch=on_batch,
-    )
-
-
-def _check_anchors(
-    lm: LM, anchors: Sequence[Anchor], system: str, vector, dose: float, max_new_tokens: int, keep: Keep
-) -> tuple[AnchorRow, ...]:
-    """Greedy replies: sampling noise alone would flip borderline answers."""
-    if not anchors:
-        return ()
-    if all(anchor.check == "exact" for anchor in anchors):
-        # A reply longer than the longest answer is wrong however it goes on.
-        longest = max(len(lm.tokenizer.encode(anchor.answer, add_special_tokens=False)) for anchor in anchors)
-        max_new_tokens = min(max_new_tokens, longest + 4)
-    replies = generate(
-        lm,
-        [anchor.prompt for anchor in anchors],
-        vector=vector if dose else None,
-        doses=(dose,),
-        system=system or None,
-        max_new_tokens=max_new_tokens,
-        greedy=True,
-        keep=keep,
-    )
-    pairs = zip(anchors, replies, strict=True)
-    return tuple(AnchorRow(anchor.id, reply.text, anchor.passes(reply.text)) for anchor, reply in pairs)
-
-
 def _items_key(
     trait: Trait, items, off_target, scenes, prompts, max_new_tokens: int, seed: int, thinking: Thinking | None
 ) -> str:
     """Hash of everything that must be equal for two evaluations to be comparable."""
-    content = [
-        trait.name,
-        trait.choice_template,
-        trait.checker,
-        [astuple(item) for item in (*items, *off_target)],
-        prompts,
-        [(a.id, a.prompt, a.answer, a.check) for a in trait.anchors],
-        max_new_tokens,
-        seed,
-        [astuple(one) for one in scenes],
-        trait.vignette_up,
-        trait.vignette_down,
-        trait.vignette_agreement,
-        thinking and astuple(thinking),
-    ]
+    asked = [astuple(item) for item in (*items, *off_target)]
+    anchors = [(a.id, a.prompt, a.answer, a.check) for a in trait.anchors]
+    seen = [[astuple(one) for one in scenes], trait.vignette_up, trait.vignette_down, trait.vignette_agreement]
+    sizes = [max_new_tokens, seed, *seen, thinking and astuple(thinking)]
+    content = [trait.name, trait.choice_template, trait.checker, asked, prompts, anchors, *sizes]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -189,28 +189,12 @@ class Metrics:
 
     def summary(self) -> dict[str, object]:
         """All aggregates by name, plain numbers (None where there was nothing to measure)."""
-        names = (
-            "log_odds",
-            "answer_mass",
-            "order_gap",
-            "free_trait",
-            "decided",
-            "sentence_ok",
-            "reply_ok",
-            "nll",
-            "perplexity",
-            "loop_rate",
-            "finished_rate",
-            "empty_rate",
-            "words",
-            "distinct4",
-            "token_entropy",
-            "anchors_right",
-            "think_closed",
-        )
-        flat: dict[str, object] = {name: getattr(self, name) for name in names}
+        chosen = ("log_odds", "answer_mass", "order_gap")
+        judged = ("free_trait", "decided", "sentence_ok", "reply_ok", "nll", "perplexity")
+        shape = ("loop_rate", "finished_rate", "empty_rate", "words", "distinct4", "token_entropy")
+        names = (*chosen, *judged, *shape, "anchors_right", "think_closed")
         return {
-            **flat,
+            **{name: getattr(self, name) for name in names},
             "target": asdict(self.target),
             "categories": {name: asdict(found) for name, found in self.categories.items()},
             "off_target": {name: asdict(found) for name, found in self.off_categories.items()},

@@ -16,6 +16,7 @@ from transformers import StoppingCriteriaList
 from steer_heal.errors import InputError
 from steer_heal.model import LM
 from steer_heal.texts.generation import auto_batch_rows
+from steer_heal.texts.sampling import MODELS_OWN
 
 Ids = tuple[int, ...]
 CLOSING = "</think>"
@@ -90,18 +91,9 @@ def _greedy(lm: LM, prompts: Sequence[Ids], thinking: Thinking) -> list[Ids]:
         texts = [_text(lm, row) for row in ids[:, max(width, ids.shape[1] - TAIL) :].tolist()]
         return torch.tensor([thinking.closing in text for text in texts], device=ids.device)
 
-    ids = lm.model.generate(
-        **batch,
-        do_sample=False,
-        max_new_tokens=thinking.tokens,
-        repetition_penalty=1.0,
-        pad_token_id=lm.pad_id,
-        eos_token_id=sorted(lm.eos_ids) or None,
-        stopping_criteria=StoppingCriteriaList([marked]),
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
+    options = {**MODELS_OWN.options(greedy=True), "repetition_penalty": 1.0, "max_new_tokens": thinking.tokens}
+    ends = {"pad_token_id": lm.pad_id, "eos_token_id": sorted(lm.eos_ids) or None}
+    ids = lm.model.generate(**batch, **options, **ends, stopping_criteria=StoppingCriteriaList([marked]))
     return [_until_end(row, lm) for row in ids[:, width:].tolist()]
 
 

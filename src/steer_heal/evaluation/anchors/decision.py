@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors.tasks import Checked
@@ -96,8 +97,8 @@ def figures(metrics: Metrics, original: Metrics, checked: Checked | None = None)
     held = {row.id for row in original.anchors if row.right}
     anchors = checked.right if checked else {row.id: float(row.right) for row in metrics.anchors if row.id in held}
     out = {
-        "coherence": {prompt: math.fsum(some) / len(some) for prompt, some in coherence.items()},
-        "words": {prompt: math.fsum(some) / len(some) for prompt, some in words.items()},
+        "coherence": {prompt: fmean(some) for prompt, some in coherence.items()},
+        "words": {prompt: fmean(some) for prompt, some in words.items()},
         "anchors": anchors,
     } | {
         # A model that says nothing has no diversity, which must not pass for a figure that was not measured.
@@ -137,10 +138,9 @@ def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHE
 
 def _within(one: Check, now, previous, original) -> bool:
     """Whether the mean drops themselves are within what is allowed; NaN is not."""
-    pairs = ((one.max_drop, previous), (one.total_drop, original))
-    return all(
-        _mean(now) - _mean(reference) >= -allowed - ROUNDING for allowed, reference in pairs if allowed is not None
-    )
+    mean, pairs = fmean(now.values()), ((one.max_drop, previous), (one.total_drop, original))
+    allowed = [(drop, fmean(reference.values())) for drop, reference in pairs if drop is not None]
+    return all(mean - reference >= -drop - ROUNDING for drop, reference in allowed)
 
 
 def _floors(one: Check, now: Mapping[str, float], original: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -148,8 +148,8 @@ def _floors(one: Check, now: Mapping[str, float], original: Mapping[str, float])
     if one.floor is not None:
         floors.append((one.floor, one.floor_words))
     if one.share is not None:
-        floors.append((one.share * _mean(original), f"{one.share:.0%} of the original's"))
-    mean = _mean(now)
+        floors.append((one.share * fmean(original.values()), f"{one.share:.0%} of the original's"))
+    mean = fmean(now.values())
     return [
         ("keep", f"{one.figure} {mean:.3f} stands on the floor {floor:.3f} ({kind})")
         if mean >= floor - ROUNDING
@@ -183,10 +183,6 @@ def _shift(reference: Mapping[str, float], now: Mapping[str, float]) -> Estimate
     shift = paired_difference([reference[i] for i in ids], [now[i] for i in ids], ids)
     # A figure that cannot be measured is the worst there is, not an unknown.
     return Estimate(-math.inf, -math.inf, -math.inf, shift.n) if math.isnan(shift.value) else shift
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return math.fsum(values.values()) / len(values)
 
 
 def _figure(figures: Figures, name: str) -> Mapping[str, float]:

@@ -6,15 +6,15 @@ Knows nothing of what becomes of a change that loses some.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 from steer_heal.errors import InputError
-from steer_heal.ledger.units import FORGET, Keep
 from steer_heal.model import LM
 from steer_heal.texts.completion import Completion
-from steer_heal.texts.generation import OnBatch, generate
+from steer_heal.texts.generation import generate
 from steer_heal.trait import Anchor
 
 SLACK_TOKENS = 4
@@ -55,72 +55,40 @@ class Checked:
         return {**dict.fromkeys(self.passed, 1.0), **dict.fromkeys(self.regressed, 0.0)}
 
 
-def capture(
-    lm: LM,
-    tasks: Sequence[Anchor],
-    *,
-    system: str | None = None,
-    max_new_tokens: int = 64,
-    keep: Keep = FORGET,
-    on_batch: OnBatch | None = None,
-) -> Captured:
-    """Run the tasks greedily and freeze those that come out right. Raises InputError without tasks."""
+def capture(lm: LM, tasks: Sequence[Anchor], **how) -> Captured:
+    """Run the tasks greedily and freeze those that come out right; `how` as `answer` takes it. InputError without."""
     if not tasks:
         raise InputError("no anchors were given: name at least one task")
-    replies = answer(lm, tasks, system, max_new_tokens, keep, on_batch)
-    right = [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
-    return Captured(
-        tasks=tuple(task for task, ok in zip(tasks, right, strict=True) if ok),
-        replies=tuple(reply for reply, ok in zip(replies, right, strict=True) if ok),
-        failed=tuple(task.id for task, ok in zip(tasks, right, strict=True) if not ok),
-    )
+    replies, right = _run(lm, tasks, how)
+    failed = tuple(task.id for task, ok in zip(tasks, right, strict=True) if not ok)
+    return Captured(tuple(compress(tasks, right)), tuple(compress(replies, right)), failed)
 
 
-def check(
-    lm: LM,
-    captured: Captured,
-    *,
-    system: str | None = None,
-    max_new_tokens: int = 64,
-    keep: Keep = FORGET,
-    on_batch: OnBatch | None = None,
-) -> Checked:
+def check(lm: LM, captured: Captured, **how) -> Checked:
     """Run the captured tasks again, in the same way, and list every regression by id."""
     if not captured.tasks:
         return Checked((), (), ())
-    replies = answer(lm, captured.tasks, system, max_new_tokens, keep, on_batch)
-    right = [task.passes(reply.text) for task, reply in zip(captured.tasks, replies, strict=True)]
-    return Checked(
-        passed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if ok),
-        regressed=tuple(task.id for task, ok in zip(captured.tasks, right, strict=True) if not ok),
-        replies=tuple(replies),
-    )
+    replies, right = _run(lm, captured.tasks, how)
+    ids = [task.id for task in captured.tasks]
+    return Checked(tuple(compress(ids, right)), tuple(compress(ids, [not ok for ok in right])), tuple(replies))
+
+
+def _run(lm: LM, tasks: Sequence[Anchor], how: Mapping) -> tuple[list[Completion], list[bool]]:
+    replies = answer(lm, tasks, **how)
+    return replies, [task.passes(reply.text) for task, reply in zip(tasks, replies, strict=True)]
 
 
 def answer(
-    lm: LM,
-    tasks: Sequence[Anchor],
-    system: str | None,
-    max_new_tokens: int,
-    keep: Keep = FORGET,
-    on_batch: OnBatch | None = None,
+    lm: LM, tasks: Sequence[Anchor], system: str | None = None, max_new_tokens: int = 64, **options
 ) -> list[Completion]:
-    """Greedy replies: with sampling, noise alone flips borderline tasks."""
+    """Greedy replies: with sampling, noise alone flips borderline tasks. `options` are those of `generate`."""
     prompts = [task.prompt for task in tasks]
     if all(task.check == "exact" for task in tasks):
         # A reply longer than the longest answer is wrong however it goes on.
         longest = max(len(lm.tokenizer.encode(task.answer, add_special_tokens=False)) for task in tasks)
         max_new_tokens = min(max_new_tokens, longest + SLACK_TOKENS)
-    return generate(
-        lm,
-        prompts,
-        system=system,
-        max_new_tokens=max_new_tokens,
-        greedy=True,
-        origin="base",
-        keep=keep,
-        on_batch=on_batch,
-    )
+    options = {"greedy": True, "origin": "base", **options}
+    return generate(lm, prompts, system=system, max_new_tokens=max_new_tokens, **options)
 
 
 def replayed_rows(pool: Sequence[Completion], n_new: int, share: float, seed: int) -> list[Completion]:

@@ -167,11 +167,8 @@ def _as_broad(evidence: Evidence) -> str:
 
 def _shift(evidence: Evidence) -> str:
     kept = "" if evidence.retained is None else f", retain {evidence.retained:.2f}"
-    sure = (
-        ""
-        if evidence.retain is None or math.isinf(evidence.retain.low)
-        else (f" [{evidence.retain.low:.2f}, {evidence.retain.high:.2f}]")
-    )
+    retain = evidence.retain
+    sure = "" if retain is None or math.isinf(retain.low) else f" [{retain.low:.2f}, {retain.high:.2f}]"
     return (
         f"Trait {evidence.where} against base: steered {evidence.steered}, student {evidence.student} {evidence.unit}"
         f"{kept}{sure} (95 % intervals over {evidence.student.n} clusters)."
