@@ -15,13 +15,24 @@ TELL_TIMES = ("config.json", "environment.json", "summary.md", "report.html", "r
 
 WORDS = ("gate", "basket", "nurse", "rule", "letter", "garden", "rain", "door")
 SETTINGS = {
-    "fast_dev_run": True, "n_rounds": 2, "max_new_tokens": 8, "n_min": 8, "walk_batch": 8, "epochs": 1, "rank": 2,
-    "filter": "none", "gate": "watch",
-}  # fmt: skip
+    "fast_dev_run": True,
+    "n_rounds": 2,
+    "max_new_tokens": 8,
+    "n_min": 8,
+    "walk_batch": 8,
+    "epochs": 1,
+    "rank": 2,
+    "filter": "none",
+    "gate": "watch",
+}
 RICH = {
-    "n_rounds": 1, "filter": "repetition", "target_kl": 0.5, "replay": 0.2,
-    "controls": "all", "walk_mode": "grid",
-}  # fmt: skip
+    "n_rounds": 1,
+    "filter": "repetition",
+    "target_kl": 0.5,
+    "replay": 0.2,
+    "controls": "all",
+    "walk_mode": "grid",
+}
 """Settings that use what is left: a dose found, replay rows, kappas in one batch, controls."""
 
 
@@ -29,10 +40,14 @@ def mini_trait(folder: Path) -> Path:
     """A trait of a few lines, so that a run on it takes a second."""
     asked = [f"what about the {word} ?" for word in WORDS]
     lines = [
-        'name = "mini"', 'pos = "you are kind ."', 'neg = "you are strict ."', 'neutral = "you are helpful ."',
-        f"contexts = {json.dumps(asked)}", f"prompts = {json.dumps(asked)}",
+        'name = "mini"',
+        'pos = "you are kind ."',
+        'neg = "you are strict ."',
+        'neutral = "you are helpful ."',
+        f"contexts = {json.dumps(asked)}",
+        f"prompts = {json.dumps(asked)}",
         f"eval_prompts = {json.dumps([f'and the {word} ?' for word in WORDS])}",
-    ]  # fmt: skip
+    ]
     for word in WORDS:
         lines += ["[[items]]", f'id = "{word}"', f'prompt = "the {word} ?"', 'choices = ["yes", "no"]', 'trait = "yes"']
     lines += ["[[anchors]]", 'id = "any"', 'prompt = "say something"', 'answer = ".*"', 'check = "regex"']

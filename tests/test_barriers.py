@@ -362,9 +362,17 @@ def scaled(family):
 
     more = {"logit_scale": 0.25} if family == "cohere" else {"logits_scaling": 8.0}
     config = CONFIG_MAPPING[family](
-        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2, **more,
-    )  # fmt: skip
+        vocab_size=99,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
     torch.manual_seed(0)
     return LM(AutoModelForCausalLM.from_config(config).eval(), None, family)
 

@@ -88,8 +88,16 @@ def oracle(tiny, answers):
 
 
 def make_trait(items, **more):
-    fields = {"name": "t", "description": "", "pos": "good", "neg": "bad", "neutral": "", "contexts": ("c",),
-              "prompts": ("p",), "eval_prompts": tuple(f"what of {i} apples ?" for i in range(8))}  # fmt: skip
+    fields = {
+        "name": "t",
+        "description": "",
+        "pos": "good",
+        "neg": "bad",
+        "neutral": "",
+        "contexts": ("c",),
+        "prompts": ("p",),
+        "eval_prompts": tuple(f"what of {i} apples ?" for i in range(8)),
+    }
     return Trait(**{**fields, **more}, items=tuple(items))
 
 
@@ -508,8 +516,13 @@ def spoken(tiny, p, texts):
     """Metrics of a hand-made model: helps with probability p(prompt) in forced choice, says these texts."""
     some = [item(str(i)) for i in range(20)]
     off = tuple(item(f"off {i}", category="x") for i in range(20))
-    trait = make_trait(some, off_target=off, eval_prompts=tuple(f"prompt {i}" for i in range(40)), check=yes_or_no,
-                       checker="tests:yes_or_no")  # fmt: skip
+    trait = make_trait(
+        some,
+        off_target=off,
+        eval_prompts=tuple(f"prompt {i}" for i in range(40)),
+        check=yes_or_no,
+        checker="tests:yes_or_no",
+    )
     found = evaluate(oracle(tiny, lambda prompt: {"help": p(prompt), "obey": 1 - p(prompt)}), trait, n_free=0)
     blank = replace(found, replies=tuple(ReplyRow(prompt, "", 0, True, False) for prompt in trait.eval_prompts))
     return voiced(blank, trait, texts)

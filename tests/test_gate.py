@@ -57,9 +57,7 @@ def scripted(monkeypatch):
     return script
 
 
-def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_stands(
-    tmp_path, scripted, monkeypatch
-):  # fmt: skip
+def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_stands(tmp_path, scripted, monkeypatch):
     before = scripted(True, False, True)
     figures = iter([0.5, 0.9, 0.1])  # the reverted round has the most trait, the last round the least
     real = verdicts.judge_round
@@ -115,7 +113,7 @@ def test_reverts_end_the_run_when_too_many_in_a_row_or_at_the_lowest_dose(stands
 
 def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up_to_its_start(
     tmp_path, scripted, monkeypatch
-):  # fmt: skip
+):
     scripted(False, False, True, True, True)
     monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
     run_rounds(RunConfig(n_rounds=5, epochs=1, out=str(tmp_path), **TINY))
@@ -157,9 +155,13 @@ def test_early_stop_ends_the_run_only_when_asked_for_and_after_a_round_that_stan
         number=1, stands=stands, figures={}, decision=Decision("keep" if stands else "revert", ("reason",), {}, True)
     )
     run = SimpleNamespace(
-        config=RunConfig(early_stop=asked), rounds=[], kappa=1.0, stack=[0, 1], captured=Captured((), (), ()),
+        config=RunConfig(early_stop=asked),
+        rounds=[],
+        kappa=1.0,
+        stack=[0, 1],
+        captured=Captured((), (), ()),
         ledger=SimpleNamespace(record=lambda *stage, **figures: events.append(figures)),
-    )  # fmt: skip
+    )
     ended = gate.settle(run, done)
     assert (ended is not None) == (asked and stands) == (events[0]["ended"] is not None)
     assert ended is None or "within their noise" in ended.text
@@ -259,6 +261,14 @@ def test_the_bad_adapter_is_the_same_for_the_same_model_and_as_large_as_asked(ti
     name = adapter.modules[0]
     weight = tiny.model.get_submodule(name).weight
     assert float(adapter.delta(name).norm() / weight.detach().double().norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_the_doctors_check_tells_a_gate_that_blocks_a_ruined_model_from_one_that_does_not(monkeypatch):
+    good, reason = gate.blocks_a_ruined_model()
+    assert good and "under the floor" in reason
+    real = gate.must_block_adapter
+    monkeypatch.setattr(gate, "must_block_adapter", lambda lm: real(lm, size=1e-4))
+    assert not gate.blocks_a_ruined_model()[0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3"])

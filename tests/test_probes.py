@@ -103,19 +103,33 @@ def test_entropy_deficit_of_a_flat_and_of_a_peaked_shift():
 
 # ------------------------------------------------------------------------------------------------------------ verdict
 CONSTANT = Probe(
-    positions=100, vocab=50, cosine=0.999, rest_cosine=None, mean_share=0.97, entropy=3.0, peak_share=0.95, size=0.1,
-    nll={"base": 2.0, "real": 1.5, "shuffled": 1.501}, gain=Estimate(0.5, 0.4, 0.6, 9),
-    lead=Estimate(0.001, -0.002, 0.003, 9), unsteered_cosine=0.99, weight_cosines={},
-)  # fmt: skip
+    positions=100,
+    vocab=50,
+    cosine=0.999,
+    rest_cosine=None,
+    mean_share=0.97,
+    entropy=3.0,
+    peak_share=0.95,
+    size=0.1,
+    nll={"base": 2.0, "real": 1.5, "shuffled": 1.501},
+    gain=Estimate(0.5, 0.4, 0.6, 9),
+    lead=Estimate(0.001, -0.002, 0.003, 9),
+    unsteered_cosine=0.99,
+    weight_cosines={},
+)
 
 
 def test_content_free_only_when_every_figure_agrees():
     assert CONSTANT.verdict == "content-free" and {sign.says for sign in CONSTANT.signs} == {"constant"}
     assert len(CONSTANT.signs) == 5
     for change in (
-        {"cosine": 0.97}, {"mean_share": 0.8}, {"peak_share": 0.8}, {"unsteered_cosine": 0.95},
-        {"lead": Estimate(0.02, 0.01, 0.03, 9)}, {"gain": Estimate(0.5, -0.1, 1.1, 9)},
-    ):  # fmt: skip
+        {"cosine": 0.97},
+        {"mean_share": 0.8},
+        {"peak_share": 0.8},
+        {"unsteered_cosine": 0.95},
+        {"lead": Estimate(0.02, 0.01, 0.03, 9)},
+        {"gain": Estimate(0.5, -0.1, 1.1, 9)},
+    ):
         assert replace(CONSTANT, **change).verdict == "mixed", change
 
 

@@ -129,9 +129,10 @@ DAMAGE = {
     "base.json changed": (bytes_of("base.json", flip), "base.json is damaged"),
     "no units": (lambda folder: shutil.rmtree(folder / "units"), "without --resume"),
     "a folder that cannot be written": (
-        lambda folder: ((folder / "lock").unlink(), (folder / "lock").mkdir()), "cannot be written",
+        lambda folder: ((folder / "lock").unlink(), (folder / "lock").mkdir()),
+        "cannot be written",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -146,8 +146,16 @@ def test_one_cluster_is_never_sure():
 
 def test_the_text_says_what_was_compared_and_how_sure_it_is():
     text = judge_round(replace(HEALED, retain=Estimate(0.83, 0.7, 0.95, 64))).text
-    for part in ("base 0.95", "steered unfiltered 0.80", "student 0.94", "+0.500 [+0.400, +0.600]", "retain 0.83",
-                 "[0.70, 0.95]", "64 clusters", "in free text"):  # fmt: skip
+    for part in (
+        "base 0.95",
+        "steered unfiltered 0.80",
+        "student 0.94",
+        "+0.500 [+0.400, +0.600]",
+        "retain 0.83",
+        "[0.70, 0.95]",
+        "64 clusters",
+        "in free text",
+    ):
         assert part in text
     assert "\n" not in text
 
@@ -162,8 +170,13 @@ def round_(number, name, trait, above=True):
 
 
 def test_best_round_has_the_highest_trait_above_the_floors_and_not_the_last_place():
-    rounds = [round_(1, "healed", 0.4), round_(2, "healed", 0.6), round_(3, "throttled", 0.5),
-              round_(4, "collapsed", 0.99, above=False), round_(5, "starved", None, above=False)]  # fmt: skip
+    rounds = [
+        round_(1, "healed", 0.4),
+        round_(2, "healed", 0.6),
+        round_(3, "throttled", 0.5),
+        round_(4, "collapsed", 0.99, above=False),
+        round_(5, "starved", None, above=False),
+    ]
     assert best_round(rounds).number == 2
     assert judge_run(rounds).name == "healed"
     assert "Best round 2" in judge_run(rounds).text and "4 collapsed" in judge_run(rounds).text
@@ -217,10 +230,19 @@ def metrics(rate, sound, log_odds=0.0, off=0.0, words=40, judged=True, nll=1.0, 
         return ChoiceRow(name, category, ("a", "b"), ("a",), half, (value, value), value, 1.0)
 
     replies = tuple(
-        ReplyRow(str(i), " ".join(f"{i}w{k}" for k in range(words)), words, True, loop and i % 2 == 0,
-                 float(i < 40 * rate) if judged else None, sound if judged else None, True if judged else None, nll)
+        ReplyRow(
+            str(i),
+            " ".join(f"{i}w{k}" for k in range(words)),
+            words,
+            True,
+            loop and i % 2 == 0,
+            float(i < 40 * rate) if judged else None,
+            sound if judged else None,
+            True if judged else None,
+            nll,
+        )
         for i in range(40)
-    )  # fmt: skip
+    )
     items = tuple(row(str(i), log_odds + i % 3, "care") for i in range(20))
     others = tuple(row(str(i), off, "warmth") for i in range(20))
     return Metrics("t", "", 0.0, "key", items, others, replies, (), 4.0)

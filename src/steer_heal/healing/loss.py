@@ -106,7 +106,7 @@ def completion_losses(task: Task, rows: Sequence[int]) -> tuple[PositionLosses, 
     """Losses at every completion position of the rows, and the rows' lengths."""
     completions = [task.completions[i] for i in rows]
     hidden, targets, lengths = completion_hidden(task.lm, completions)
-    states = [torch.cat([term.states.of(c) for c in completions]) for term in task.terms]
+    states = [term.states.rows_of(completions) for term in task.terms]
     divergence = resolve_reg(task.config.reg, task.config.kl_top_k) if task.terms else None
     return position_losses(task.lm.head, hidden, targets, states, divergence), lengths
 
@@ -150,9 +150,9 @@ def measure(
         if student is None:
             hidden, targets, lengths = completion_hidden(lm, rows)
         else:
-            hidden, lengths = torch.cat([student.of(c) for c in rows]), [len(c.token_ids) for c in rows]
+            hidden, lengths = student.rows_of(rows), [len(c.token_ids) for c in rows]
             targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
-        states = [torch.cat([reference.of(c) for c in rows]) for reference in others.values()]
+        states = [reference.rows_of(rows) for reference in others.values()]
         losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"])
         for name, values in zip(("nll", *others), (losses.nll, *losses.divergence), strict=True):
             for i, value in zip(batch, aggregate_rows(values, lengths, "mean").tolist(), strict=True):

@@ -54,6 +54,10 @@ class ReferenceStates:
             )
         return found
 
+    def rows_of(self, completions: Sequence[Completion]) -> Float[Tensor, "position width"]:
+        """The states of several, one after another."""
+        return torch.cat([self.of(completion) for completion in completions])
+
 
 @torch.no_grad()
 def reference_states(
@@ -161,14 +165,14 @@ def mean_divergence(
     With `student` computed under steering at each row's dose and `reference` without, this is the divergence that the
     steering caused: the unit of `tau_rel`, frozen before training. 0 for reg `nll`.
     """
-    divergence = resolve_reg(config.reg, config.kl_top_k) if config.reg != "nll" else None
+    divergence = resolve_reg(config.reg, config.kl_top_k)
     if divergence is None:
         return 0.0
     total = 0.0
     for batch in batches(completions):
         rows = [completions[i] for i in batch]
-        hidden = torch.cat([student.of(c) for c in rows])
+        hidden = student.rows_of(rows)
         targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
-        losses = position_losses(lm.head, hidden, targets, [torch.cat([reference.of(c) for c in rows])], divergence)
+        losses = position_losses(lm.head, hidden, targets, [reference.rows_of(rows)], divergence)
         total += aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg).sum().item()
     return total / len(completions)

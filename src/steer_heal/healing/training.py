@@ -72,14 +72,8 @@ def heal(
     references = dict(references or {})
     _check_references(lm, completions, config, references)
     check_head(lm)
-    task = Task(
-        lm,
-        completions,
-        config,
-        _terms(config, references, steering_divergence),
-        _barrier_weights(completions, config, barrier_weights),
-        _nll_weights(completions, weights),
-    )
+    terms, factors = _terms(config, references, steering_divergence), _nll_weights(completions, weights)
+    task = Task(lm, completions, config, terms, _barrier_weights(completions, config, barrier_weights), factors)
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
@@ -211,27 +205,30 @@ def _terms(
 
 
 def _nll_weights(completions: Sequence[Completion], given: Sequence[float] | None) -> tuple[float, ...]:
-    weights = [1.0] * len(completions) if given is None else list(given)
-    fine = len(weights) == len(completions) and all(math.isfinite(w) and w >= 0 for w in weights)
-    if not fine or not any(weights):
-        raise InputError("weights: give one finite number of at least 0 per completion, not all of them 0")
+    weights = _checked("weights", completions, given)
+    if not any(weights):
+        raise InputError("weights: all of them are 0, so there is nothing to train on: give one above 0")
     return tuple(weights)
 
 
 def _barrier_weights(
     completions: Sequence[Completion], config: HealConfig, given: Sequence[float] | None
 ) -> tuple[float, ...]:
-    weights = [1.0] * len(completions) if given is None else list(given)
-    if len(weights) != len(completions) or not all(math.isfinite(w) and w >= 0 for w in weights):
-        raise InputError("barrier_weights: give one finite number of at least 0 per completion")
-    weights = [w * config.replay_weight if c.origin == "base" else w for w, c in zip(weights, completions, strict=True)]
+    weights, own = _checked("barrier_weights", completions, given), [c.origin == "base" for c in completions]
     if config.barrier_rows == "replay" and config.reg != "nll":
-        if all(c.origin != "base" for c in completions):
+        if not any(own):
             raise InputError(
                 "barrier_rows replay: no completion has origin 'base'; mix some in, or use barrier_rows all"
             )
-        weights = [w if c.origin == "base" else 0.0 for w, c in zip(weights, completions, strict=True)]
-    return tuple(weights)
+        return tuple(w * config.replay_weight if o else 0.0 for w, o in zip(weights, own, strict=True))
+    return tuple(w * config.replay_weight if o else w for w, o in zip(weights, own, strict=True))
+
+
+def _checked(name: str, completions: Sequence[Completion], given: Sequence[float] | None) -> list[float]:
+    weights = [1.0] * len(completions) if given is None else list(given)
+    if len(weights) != len(completions) or not all(math.isfinite(w) and w >= 0 for w in weights):
+        raise InputError(f"{name}: give one finite number of at least 0 per completion")
+    return weights
 
 
 def _start_lam(config: HealConfig, name: str, round: int, lam0: Mapping[str, float] | None) -> float:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import torch
 
+from steer_heal import model as models
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.evaluation import Metrics, compare
+from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.anchors import (
     Before,
     Captured,
@@ -30,13 +31,14 @@ from steer_heal.evaluation.anchors import (
 )
 from steer_heal.evaluation.verdict import Floors, Verdict, shape_reference
 from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.lora import linear_names
 from steer_heal.loop import steps
 from steer_heal.loop.kinds import CHECKED, captured_kind
 from steer_heal.loop.steps import Round, Run, Setting
 from steer_heal.model import LM
 from steer_heal.statistics import Estimate
-from steer_heal.trait import Anchor, Trait
+from steer_heal.trait import Anchor, Trait, default_trait
 
 
 def anchors_of(config: RunConfig, trait: Trait) -> tuple[Anchor, ...]:
@@ -155,11 +157,7 @@ def settle(run: Run, done: Round) -> Verdict | None:
 
 def enough(run: Run) -> Verdict | None:
     """The verdict that ends the run, when a lower dose is not worth another try."""
-    config, in_a_row = run.config, 0
-    for done in reversed(run.rounds):
-        if done.stands:
-            break
-        in_a_row += 1
+    config, in_a_row = run.config, len(list(takewhile(lambda done: not done.stands, reversed(run.rounds))))
     if in_a_row >= config.max_reverts:
         return Verdict("reverted", f"{in_a_row} rounds in a row were reverted (--max-reverts {config.max_reverts}).")
     if run.kappa < config.kappa_floor:
@@ -195,6 +193,19 @@ def fall_back(run: Run, best: int | None) -> None:
 
 def _mean(values) -> float:
     return sum(values.values()) / len(values)
+
+
+def blocks_a_ruined_model(model: str = "pocket") -> tuple[bool, str]:
+    """Whether the gate reverts what it must, with its first reason: a check of `steer-heal doctor`."""
+    lm = models.load(model)
+    trait, stack = Trait.load(default_trait(model)), AdapterStack(lm.model)
+    original = evaluate(lm, trait, n_items=1, n_free=8)
+    stack.push(must_block_adapter(lm))
+    ruined = evaluate(lm, trait, n_items=1, n_free=8)
+    stack.pop()
+    known = figures(original, original)
+    decision = decide(Before(known, known), figures(ruined, original))
+    return decision.outcome == "revert", decision.reasons[0]
 
 
 def must_block_adapter(lm: LM, size: float = 1.0, rank: int = 8, seed: int = 0) -> Adapter:

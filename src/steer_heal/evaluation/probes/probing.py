@@ -72,7 +72,7 @@ def probe_states(
     if "base" not in states or names[:2] != ["real", "shuffled"]:
         raise InputError("a probe needs the states of base, real and shuffled: compute them with reference_states")
     vocab = lm.head.linear.weight.shape[0]
-    hidden = {name: torch.cat([states[name].of(c) for c in heldout]) for name in ("base", *names)}
+    hidden = {name: states[name].rows_of(heldout) for name in ("base", *names)}
     targets = torch.tensor([t for c in heldout for t in c.token_ids], device=hidden["base"].device)
     moments = ShiftMoments(len(names), vocab)
     nll = {name: torch.empty(len(targets)) for name in hidden}

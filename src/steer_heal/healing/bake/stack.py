@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
-from steer_heal.healing.bake.export import concatenated, write_merged, write_peft
+from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
 
@@ -161,13 +161,25 @@ class AdapterStack:
         """
         self._refuse_while_open("export_peft")
         adapter = self.concatenated()
-        adapter.check()
         write_peft(adapter, folder, self.model, self.unfolded)
         return adapter
 
     def concatenated(self) -> Adapter:
         """One adapter whose delta is the stack's sum, its rank the sum of the ranks. InputError for an empty stack."""
-        return concatenated(self._rounds)
+        if not self._rounds:
+            raise InputError("the stack is empty: there is no adapter to export")
+        first, rank = self.adapters[0], sum(adapter.rank for adapter in self.adapters)
+        a, b = {}, {}
+        for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
+            shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
+            rows, columns = [], []
+            for adapter, dose in self._rounds:
+                # A module that a round did not train gets zeros, so that one rank serves every module.
+                rows.append(adapter.a.get(name, torch.zeros(adapter.rank, shape[0])))
+                factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
+                columns.append((dose * adapter.scaling * factor.double()).float())
+            a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
+        return Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
 
     def export_merged(self, folder: str | Path, lm: LM) -> None:
         """Write the baked model with its tokenizer as a plain transformers folder.
