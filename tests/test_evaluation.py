@@ -330,7 +330,7 @@ def reply(text, ids=(5, 6, 7), prompt="p", finished=True):
 def test_free_text_goes_through_the_checker_and_undecided_replies_do_not_count_as_trait(tiny, monkeypatch):
     texts = ["care care", "order", "mumble", "care"] * 2
     monkeypatch.setattr(
-        "steer_heal.evaluation.generate",
+        "steer_heal.evaluation.measuring.generate",
         lambda lm, prompts, **k: [reply(t, prompt=p) for p, t in zip(prompts, texts, strict=True)],
     )
 

@@ -6,7 +6,7 @@ Knows nothing of filters, training and rounds.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steer_heal.errors import InputError
@@ -39,6 +39,11 @@ class Calibration:
     divergence: float
     reached: bool
     curve: tuple[tuple[float, float], ...]
+
+    @staticmethod
+    def from_dict(data: Mapping) -> Calibration:
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        return Calibration(**{**data, "curve": tuple(map(tuple, data["curve"]))})
 
 
 def calibrate(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,7 +22,6 @@ from steer_heal.loop.calibration import Calibration
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.vector import Provenance, Quality
 from steer_heal.texts.coherence import CoherenceFilter
-from steer_heal.texts.completion import completion_from
 from steer_heal.trait import Anchor
 
 
@@ -78,30 +78,14 @@ def healed_kind(config: HealConfig) -> Kind[tuple[Healed, dict]]:
 def captured_kind(tasks: Sequence[Anchor]) -> Kind[Captured]:
     """What a model got right of these tasks."""
 
-    def apart(captured: Captured) -> dict:
-        return {"replies": [asdict(reply) for reply in captured.replies], "failed": captured.failed}
-
-    def together(data: Mapping) -> Captured:
-        right = tuple(task for task in tasks if task.id not in data["failed"])
-        return Captured(right, tuple(map(completion_from, data["replies"])), tuple(data["failed"]))
-
-    return json_kind(apart, together)
-
-
-def _checked(data: Mapping) -> Checked:
-    replies = tuple(map(completion_from, data["replies"]))
-    return Checked(tuple(data["passed"]), tuple(data["regressed"]), replies)
-
-
-def _calibration(data: Mapping) -> Calibration:
-    return Calibration(**{**data, "curve": tuple(map(tuple, data["curve"]))})
+    return json_kind(Captured.to_dict, partial(Captured.from_dict, tasks))
 
 
 VECTOR: Kind[SteeringVector] = tensors_kind(_vector_apart, _vector)
 METRICS: Kind[Metrics] = json_kind(asdict, Metrics.from_dict)
 FILTER: Kind[CoherenceFilter] = json_kind(CoherenceFilter.to_dict, CoherenceFilter.from_dict)
-CHECKED: Kind[Checked] = json_kind(asdict, _checked)
-CALIBRATION: Kind[Calibration] = json_kind(asdict, _calibration)
+CHECKED: Kind[Checked] = json_kind(asdict, Checked.from_dict)
+CALIBRATION: Kind[Calibration] = json_kind(asdict, Calibration.from_dict)
 STATES: Kind[dict[int, Tensor]] = tensors_kind(
     lambda states: ({}, {str(i): tensor for i, tensor in states.items()}),
     lambda _, tensors: {int(i): tensor for i, tensor in tensors.items()},

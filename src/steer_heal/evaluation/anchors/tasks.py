@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
 from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.model import LM
-from steer_heal.texts.completion import Completion
+from steer_heal.texts.completion import Completion, completion_from
 from steer_heal.texts.generation import generate
 from steer_heal.trait import Anchor
 
@@ -40,6 +40,16 @@ class Captured:
     replies: tuple[Completion, ...]
     failed: tuple[str, ...]
 
+    def to_dict(self) -> dict:
+        """For JSON; the tasks themselves are left out."""
+        return {"replies": [asdict(reply) for reply in self.replies], "failed": self.failed}
+
+    @staticmethod
+    def from_dict(tasks: Sequence[Anchor], data: Mapping) -> Captured:
+        """The inverse, from the tasks that were asked."""
+        right = tuple(task for task in tasks if task.id not in data["failed"])
+        return Captured(right, tuple(map(completion_from, data["replies"])), tuple(data["failed"]))
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -48,6 +58,12 @@ class Checked:
     passed: tuple[str, ...]
     regressed: tuple[str, ...]
     replies: tuple[Completion, ...]
+
+    @staticmethod
+    def from_dict(data: Mapping) -> Checked:
+        """The inverse of `dataclasses.asdict`, also after JSON."""
+        replies = tuple(map(completion_from, data["replies"]))
+        return Checked(tuple(data["passed"]), tuple(data["regressed"]), replies)
 
     @property
     def right(self) -> dict[str, float]:
