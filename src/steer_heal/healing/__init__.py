@@ -1,5 +1,7 @@
 """Heal: LoRA training on completions while a barrier holds the student near a frozen reference.
 
+Read `training.heal` first; `loss` is one of its steps, `barriers` what holds the student back, `references` what it is
+held to, `lora` and `adapter` what is trained, `bake` how it becomes part of the weights.
 Knows nothing of steering, filters and rounds. Its modules are imported when they are asked for.
 """
 
