@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.model.chat import check_known, render
-from steer_heal.model.persona import fill_persona
+from steer_heal.model.chat import check_known, fill_persona, render
 from steer_heal.model.structure import Head, find_blocks, find_head, text_config, unwrap
 
 

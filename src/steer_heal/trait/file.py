@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
-from steer_heal.model.persona import PERSONA_SLOT
+from steer_heal.model.chat import PERSONA_SLOT
 from steer_heal.trait.items import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item
 from steer_heal.trait.rows import json_lines, kind_of, make_rows, read_text
 from steer_heal.trait.vignette_rows import foundation, make_vignettes

@@ -28,7 +28,7 @@ class Trait:
     Attributes:
         name, description: for people; `name` ends in `-reversed` when the poles are swapped.
         pos, neg: system prompts of the trait and of its opposite; neutral: the one used everywhere else ("": none).
-            Where the trait's texts have a `{persona}` slot, they are put there instead (see `persona`).
+            Where the trait's texts have a `{persona}` slot, they are put there instead (see `model.chat`).
         contexts: user turns for extraction. prompts: user turns for training texts.
         eval_prompts: held-out user turns for free-text evaluation. replay_prompts: for the original model's own texts.
         choice_template: how an item is put to the model; `{choices}` are joined by " or "; "{prompt}" alone: each
