@@ -5,7 +5,7 @@ what it records again has to be what is there already.
 """
 
 from steer_heal.ledger.event_log import TIMES
-from steer_heal.ledger.json_files import plain, write_json, write_text
+from steer_heal.ledger.files import plain, write_json, write_text
 from steer_heal.ledger.run_folder import SCHEMA_VERSION, Ledger
 
 __all__ = ["SCHEMA_VERSION", "TIMES", "Ledger", "plain", "write_json", "write_text"]
