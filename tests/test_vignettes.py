@@ -17,7 +17,7 @@ from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.choices import set_apart
 from steer_heal.evaluation.vignettes import WORDS, human_agreement, rank_correlation
 from steer_heal.trait import FOUNDATIONS, Trait, Vignette
-from steer_heal.trait.rows import read_vignettes
+from steer_heal.trait.rows import read_rows
 
 ROW = {"id": "a", "foundation_coarse": "Care", "text": "You see a boy tease a cat."}
 HUMAN = {f"human_{name.replace(' ', '')}": 0 for name in FOUNDATIONS} | {"human_Care": 75, "human_Liberty": 25}
@@ -66,7 +66,7 @@ def test_a_published_kind_of_file_is_read_with_its_raters_and_further_columns(tm
         {**ROW, "condition": "self_violate"},
         {**ROW, "id": "b", "foundation_coarse": "SocialNorms"},
     ]
-    first, second, third = read_vignettes(write(tmp_path, *rows))
+    first, second, third = read_rows(write(tmp_path, *rows), Vignette)
     assert first == Vignette("a", ROW["text"], "Care", "other_violate", (0.75, 0, 0, 0, 0, 0.25, 0))
     assert (second.id, second.condition, second.human, third.foundation) == ("a", "self_violate", None, "Social Norms")
 
@@ -92,7 +92,7 @@ WRONG = [
 def test_a_wrong_row_is_one_line_that_names_file_and_line(tmp_path, change, words):
     path = write(tmp_path, ROW, "", {**ROW, "id": "b", **change})
     with pytest.raises(InputError, match=r"scenes\.jsonl, line 3: ") as caught:
-        read_vignettes(path)
+        read_rows(path, Vignette)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_row_is_one_line_that_names_file_and_line(tmp_path, change, word
 )
 def test_a_wrong_file_is_one_line(tmp_path, rows, words):
     with pytest.raises(InputError) as caught:
-        read_vignettes(write(tmp_path, *rows))
+        read_rows(write(tmp_path, *rows), Vignette)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

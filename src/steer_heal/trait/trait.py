@@ -91,10 +91,9 @@ class Trait:
         """
         name = self.name.removesuffix(REVERSED) if self.is_reversed else self.name + REVERSED
         items = tuple(item.reversed() for item in self.items)
-        return replace(
-            self, name=name, pos=self.neg, neg=self.pos, items=items, vignette_up=self.vignette_down,
-            vignette_down=self.vignette_up, is_reversed=not self.is_reversed,
-        )  # fmt: skip
+        poles = {"pos": self.neg, "neg": self.pos}
+        moved = {"vignette_up": self.vignette_down, "vignette_down": self.vignette_up}
+        return replace(self, name=name, items=items, is_reversed=not self.is_reversed, **poles, **moved)
 
     def question(self, item: Item, choices: Sequence[str]) -> str:
         """The user turn that puts an item with its choices in the given order."""
