@@ -33,6 +33,7 @@ LOAD_ERRORS = (
     SafetensorError,
 )
 """What transformers raises for a damaged or unfit model."""
+EMBEDDED = ("pocket", "tiny-random")
 HUB_TIMEOUT = 5.0
 """Seconds."""
 ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
@@ -66,17 +67,13 @@ def load(
             an impossible temperature or top_p.
     """
     where = resolve_device(device)
+    dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
         model, tokenizer = tiny_random()
-        set_sampling(model, temperature, top_p)
-        return LM(model.to(where, resolve_dtype(dtype, where, embedded=True)).eval(), tokenizer, name)
-    if name == "pocket":
-        source, embedded = WEIGHTS, True
+        model = model.to(where, dtype).eval()
     else:
-        source, embedded = name, False
-    model, tokenizer = load_pretrained(
-        source, name, resolve_dtype(dtype, where, embedded), where, attn_implementation, trust_remote_code
-    )
+        source = WEIGHTS if name == "pocket" else name
+        model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
     lm = LM(model, tokenizer, name)
     _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
