@@ -39,8 +39,8 @@ def test_no_two_shipped_scenes_are_near_duplicates_and_none_names_its_category(s
     words = {one.id: set(re.findall(r"[a-z]+", one.text.lower())) for one in shipped}
     for a, b in combinations(words.values(), 2):
         assert len(a & b) / len(a | b) < 0.4
-    cues = set(WORDS) | {"moral", "wrong", "harm", "unfair", "cheat", "disloyal", "betray", "disgusting", "freedom",
-                         "weird", "strange", "norm", "obey", "disobey"}  # fmt: skip
+    cues = {"moral", "wrong", "harm", "unfair", "cheat", "disloyal", "betray", "disgusting", "freedom"}
+    cues |= {*WORDS, "weird", "strange", "norm", "obey", "disobey"}
     assert not [(name, found & cues) for name, found in words.items() if found & cues]
 
 
@@ -122,9 +122,9 @@ def test_the_option_is_checked_before_anything_runs(tmp_path):
 
 
 def test_a_trait_file_names_its_vignettes_and_its_foundations(tmp_path):
-    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c"]', "prompts": '["p"]',
-             "eval_prompts": json.dumps([str(i) for i in range(8)]), "vignettes": '"scenes.jsonl"',
-             "vignette_up": '["care", "Liberty"]', "vignette_agreement": '"Wrong?"'}  # fmt: skip
+    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c"]', "prompts": '["p"]'}
+    lines |= {"eval_prompts": json.dumps([str(i) for i in range(8)]), "vignettes": '"scenes.jsonl"'}
+    lines |= {"vignette_up": '["care", "Liberty"]', "vignette_agreement": '"Wrong?"'}
     items = '\n[[items]]\nid="i"\nprompt="p"\nchoices=["x","y"]\ntrait="x"\n'
 
     def load(**changes):
@@ -254,8 +254,8 @@ def test_a_sample_is_stratified_and_other_vignettes_are_not_compared(tiny):
     found = evaluate(lm, trait, n_free=0, n_items=7)
     assert sorted(row.foundation for row in found.vignettes) == sorted(FOUNDATIONS)
     whole = evaluate(lm, trait, n_free=0)
-    for other in (found, evaluate(lm, trait, n_free=0, vignettes=some[:7]),
-                  evaluate(lm, replace(trait, vignette_agreement="Wrong?"), n_free=0)):  # fmt: skip
+    asked = replace(trait, vignette_agreement="Wrong?")
+    for other in (found, evaluate(lm, trait, n_free=0, vignettes=some[:7]), evaluate(lm, asked, n_free=0)):
         with pytest.raises(InputError, match="different items"):
             compare(whole, other)
     assert len(evaluate(lm, make_trait([item()]), n_free=0, vignettes=some[:3]).vignettes) == 3
