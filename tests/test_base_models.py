@@ -15,7 +15,7 @@ from steer_heal.evaluation.choices import score_items
 from steer_heal.ledger import Ledger
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import LM, completion_logprobs
-from steer_heal.model.persona import PERSONA_SLOT, fill_persona
+from steer_heal.model.chat import PERSONA_SLOT, fill_persona
 from steer_heal.model.tiny import tiny_random
 from steer_heal.steering import SteeringVector
 from steer_heal.trait import Item

@@ -12,9 +12,9 @@ import pytest
 from doc_pages import PAGES, ROOT, anchors, blocks, inline_code, kind_of, links, name
 
 from steer_heal.errors import InputError
-from steer_heal.trait import Anchor, Item, Trait
+from steer_heal.trait import Anchor, Item, Trait, Vignette
 from steer_heal.trait.file import OPTIONAL, REQUIRED
-from steer_heal.trait.rows import make_rows, read_vignettes
+from steer_heal.trait.rows import make_rows, read_rows
 
 README, CI = ROOT / "README.md", ROOT / ".ci" / "run"
 COMMANDS = ("uv run ", "python -m steer_heal", "python scripts/", "steer-heal ", "scripts/")
@@ -115,7 +115,7 @@ def test_json_loads_and_rows_are_what_their_reader_takes(block, tmp_path):
         if "foundation_coarse" in row:
             path = tmp_path / f"{place}.jsonl"
             path.write_text(json.dumps(row))
-            assert len(read_vignettes(path)) == 1
+            assert len(read_rows(path, Vignette)) == 1
         elif "choices" in row or "answer" in row:
             make_rows(Item if "choices" in row else Anchor, [(row, block.place)], tmp_path, builtin=False)
         else:

@@ -162,13 +162,10 @@ def asked_of_transformers(lm, monkeypatch, **options):
 
 
 def test_sampling_is_the_models_own_unless_given(tiny, monkeypatch):
-    own = "the model's"
-    assert asked_of_transformers(tiny, monkeypatch) == {
-        "do_sample": True, "temperature": own, "top_p": own, "top_k": own, "min_p": own,
-    }  # fmt: skip
-    assert asked_of_transformers(tiny, monkeypatch, sampling=Sampling(temperature=0.5, top_k=3, min_p=0.1)) == {
-        "do_sample": True, "temperature": 0.5, "top_p": own, "top_k": 3, "min_p": 0.1,
-    }  # fmt: skip
+    own = {"do_sample": True} | dict.fromkeys(("temperature", "top_p", "top_k", "min_p"), "the model's")
+    assert asked_of_transformers(tiny, monkeypatch) == own
+    given = {"temperature": 0.5, "top_k": 3, "min_p": 0.1}
+    assert asked_of_transformers(tiny, monkeypatch, sampling=Sampling(**given)) == own | given
     cold = generate(tiny, PROMPTS * 5, max_new_tokens=8, sampling=Sampling(temperature=1e-4))
     assert [c.token_ids for c in cold] == [
         c.token_ids for c in generate(tiny, PROMPTS * 5, max_new_tokens=8, greedy=True)
@@ -198,13 +195,21 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
     monkeypatch.setattr(texts, "_walk_figures", lambda run, walk: {})
     config = RunConfig(model="tiny-random", walk_mode="grid", walk_batch=24, n_min=28, max_new_tokens=4)
     run = SimpleNamespace(
-        config=config, lm=tiny, kappa=1.0, trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
-        stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
-        ledger=SimpleNamespace(record=lambda *args, **figures: None), keep=lambda *labels: FORGET,
-        base=SimpleNamespace(distinct4=None), prompted=SimpleNamespace(distinct4=None),
-        previous=SimpleNamespace(distinct4=None), reporter=SimpleNamespace(verbose=False),
+        config=config,
+        lm=tiny,
+        kappa=1.0,
+        trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
+        stack=SimpleNamespace(unfolded=contextlib.nullcontext),
+        seed=derive_seed,
+        on_batch=lambda stage: None,
+        ledger=SimpleNamespace(record=lambda *args, **figures: None),
+        keep=lambda *labels: FORGET,
+        base=SimpleNamespace(distinct4=None),
+        prompted=SimpleNamespace(distinct4=None),
+        previous=SimpleNamespace(distinct4=None),
+        reporter=SimpleNamespace(verbose=False),
         filter=lambda lm, drawn: [replace(c, judged=True, dropped_by="test" if c.dose > 0.4 else None) for c in drawn],
-    )  # fmt: skip
+    )
     walk = texts.walk_dose(run, 0, vector)
     kappas = [step.kappa for step in walk.steps if step.probe]
     assert len(kappas) == 6 and len(calls[0]) == 24
@@ -234,12 +239,15 @@ def test_derived_seeds_differ_by_any_label():
     assert len(seeds) == 27 and derive_seed(1, 2) == derive_seed(1, 2)
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"prompts": []}, "no prompts"),
-    ({"prompts": ["Hi"], "doses": (1.0,)}, "needs a steering vector"),
-    ({"prompts": ["Hi"], "max_new_tokens": 0}, "at least 1"),
-    ({"prompts": ["Hi"], "max_new_tokens": 5000}, "exceed the context"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"prompts": ["Hi"], "doses": (1.0,)}, "needs a steering vector"),
+        ({"prompts": ["Hi"], "max_new_tokens": 0}, "at least 1"),
+        ({"prompts": ["Hi"], "max_new_tokens": 5000}, "exceed the context"),
+    ],
+)
 def test_impossible_requests_are_one_clear_error(tiny, options, words):
     with pytest.raises(InputError, match=words):
         generate(tiny, **options)

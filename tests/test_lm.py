@@ -76,13 +76,16 @@ def test_logprobs_do_not_depend_on_batch_composition(family):
         assert row.tolist() == pytest.approx(naive, abs=2e-5)
 
 
-@pytest.mark.parametrize(("layers", "n", "expected"), [
-    ((0.45, 0.55), 4, (1, 2)),
-    ((0.0, 1.0), 4, (0, 1, 2, 3)),
-    ((0.5, 0.5), 5, (2,)),
-    ((0.2, 0.8), 12, (2, 3, 4, 5, 6, 7, 8, 9)),
-    ([1, -1], 4, (1, 3)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layers", "n", "expected"),
+    [
+        ((0.45, 0.55), 4, (1, 2)),
+        ((0.0, 1.0), 4, (0, 1, 2, 3)),
+        ((0.5, 0.5), 5, (2,)),
+        ((0.2, 0.8), 12, (2, 3, 4, 5, 6, 7, 8, 9)),
+        ([1, -1], 4, (1, 3)),
+    ],
+)
 def test_layer_band_is_rounded_outwards(layers, n, expected):
     assert pick_layers(layers, n) == expected
 
@@ -100,25 +103,31 @@ def test_length_batches_cover_every_row_once_within_the_budget():
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 64 for b in batches)
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda lm: lm.chat_ids("  "), "empty"),
-    (lambda lm: lm.encode_chat([]), "no prompts"),
-    (lambda lm: lm.encode_chat("one string"), "list of prompts"),
-    (lambda lm: lm.chat_ids("word " * 3000), "does not fit"),
-    (lambda lm: completion_logprobs(lm, [(1, 2)], [()]), "no tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda lm: lm.chat_ids("  "), "empty"),
+        (lambda lm: lm.encode_chat([]), "no prompts"),
+        (lambda lm: lm.encode_chat("one string"), "list of prompts"),
+        (lambda lm: lm.chat_ids("word " * 3000), "does not fit"),
+        (lambda lm: completion_logprobs(lm, [(1, 2)], [()]), "no tokens"),
+    ],
+)
 def test_unusable_prompts_are_one_clear_error(tiny, call, words):
     with pytest.raises(InputError, match=words) as caught:
         call(tiny)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "options", "words"), [
-    ("pockett", {}, "neither embedded"),
-    ("./nowhere", {}, "neither embedded"),
-    ("tiny-random", {"device": "tpu"}, "unknown"),
-    ("tiny-random", {"dtype": "float8"}, "unknown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("pockett", {}, "neither embedded"),
+        ("./nowhere", {}, "neither embedded"),
+        ("tiny-random", {"device": "tpu"}, "unknown"),
+        ("tiny-random", {"dtype": "float8"}, "unknown"),
+    ],
+)
 def test_unloadable_models_are_one_clear_error(name, options, words):
     with pytest.raises(InputError, match=words) as caught:
         load(name, **options)
@@ -139,8 +148,8 @@ def test_hub_id_that_cannot_be_reached_names_the_offline_models(monkeypatch):
 def test_encoder_only_model_is_refused(tmp_path, tiny):
     from transformers import BertConfig, BertModel
 
-    BertModel(BertConfig(vocab_size=480, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         intermediate_size=32)).save_pretrained(tmp_path)  # fmt: skip
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=480, **sizes)).save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="decoder"):
         load(str(tmp_path))

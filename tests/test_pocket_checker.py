@@ -34,7 +34,7 @@ def test_checker_shares_no_module_and_no_data_with_the_generator():
         source = Path(module.__file__).read_text(encoding="utf-8")
         imported = set(re.findall(r"steer_heal[.]pocket[.](\w+)", source))
         assert imported <= {"checker", "reading"}
-    assert reading.LEXICON.parent.name == "checker_data"
+    assert reading.DATA.name == "checker_data"
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -40,9 +40,17 @@ def draw(kind: str, rng: np.random.Generator, n: int) -> tuple[np.ndarray, list[
 
 @pytest.mark.parametrize(
     "kind",
-    ["normal", "normal, unequal", "skewed", "skewed, unequal", "both rare", "rare to common", "both common",
-     "shares of sentences, unequal"],
-)  # fmt: skip
+    [
+        "normal",
+        "normal, unequal",
+        "skewed",
+        "skewed, unequal",
+        "both rare",
+        "rare to common",
+        "both common",
+        "shares of sentences, unequal",
+    ],
+)
 def test_95_percent_intervals_cover_93_to_97_percent_with_40_clusters(kind):
     rng = np.random.default_rng(5)
     hits = 0
@@ -97,9 +105,17 @@ def test_float_noise_counts_as_equal_and_one_clear_difference_does_not():
 
 @pytest.mark.parametrize(
     ("means", "shared"),
-    [([1, 1, 2, 3], 1), ([3, 2, 1, 3], 3), ([1, 2, 3, 4], None), ([1, 2], None), ([2, 2], 2), ([1, 1, 2, 2], 1),
-     ([0, 5, 5, 5, 9], 5), ([0, 1, 5, 5, 9], None)],
-)  # fmt: skip
+    [
+        ([1, 1, 2, 3], 1),
+        ([3, 2, 1, 3], 3),
+        ([1, 2, 3, 4], None),
+        ([1, 2], None),
+        ([2, 2], 2),
+        ([1, 1, 2, 2], 1),
+        ([0, 5, 5, 5, 9], 5),
+        ([0, 1, 5, 5, 9], None),
+    ],
+)
 def test_a_value_is_shared_when_half_of_the_clusters_have_it(means, shared):
     found = shared_value(np.array(means, dtype=float))
     assert found == shared or (means == [1, 1, 2, 2] and found in (1, 2))

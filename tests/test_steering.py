@@ -149,8 +149,8 @@ def test_poisoned_pads_change_no_real_position_on_either_side(vector, side, scop
     rows = [lm.chat_ids("Hi"), lm.chat_ids("A much longer question about the nurse?")]
     batch = lm.pad_left(rows)
     if side == "right":
-        batch = {name: torch.stack([row.roll(len(ids)) for row, ids in zip(b, rows, strict=True)])
-                 for name, b in batch.items()}  # fmt: skip
+        for name, left in batch.items():
+            batch[name] = torch.stack([row.roll(len(ids)) for row, ids in zip(left, rows, strict=True)])
     real = batch["attention_mask"].bool()
     states = []
     for poison in (0.0, 1e6):
@@ -178,9 +178,8 @@ def test_static_cache_steers_the_same_positions_as_a_dynamic_one(tiny, vector, s
         where = [((a - b).abs().amax(-1) > 1e-6) for a, b in zip(before, after, strict=True)]
         changed.append((ids.tolist(), [w.tolist() for w in where]))
     assert changed[0] == changed[1]
-    pads = (batch["attention_mask"] == 0).tolist()
-    assert not any(c and p for crow, prow in zip(changed[0][1][0], pads, strict=True)
-                   for c, p in zip(crow, prow, strict=True))  # fmt: skip
+    pads = batch["attention_mask"] == 0
+    assert not (torch.tensor(changed[0][1][0]) & pads).any()
 
 
 def test_a_model_compiled_before_is_steered_all_the_same(vector):
@@ -335,8 +334,8 @@ def test_a_decode_pass_reads_no_tensor_value_and_asks_the_cache_nothing(tiny, ve
 
     batch = tiny.pad_left([tiny.chat_ids("Hello there")])
     with torch.no_grad(), vector.applied(tiny.model, [1.0]):
-        tiny.model.generate(**batch, past_key_values=Watched(config=tiny.model.config), min_new_tokens=6,
-                            max_new_tokens=6)  # fmt: skip
+        cache = Watched(config=tiny.model.config)
+        tiny.model.generate(**batch, past_key_values=cache, min_new_tokens=6, max_new_tokens=6)
     assert asked and sum("injector" in name for name in asked) <= 1
 
 
@@ -354,29 +353,30 @@ def test_arithmetic_is_linear(vector, a, b):
     torch.testing.assert_close((vector - vector * a).flat(), vector.flat() * (1 - a), atol=1e-4, rtol=1e-4)
 
 
-def test_projection_unit_norm_and_random_control(vector):
+def test_unit_norm_and_random_control(vector):
     other = vector.random_like(1)
-    part = other.projection(vector)
-    torch.testing.assert_close(part.vectors[1] @ vector.vectors[1], other.vectors[1] @ vector.vectors[1])
-    assert torch.cosine_similarity(part.unit().vectors[1], part.vectors[1], dim=0) == pytest.approx(1, abs=1e-5)
+    assert torch.cosine_similarity(vector.unit().vectors[1], vector.vectors[1], dim=0) == pytest.approx(1, abs=1e-5)
     assert all(v.norm() == pytest.approx(1, abs=1e-5) for v in vector.unit().vectors.values())
     assert other.norm() == pytest.approx(vector.norm(), rel=1e-5) and abs(other.cosine(vector)) < 0.5
     assert torch.equal(other.flat(), vector.random_like(1).flat()) and other.cosine(vector.random_like(2)) < 0.9
 
 
-@pytest.mark.parametrize(("call", "words"), [
-    (lambda lm, v: extract(lm, POS, NEG, ["one"]), "at least 2"),
-    (lambda lm, v: extract(lm, POS, POS, CONTEXTS), "same text"),
-    (lambda lm, v: extract(lm, POS, NEG, CONTEXTS, position="first"), "unknown"),
-    (lambda lm, v: extract(lm, POS, NEG, CONTEXTS, position="reply"), "reply"),
-    (lambda lm, v: extract(lm, POS, NEG, ["word " * 3000, "b"]), "does not fit"),
-    (lambda lm, v: v.applied(lm.model, 1.0, scope="some").__enter__(), "unknown"),
-    (lambda lm, v: v.applied(lm.model, float("nan")).__enter__(), "finite"),
-    (lambda lm, v: v.applied(make("llama").model).__enter__(), "does not fit"),
-    (lambda lm, v: SteeringVector.load("nowhere.safetensors"), "no such file"),
-    (lambda lm, v: SteeringVector({}, v.provenance), "at least one block"),
-    (lambda lm, v: SteeringVector({1: torch.tensor([float("nan")])}, v.provenance), "not finite"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda lm, v: extract(lm, POS, NEG, ["one"]), "at least 2"),
+        (lambda lm, v: extract(lm, POS, POS, CONTEXTS), "same text"),
+        (lambda lm, v: extract(lm, POS, NEG, CONTEXTS, position="first"), "unknown"),
+        (lambda lm, v: extract(lm, POS, NEG, CONTEXTS, position="reply"), "reply"),
+        (lambda lm, v: extract(lm, POS, NEG, ["word " * 3000, "b"]), "does not fit"),
+        (lambda lm, v: v.applied(lm.model, 1.0, scope="some").__enter__(), "unknown"),
+        (lambda lm, v: v.applied(lm.model, float("nan")).__enter__(), "finite"),
+        (lambda lm, v: v.applied(make("llama").model).__enter__(), "does not fit"),
+        (lambda lm, v: SteeringVector.load("nowhere.safetensors"), "no such file"),
+        (lambda lm, v: SteeringVector({}, v.provenance), "at least one block"),
+        (lambda lm, v: SteeringVector({1: torch.tensor([float("nan")])}, v.provenance), "not finite"),
+    ],
+)
 def test_misuse_is_one_clear_error(tiny, vector, call, words):
     with pytest.raises(InputError, match=words) as caught:
         call(tiny, vector)

@@ -83,9 +83,14 @@ def test_reversed_swaps_poles_choices_and_the_checkers_trait_and_undoes_itself(w
 
 @pytest.mark.parametrize(
     "returned",
-    ["None", "N(sentence_ok=2, trait=0, reply_ok=True)", "N(sentence_ok=1, trait='care', reply_ok=True)",
-     "N(sentence_ok=1, trait=-1, reply_ok=True)", "N(sentence_ok=1)"],
-)  # fmt: skip
+    [
+        "None",
+        "N(sentence_ok=2, trait=0, reply_ok=True)",
+        "N(sentence_ok=1, trait='care', reply_ok=True)",
+        "N(sentence_ok=1, trait=-1, reply_ok=True)",
+        "N(sentence_ok=1)",
+    ],
+)
 def test_a_checker_that_returns_nonsense_is_named(write, returned):
     code = f"from types import SimpleNamespace as N\ndef f(p, r, done): return {returned}"
     trait = Trait.load(write(files={"rules.py": code}, checker='"rules:f"'))

@@ -17,7 +17,7 @@ from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.choices import set_apart
 from steer_heal.evaluation.vignettes import WORDS, human_agreement, rank_correlation
 from steer_heal.trait import FOUNDATIONS, Trait, Vignette
-from steer_heal.trait.rows import read_vignettes
+from steer_heal.trait.rows import read_rows
 
 ROW = {"id": "a", "foundation_coarse": "Care", "text": "You see a boy tease a cat."}
 HUMAN = {f"human_{name.replace(' ', '')}": 0 for name in FOUNDATIONS} | {"human_Care": 75, "human_Liberty": 25}
@@ -39,8 +39,8 @@ def test_no_two_shipped_scenes_are_near_duplicates_and_none_names_its_category(s
     words = {one.id: set(re.findall(r"[a-z]+", one.text.lower())) for one in shipped}
     for a, b in combinations(words.values(), 2):
         assert len(a & b) / len(a | b) < 0.4
-    cues = set(WORDS) | {"moral", "wrong", "harm", "unfair", "cheat", "disloyal", "betray", "disgusting", "freedom",
-                         "weird", "strange", "norm", "obey", "disobey"}  # fmt: skip
+    cues = {"moral", "wrong", "harm", "unfair", "cheat", "disloyal", "betray", "disgusting", "freedom"}
+    cues |= {*WORDS, "weird", "strange", "norm", "obey", "disobey"}
     assert not [(name, found & cues) for name, found in words.items() if found & cues]
 
 
@@ -66,7 +66,7 @@ def test_a_published_kind_of_file_is_read_with_its_raters_and_further_columns(tm
         {**ROW, "condition": "self_violate"},
         {**ROW, "id": "b", "foundation_coarse": "SocialNorms"},
     ]
-    first, second, third = read_vignettes(write(tmp_path, *rows))
+    first, second, third = read_rows(write(tmp_path, *rows), Vignette)
     assert first == Vignette("a", ROW["text"], "Care", "other_violate", (0.75, 0, 0, 0, 0, 0.25, 0))
     assert (second.id, second.condition, second.human, third.foundation) == ("a", "self_violate", None, "Social Norms")
 
@@ -92,7 +92,7 @@ WRONG = [
 def test_a_wrong_row_is_one_line_that_names_file_and_line(tmp_path, change, words):
     path = write(tmp_path, ROW, "", {**ROW, "id": "b", **change})
     with pytest.raises(InputError, match=r"scenes\.jsonl, line 3: ") as caught:
-        read_vignettes(path)
+        read_rows(path, Vignette)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -107,7 +107,7 @@ def test_a_wrong_row_is_one_line_that_names_file_and_line(tmp_path, change, word
 )
 def test_a_wrong_file_is_one_line(tmp_path, rows, words):
     with pytest.raises(InputError) as caught:
-        read_vignettes(write(tmp_path, *rows))
+        read_rows(write(tmp_path, *rows), Vignette)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -122,9 +122,9 @@ def test_the_option_is_checked_before_anything_runs(tmp_path):
 
 
 def test_a_trait_file_names_its_vignettes_and_its_foundations(tmp_path):
-    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c"]', "prompts": '["p"]',
-             "eval_prompts": json.dumps([str(i) for i in range(8)]), "vignettes": '"scenes.jsonl"',
-             "vignette_up": '["care", "Liberty"]', "vignette_agreement": '"Wrong?"'}  # fmt: skip
+    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c"]', "prompts": '["p"]'}
+    lines |= {"eval_prompts": json.dumps([str(i) for i in range(8)]), "vignettes": '"scenes.jsonl"'}
+    lines |= {"vignette_up": '["care", "Liberty"]', "vignette_agreement": '"Wrong?"'}
     items = '\n[[items]]\nid="i"\nprompt="p"\nchoices=["x","y"]\ntrait="x"\n'
 
     def load(**changes):
@@ -254,8 +254,8 @@ def test_a_sample_is_stratified_and_other_vignettes_are_not_compared(tiny):
     found = evaluate(lm, trait, n_free=0, n_items=7)
     assert sorted(row.foundation for row in found.vignettes) == sorted(FOUNDATIONS)
     whole = evaluate(lm, trait, n_free=0)
-    for other in (found, evaluate(lm, trait, n_free=0, vignettes=some[:7]),
-                  evaluate(lm, replace(trait, vignette_agreement="Wrong?"), n_free=0)):  # fmt: skip
+    asked = replace(trait, vignette_agreement="Wrong?")
+    for other in (found, evaluate(lm, trait, n_free=0, vignettes=some[:7]), evaluate(lm, asked, n_free=0)):
         with pytest.raises(InputError, match="different items"):
             compare(whole, other)
     assert len(evaluate(lm, make_trait([item()]), n_free=0, vignettes=some[:3]).vignettes) == 3

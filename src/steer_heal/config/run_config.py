@@ -23,7 +23,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing.config import DivergenceFunction, HealConfig
 from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Vignette
-from steer_heal.trait.rows import read_vignettes
+from steer_heal.trait.rows import read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
 
     def vignettes(self) -> tuple[Vignette, ...] | None:
         """The vignettes of `eval_vignettes`; None for the trait's own."""
-        return None if self.eval_vignettes is None else read_vignettes(Path(self.eval_vignettes).expanduser())
+        return None if self.eval_vignettes is None else read_rows(Path(self.eval_vignettes).expanduser(), Vignette)
 
     def text_sampling(self) -> Sampling:
         """How training texts, and those that the filter is calibrated on, are sampled; None: the model's own way."""

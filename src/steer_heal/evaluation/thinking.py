@@ -15,7 +15,6 @@ from transformers import StoppingCriteriaList
 
 from steer_heal.errors import InputError
 from steer_heal.model import LM
-from steer_heal.texts.generation import auto_batch_rows
 from steer_heal.texts.sampling import MODELS_OWN
 
 Ids = tuple[int, ...]
@@ -71,7 +70,7 @@ def think(lm: LM, prompts: Sequence[Ids], thinking: Thinking, lead: str = "") ->
     out: list[Ids] = [()] * len(prompts)
     closed = [False] * len(prompts)
     order = sorted(range(len(opened)), key=lambda i: (len(opened[i]), i))
-    rows = auto_batch_rows(lm, longest)
+    rows = lm.rows_that_fit(longest)
     for start in range(0, len(order), rows):
         some = order[start : start + rows]
         for i, thought in zip(some, _greedy(lm, [opened[i] for i in some], thinking), strict=True):

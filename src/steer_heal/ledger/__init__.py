@@ -5,7 +5,22 @@ what it records again has to be what is there already.
 """
 
 from steer_heal.ledger.event_log import TIMES
-from steer_heal.ledger.json_files import plain, write_json, write_text
+from steer_heal.ledger.files import plain, whole_folder, write_json, write_text, write_whole
 from steer_heal.ledger.run_folder import SCHEMA_VERSION, Ledger
+from steer_heal.ledger.units import FORGET, Keep, Kind, Units, json_kind
 
-__all__ = ["SCHEMA_VERSION", "TIMES", "Ledger", "plain", "write_json", "write_text"]
+__all__ = [
+    "FORGET",
+    "SCHEMA_VERSION",
+    "TIMES",
+    "Keep",
+    "Kind",
+    "Ledger",
+    "Units",
+    "json_kind",
+    "plain",
+    "whole_folder",
+    "write_json",
+    "write_text",
+    "write_whole",
+]

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from steer_heal.errors import InputError
-from steer_heal.ledger.files import append_whole, drop_torn_line, whole_lines
-from steer_heal.ledger.json_files import plain
+from steer_heal.ledger.files import append_whole, drop_torn_line, plain, whole_lines
 
 TIMES = ("time", "seconds", "folder")
 """Figures of an event that may differ when it is recorded again: when, how long, and where the folder now is."""

@@ -1,15 +1,17 @@
 """Files that appear whole or not at all: a temporary name, flushed to the disk, renamed. Ctrl-C waits for the rename.
 
-Knows nothing of what is written. A write that fails is one clear error, and what was there before is still there.
+Knows nothing of runs. A write that fails is one clear error, and what was there before is still there.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +31,33 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
         flush_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
+    write_whole(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON in one step; NaN and infinity become null."""
+    write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
+
+
+def plain(value):
+    """JSON types only: mappings, lists, strings, numbers; a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if callable(value):
+        return f"{value.__module__}:{value.__qualname__}"
+    if hasattr(value, "item"):
+        return plain(value.item())
+    raise TypeError(f"{type(value).__name__} does not belong in a ledger")
 
 
 def append_whole(path: Path, line: str) -> None:

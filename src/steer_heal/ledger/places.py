@@ -6,9 +6,10 @@ Knows nothing of what is in the folder.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from steer_heal.errors import InputError
@@ -16,27 +17,14 @@ from steer_heal.errors import InputError
 
 def made_folder(root: Path, label: str) -> Path:
     """Make `root/<time>_<label>`, with a number behind it where that is there already."""
-    stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{_safe(label)}"
+    label = "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.") or "run"
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}_{label}"
     root.mkdir(parents=True, exist_ok=True)
-    return next(f for f in _candidates(root, stem) if _made(f))
-
-
-def _candidates(root: Path, stem: str) -> Iterator[Path]:
-    yield root / stem
-    for n in range(2, 1000):
-        yield root / f"{stem}-{n}"
-
-
-def _made(folder: Path) -> bool:
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _safe(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in label).strip("-.") or "run"
+    for n in itertools.count(1):
+        folder = root / (stem if n == 1 else f"{stem}-{n}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
 
 
 class FolderLock:

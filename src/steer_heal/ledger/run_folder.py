@@ -5,6 +5,7 @@ Knows nothing of models.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -18,10 +19,8 @@ from pathlib import Path
 from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.ledger.environment import environment
 from steer_heal.ledger.event_log import EventLog
-from steer_heal.ledger.files import PARTIAL, move_whole, same_files
-from steer_heal.ledger.json_files import plain, write_json, write_text
+from steer_heal.ledger.files import PARTIAL, move_whole, plain, same_files, whole_lines, write_json, write_text
 from steer_heal.ledger.places import FolderLock, made_folder
-from steer_heal.ledger.results import add_row
 from steer_heal.ledger.units import Units
 
 SCHEMA_VERSION = 1
@@ -190,6 +189,20 @@ class Ledger:
     def append_result(self, row: Mapping[str, object]) -> None:
         """Add one line to `results.tsv` beside the runs; a new file gets the header first.
 
-        A run that goes on replaces its own line.
+        A run that goes on replaces its own line, which begins with the folder's name.
         """
-        add_row(self.folder.parent / "results.tsv", row, self.folder.name if self.replayed else None)
+        path = self.folder.parent / "results.tsv"
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # other runs may end at the same time
+            lines = whole_lines(path) or ["\t".join(row)]
+            if self.replayed:
+                lines = [line for line in lines if line.split("\t")[0] != self.folder.name]
+            lines.append("\t".join(_cell(value) for value in row.values()))
+            write_text(path, "\n".join(lines) + "\n")
+        finally:
+            os.close(handle)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).replace("\t", " ")

@@ -9,10 +9,13 @@ from steer_heal.lazy import lazily
 
 if TYPE_CHECKING:
     from steer_heal.model.chat import takes_system
+    from steer_heal.model.depth import pick_layers
     from steer_heal.model.language_model import LM, position_ids
     from steer_heal.model.loading import load
     from steer_heal.model.logprobs import completion_logprobs, length_batches
+    from steer_heal.model.memory import memory_in_use
     from steer_heal.model.structure import Head, find_blocks, text_config, unwrap
+    from steer_heal.model.tiny import tiny_random, tiny_tokenizer
 
 __all__ = [
     "LM",
@@ -21,9 +24,13 @@ __all__ = [
     "find_blocks",
     "length_batches",
     "load",
+    "memory_in_use",
+    "pick_layers",
     "position_ids",
     "takes_system",
     "text_config",
+    "tiny_random",
+    "tiny_tokenizer",
     "unwrap",
 ]
 

@@ -1,14 +1,29 @@
-"""Chat prompts as token ids: the template, what to do without one, and prompts that a tokenizer cannot spell.
+"""Chat prompts as token ids: the persona slot, the template, what to do without one, prompts a tokenizer cannot spell.
 
-Knows nothing of models.
+Knows nothing of models and traits.
 """
 
 from __future__ import annotations
 
 from steer_heal.errors import InputError
 
+PERSONA_SLOT = "{persona}"
+"""Where a prompt takes the persona when a system prompt would be unnatural: a base model that tells stories has none,
+but "there was a {persona} girl" is a text it knows how to go on from."""
 UNKNOWN_LIMIT = 0.5
 """Share of unknown tokens in a user turn from which on a prompt is refused."""
+
+
+def fill_persona(user: str, system: str | None) -> tuple[str, str | None]:
+    """(prompt, system prompt): a prompt with slots takes the system text there, and no system prompt is left.
+
+    Without a system text a slot vanishes together with the blank after it.
+    """
+    if PERSONA_SLOT not in user:
+        return user, system
+    if not system:
+        return user.replace(PERSONA_SLOT + " ", "").replace(PERSONA_SLOT, ""), None
+    return user.replace(PERSONA_SLOT, system), None
 
 
 def render(tokenizer, user: str, system: str | None) -> tuple[int, ...]:

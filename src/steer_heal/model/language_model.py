@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.model.chat import check_known, render
-from steer_heal.model.persona import fill_persona
+from steer_heal.model.chat import check_known, fill_persona, render
 from steer_heal.model.structure import Head, find_blocks, find_head, text_config, unwrap
 
 
@@ -83,6 +82,18 @@ class LM:
         if self.tokenizer.pad_token_id is not None:
             return self.tokenizer.pad_token_id
         return min(self.eos_ids, default=0)
+
+    def rows_that_fit(self, tokens_per_row: int, limit: int = 128) -> int:
+        """Rows whose key-value cache and logits fit half of the free memory, at most `limit`."""
+        if self.device.type != "cuda":
+            return limit
+        config = text_config(self.base)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        item = torch.finfo(self.dtype).bits // 8
+        per_row = 2 * config.num_hidden_layers * heads * head_dim * item * tokens_per_row + 8 * config.vocab_size
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(1, min(limit, int(free * 0.5 / per_row)))
 
     def chat_ids(self, user: str, system: str | None = None) -> tuple[int, ...]:
         """Token ids of one rendered chat prompt, up to and including the assistant tag; exactly one BOS at most.

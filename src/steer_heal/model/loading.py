@@ -22,7 +22,7 @@ from steer_heal.model.language_model import LM
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
 
-LOADING_ERRORS = (
+LOAD_ERRORS = (
     OSError,
     ValueError,
     ImportError,
@@ -33,18 +33,12 @@ LOADING_ERRORS = (
     SafetensorError,
 )
 """What transformers raises for a damaged or unfit model."""
+EMBEDDED = ("pocket", "tiny-random")
 HUB_TIMEOUT = 5.0
 """Seconds."""
 ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "tekken.json",
-)
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,17 +67,13 @@ def load(
             an impossible temperature or top_p.
     """
     where = resolve_device(device)
+    dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
         model, tokenizer = tiny_random()
-        set_sampling(model, temperature, top_p)
-        return LM(model.to(where, resolve_dtype(dtype, where, embedded=True)).eval(), tokenizer, name)
-    if name == "pocket":
-        source, embedded = WEIGHTS, True
+        model = model.to(where, dtype).eval()
     else:
-        source, embedded = name, False
-    model, tokenizer = load_pretrained(
-        source, name, resolve_dtype(dtype, where, embedded), where, attn_implementation, trust_remote_code
-    )
+        source = WEIGHTS if name == "pocket" else name
+        model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
     lm = LM(model, tokenizer, name)
     _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
@@ -133,7 +123,7 @@ def read_config(source, name: str, trust_remote_code: bool):
     try:
         with _without_warnings():
             return AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as problem:
+    except LOAD_ERRORS as problem:
         raise InputError(_explain(name, local, problem)) from problem
 
 
@@ -146,7 +136,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
-    source, shared = _reachable(source), {"trust_remote_code": trust_remote_code}
+    source = _reachable(source)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
     made_as = getattr(config, "architectures", None) or ()
@@ -156,12 +146,18 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
         _check_files(Path(source), name)
     try:
         with _without_warnings():
-            tokenizer = AutoTokenizer.from_pretrained(source, **shared)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
             model, found = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, attn_implementation=attn, use_safetensors=True,
-                output_loading_info=True, ignore_mismatched_sizes=True, **shared,
-            )  # fmt: skip
-    except LOADING_ERRORS as problem:
+                source,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except LOAD_ERRORS as problem:
         if attn is not None and "attn" in str(problem):
             raise InputError(
                 f"--attn-implementation {attn!r} is none that model {name!r} can use here: give eager, sdpa or, where "
@@ -253,9 +249,9 @@ def _check_files(folder: Path, name: str) -> None:
         pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
         found = f"only {pickled[0]}, and pickled weights are never read" if pickled else "no weights"
         raise InputError(f"model folder {name!r} holds {found}: save the model as safetensors")
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    if not any((folder / file).is_file() for file in TOKENIZERS):
         raise InputError(
-            f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): save it beside the model"
+            f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)}): save it beside the model"
         )
 
 

@@ -18,7 +18,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steer_heal.errors import InputError
-from steer_heal.model import LM, text_config
+from steer_heal.model.language_model import LM
+from steer_heal.model.structure import text_config
 
 
 class _LastBlockReached(Exception):
@@ -58,7 +59,7 @@ def read_prefix(lm: LM, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int
     if not ids or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
         return Prefix(())
     tokens = torch.tensor([ids], device=lm.device)
-    _run_up_to(lm, last_block, {}, input_ids=tokens, past_key_values=cache, use_cache=True)
+    _run_up_to(lm, {}, last_block, input_ids=tokens, past_key_values=cache, use_cache=True)
     return Prefix(ids, cache)
 
 
@@ -101,14 +102,12 @@ def record(
 
         return read
 
-    _run_up_to(
-        lm, max(blocks), {i: reader(i) for i in blocks}, input_ids=ids, position_ids=positions,
-        past_key_values=prefix.rows(len(rows)), use_cache=prefix.cache is not None,
-    )  # fmt: skip
+    inputs = {"input_ids": ids, "position_ids": positions, "past_key_values": prefix.rows(len(rows))}
+    _run_up_to(lm, {i: reader(i) for i in blocks}, max(blocks), use_cache=prefix.cache is not None, **inputs)
     return out
 
 
-def _run_up_to(lm: LM, last: int, readers: dict[int, Callable[[Tensor], None]], **inputs) -> None:
+def _run_up_to(lm: LM, readers: dict[int, Callable[[Tensor], None]], last: int, **inputs) -> None:
     """A forward pass of the backbone that hands block outputs to their readers and ends after block `last`."""
 
     def hook_for(i: int):

@@ -51,6 +51,7 @@ def tiny_random(seed: int = 0):
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     tokenizer = tiny_tokenizer()
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -62,20 +63,10 @@ def tiny_random(seed: int = 0):
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **special,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=0.9,
-        top_p=0.95,
-        top_k=0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.9, top_p=0.95, top_k=0, **special)
     return model.eval(), tokenizer

@@ -5,15 +5,12 @@ Knows nothing of models and personas.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
-from steer_heal.pocket.reading import LEXICON, SLOT_CLASSES, Question, read_question
+from steer_heal.pocket.reading import GRAMMAR, SLOT_CLASSES, WORDS, Question, read_question, tidy
 
-GRAMMAR: dict[str, Any] = tomllib.loads((LEXICON.parent / "grammar.toml").read_text(encoding="utf-8"))
 AXES = ("care", "warmth", "boldness")
 ORDER = ("opening", "lead", "decision", "reason", "plan", "maxim", "step0", "step1", "step2", "pace", "closing")
 
@@ -48,7 +45,6 @@ class Rule:
 class Reading:
     """What one sentence was recognised as; `exact` if it also refers to the right people and things."""
 
-    text: str
     rule: Rule | None
     exact: bool
 
@@ -101,13 +97,13 @@ def _read_sentence(text: str, question: Question) -> Reading:
     found = [rule for rule, pattern in _loose(question.kind) if pattern.fullmatch(text)]
     for rule in found:
         if re.fullmatch(_fill(rule.pattern, question.meant), text):
-            return Reading(text, rule, True)
-    return Reading(text, found[0] if found else None, False)
+            return Reading(rule, True)
+    return Reading(found[0] if found else None, False)
 
 
 def _sentences(reply: str) -> tuple[list[str], bool]:
     """Sentences without their full stop, and whether the last one is complete."""
-    text = re.sub(r"\s+([.,?:;!])", r"\1", re.sub(r"\s+", " ", reply.strip().lower()))
+    text = tidy(reply)
     pieces = [piece.strip() for piece in re.split(r"[.]|(?<=[?])", text)]
     return [piece for piece in pieces if piece], text.endswith((".", "?"))
 
@@ -127,20 +123,20 @@ def _check(prompt: str, reply: str, finished: bool, axis: str) -> Check:
         right[index] = False
         reasons.append(f"{reason}: {sentences[index]}")
 
-    answer_side = 0
+    answered, side = "", 0
     readings = [_read_sentence(sentence, question) for sentence in sentences]
     if question.choices:
         if sentences[0] not in question.choices:
             fault(0, "not one of the choices")
         else:
-            answer_side = _answer_side(sentences[0], question.choices)
-        readings[0] = Reading(sentences[0], None, True)
+            answered, side = _answers().get(sentences[0], ("", 0))
+        readings[0] = Reading(None, True)
         for index in range(1, len(sentences)):
             if not question.wants_reason:
                 fault(index, "more than one word")
     offset = 1 if question.choices else 0
     seen: set[str] = set()
-    stance = dict.fromkeys(AXES, 0) | ({"care": answer_side} if question.choices else {})
+    stance = dict.fromkeys(AXES, 0) | ({"care": side} if answered == "care" else {})
     for index, reading in enumerate(readings[offset:], start=offset):
         rule = reading.rule
         if rule is None:
@@ -158,10 +154,9 @@ def _check(prompt: str, reply: str, finished: bool, axis: str) -> Check:
     if not (finished and complete):
         fault(len(sentences) - 1, "does not end")
     reasons += _order_faults(question, readings[offset:])
+    trait = _trait(readings, axis)
     if question.choices:
-        trait = _answer_trait(sentences[0], axis) if sentences[0] in question.choices else None
-    else:
-        trait = _trait(readings, axis)
+        trait = float(side > 0) if answered == axis else None
     return Check(sum(right) / len(right), trait, not reasons, tuple(reasons))
 
 
@@ -205,21 +200,9 @@ def _trait(readings: list[Reading], axis: str) -> float | None:
 @cache
 def _answers() -> dict[str, tuple[str, int]]:
     """Axis and side of every one-word answer."""
-    entries = tomllib.loads(LEXICON.read_text(encoding="utf-8"))["answer"]
     return {
         word: (axis, side)
-        for axis, sides in entries.items()
+        for axis, sides in WORDS["answer"].items()
         for name, side in (("for", 1), ("against", -1))
         for word in sides[name].split()
     }
-
-
-def _answer_side(word: str, choices: tuple[str, str]) -> int:
-    """Side of an answer on the care axis; 0 for choices on another axis."""
-    axis, side = _answers().get(word, ("", 0))
-    return side if axis == "care" else 0
-
-
-def _answer_trait(word: str, axis: str) -> float | None:
-    known, side = _answers().get(word, ("", 0))
-    return float(side > 0) if known == axis else None

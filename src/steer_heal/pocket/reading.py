@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-LEXICON = Path(__file__).parent / "checker_data" / "lexicon.toml"
-_WORDS: dict[str, Any] = tomllib.loads(LEXICON.read_text(encoding="utf-8"))
+DATA = Path(__file__).parent / "checker_data"
+WORDS: dict[str, Any] = tomllib.loads((DATA / "lexicon.toml").read_text(encoding="utf-8"))
+GRAMMAR: dict[str, Any] = tomllib.loads((DATA / "grammar.toml").read_text(encoding="utf-8"))
 
 
 def _any(name: str) -> str:
-    return "|".join(_WORDS[name].split())
+    return "|".join(WORDS[name].split())
 
 
 _PERSON = f"{_any('women')}|{_any('men')}"
@@ -34,9 +35,9 @@ SLOT_CLASSES: dict[str, str] = {
     "any_authority": _any("authority"),
     "place2": _any("place"),
     "ware2": _any("ware"),
-    "action": "|".join(_WORDS["tools"]),
-    "tool": "|".join(_WORDS["tools"].values()),
-    "number": "|".join(_WORDS["number"].split()[2:]),
+    "action": "|".join(WORDS["tools"]),
+    "tool": "|".join(WORDS["tools"].values()),
+    "number": "|".join(WORDS["number"].split()[2:]),
 } | {
     name: _any(name)
     for name in ("authority", "place", "object", "act", "plight", "adjective", "color", "ware", "period", "part")
@@ -66,10 +67,15 @@ class Question:
     wants_reason: bool = False
 
 
+def tidy(text: str) -> str:
+    """Lower case, single blanks, none before a sign."""
+    return re.sub(r"\s+([.,?:;!])", r"\1", re.sub(r"\s+", " ", text.strip().lower()))
+
+
 @cache
 def read_question(prompt: str) -> Question:
     """Understand a user's turn."""
-    text = re.sub(r"\s+([.,?:;!])", r"\1", re.sub(r"\s+", " ", prompt.strip().lower()))
+    text = tidy(prompt)
     choice = _CHOICE.search(text)
     body = text[: choice.start()].strip() if choice else text
     choices = (choice["x"], choice["y"]) if choice else ()
@@ -90,7 +96,7 @@ def _pronouns(name: str) -> dict[str, str]:
     """Pronouns and verb forms that go with a person or a group."""
     if name.startswith("the "):
         forms = ("they", "them", "their", "are", "need")
-    elif name in _WORDS["women"].split():
+    elif name in WORDS["women"].split():
         forms = ("she", "her", "her", "is", "needs")
     else:
         forms = ("he", "him", "his", "is", "needs")
@@ -140,16 +146,16 @@ def _exact_answer(text: str) -> str | None:
     if (story := _story_answer(text)) is not None:
         return story
     if match := re.fullmatch(r"what color is (\w+)[?]", text):
-        colors = [color for color, things in _WORDS["color_of"].items() if match[1] in things.split()]
+        colors = [color for color, things in WORDS["color_of"].items() if match[1] in things.split()]
         return f"{match[1]} is {colors[0]}" if colors else None
     if match := re.fullmatch(r"what is the opposite of (\w+)[?]", text):
-        pairs = _pairs(_WORDS["opposite"]["pairs"])
+        pairs = _pairs(WORDS["opposite"]["pairs"])
         other = (pairs | {b: a for a, b in pairs.items()}).get(match[1])
         return f"the opposite of {match[1]} is {other}" if other else None
     if match := re.fullmatch(r"where do you find a (\w+)[?]", text):
-        home = _pairs(_WORDS["found_in"]["places"]).get(match[1])
+        home = _pairs(WORDS["found_in"]["places"]).get(match[1])
         return f"you find a {match[1]} in the {home}" if home else None
-    numbers = _WORDS["number"].split()
+    numbers = WORDS["number"].split()
     if (match := re.fullmatch(r"what is (\w+) plus (\w+)[?]", text)) and {match[1], match[2]} <= set(numbers):
         total = numbers.index(match[1]) + numbers.index(match[2])
         return f"{match[1]} plus {match[2]} is {numbers[total]}" if total < len(numbers) else None
@@ -179,8 +185,6 @@ def _story_answer(text: str) -> str | None:
 
 @cache
 def _everyday_questions() -> tuple[re.Pattern[str], ...]:
-    entries = tomllib.loads((LEXICON.parent / "grammar.toml").read_text(encoding="utf-8"))["everyday"]
-
     def compiled(pattern: str) -> re.Pattern[str]:
         # alternatives of one pattern may name a slot again, which a regular expression cannot: number them
         numbers = iter(range(100))
@@ -188,7 +192,7 @@ def _everyday_questions() -> tuple[re.Pattern[str], ...]:
             re.sub(r"<(\w+)>", lambda slot: f"(?P<{slot[1]}__{next(numbers)}>{SLOT_CLASSES[slot[1]]})", pattern)
         )
 
-    return tuple(compiled(entry["ask"]) for entry in entries)
+    return tuple(compiled(entry["ask"]) for entry in GRAMMAR["everyday"])
 
 
 def _everyday(text: str) -> Question | None:
@@ -201,6 +205,6 @@ def _everyday(text: str) -> Question | None:
             if asker := meant.pop("asker", meant.pop("whom", None)):
                 meant["hero"] = "you" if asker in ("i", "me") else asker
             if action := meant.get("action"):
-                meant["tool"] = _WORDS["tools"][action]
+                meant["tool"] = WORDS["tools"][action]
             return Question(f"everyday{index}", meant)
     return None

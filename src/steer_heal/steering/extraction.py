@@ -102,9 +102,17 @@ def extract(
     }
     chosen, reason = choose_band(quality) if auto else (blocks, _as_asked(layers))
     provenance = Provenance(
-        lm.name, len(lm.blocks), lm.width, pos, neg, contexts_sha256(contexts), len(pairs), position,
-        n_skipped=len(contexts) - len(pairs), reason=reason,
-    )  # fmt: skip
+        model=lm.name,
+        n_blocks=len(lm.blocks),
+        width=lm.width,
+        pos=pos,
+        neg=neg,
+        contexts_sha256=contexts_sha256(contexts),
+        n_contexts=len(pairs),
+        position=position,
+        n_skipped=len(contexts) - len(pairs),
+        reason=reason,
+    )
     return SteeringVector({i: vectors[i] for i in chosen}, provenance, quality)
 
 

@@ -100,12 +100,6 @@ class SteeringVector:
         self._check_same_shape(other)
         return float(torch.cosine_similarity(self.flat(), other.flat(), dim=0))
 
-    def projection(self, other: SteeringVector) -> SteeringVector:
-        """The part of this vector that lies along `other`, block by block."""
-        self._check_same_shape(other)
-        along = {i: other.vectors[i] / other.vectors[i].norm() for i in self.layers}
-        return self._derived({i: (v @ along[i]) * along[i] for i, v in self._items()})
-
     def unit(self) -> SteeringVector:
         """Each block's direction with L2 norm 1."""
         return self._derived({i: v / v.norm() for i, v in self._items()})
@@ -113,7 +107,7 @@ class SteeringVector:
     def scaled_like(self, other: SteeringVector) -> SteeringVector:
         """Each block's direction with the L2 norm that `other` has there."""
         self._check_same_shape(other)
-        return self._derived({i: v / v.norm() * other.vectors[i].norm() for i, v in self._items()})
+        return self._derived({i: v * other.vectors[i].norm() for i, v in self.unit()._items()})
 
     def __mul__(self, factor: float) -> SteeringVector:
         return self._derived({i: v * factor for i, v in self._items()})
@@ -134,7 +128,7 @@ class SteeringVector:
         """Random directions of the same norm per block: the control for "any push of this size does it"."""
         generator = torch.Generator().manual_seed(seed)
         drawn = {i: torch.randn(v.shape, generator=generator) for i, v in self._items()}
-        return self._derived({i: d / d.norm() * self.vectors[i].norm() for i, d in drawn.items()})
+        return self._derived(drawn).scaled_like(self)
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with the provenance in its metadata, then read it back and compare."""

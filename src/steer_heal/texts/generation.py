@@ -19,7 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
-from steer_heal.model import LM, text_config
+from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
 from steer_heal.texts.sampling import MODELS_OWN, Sampling
@@ -108,9 +108,8 @@ def generate(
     """
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
-        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin=origin, on_batch=on_batch,
-        sampling=sampling, keep=keep,
-    )  # fmt: skip
+        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep
+    )
 
 
 @torch.no_grad()
@@ -164,7 +163,7 @@ def generate_requests(
             f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
-    rows = full = keep.once("rows", lambda: batch_rows or auto_batch_rows(lm, longest + max_new_tokens), PLAIN)
+    rows = full = keep.once("rows", lambda: batch_rows or lm.rows_that_fit(longest + max_new_tokens), PLAIN)
     out: dict[int, Completion] = {}
     started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
@@ -174,10 +173,10 @@ def generate_requests(
 
     def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
         r = requests[i]
+        ended = reply[-1] in lm.eos_ids
         return Completion(
-            prompt=r.prompt, system=system, prompt_ids=ids[r.prompt], token_ids=reply, text=lm.decode(reply),
-            finished=reply[-1] in lm.eos_ids, dose=r.dose, seed=batch_seed, row=r.row, origin=origin,
-        )  # fmt: skip
+            r.prompt, system, ids[r.prompt], reply, lm.decode(reply), ended, r.dose, batch_seed, r.row, origin
+        )
 
     def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
         nonlocal fresh
@@ -263,16 +262,3 @@ def _until_end(row: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
     """The reply up to and including its first end token; what follows is padding."""
     end = next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))
     return tuple(row[:end])
-
-
-def auto_batch_rows(lm: LM, tokens_per_row: int, limit: int = 128) -> int:
-    """Rows whose key-value cache and logits fit half of the free memory, at most `limit`."""
-    if lm.device.type != "cuda":
-        return limit
-    config = text_config(lm.base)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    item = torch.finfo(lm.dtype).bits // 8
-    per_row = 2 * config.num_hidden_layers * heads * head_dim * item * tokens_per_row + 8 * config.vocab_size
-    free, _ = torch.cuda.mem_get_info(lm.device)
-    return max(1, min(limit, int(free * 0.5 / per_row)))

@@ -3,10 +3,12 @@
 Knows nothing of models, steering and training.
 """
 
-from steer_heal.trait.items import FOUNDATIONS, Anchor, Item, Judgement, Vignette
+from steer_heal.trait.items import CONTINUATION, FOUNDATIONS, Anchor, Item, Judgement, Vignette
+from steer_heal.trait.rows import read_rows
 from steer_heal.trait.trait import REVERSED, Trait, builtin_traits, default_trait
 
 __all__ = [
+    "CONTINUATION",
     "FOUNDATIONS",
     "REVERSED",
     "Anchor",
@@ -16,4 +18,5 @@ __all__ = [
     "Vignette",
     "builtin_traits",
     "default_trait",
+    "read_rows",
 ]

@@ -9,30 +9,35 @@ import re
 import string
 import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
-from steer_heal.model.persona import PERSONA_SLOT
-from steer_heal.trait.items import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item
-from steer_heal.trait.rows import json_lines, kind_of, make_rows, read_text
-from steer_heal.trait.vignette_rows import foundation, make_vignettes
+from steer_heal.model.chat import PERSONA_SLOT
+from steer_heal.trait.items import CONTINUATION, Anchor, Item, Vignette
+from steer_heal.trait.rows import foundation, json_lines, kind_of, make_rows, read_text
 from steer_heal.user_function import import_function
 
 MIN_EVAL_PROMPTS = 8
-TEXTS = ("name", "pos", "neg")
-LISTS = ("contexts", "prompts", "eval_prompts")
 REQUIRED = ("name", "pos", "neg", "neutral", "contexts", "prompts", "eval_prompts", "items")
+VIGNETTES = ("vignettes", "vignette_up", "vignette_down", "vignette_agreement")
 OPTIONAL = (
-    "description", "models", "replay_prompts", "off_target", "anchors", "choice_template", "checker", "vignettes",
-    "vignette_up", "vignette_down", "vignette_agreement",
-)  # fmt: skip
+    "description",
+    "models",
+    "replay_prompts",
+    "off_target",
+    "anchors",
+    "choice_template",
+    "checker",
+    *VIGNETTES,
+)
 
 
 class TraitFile:
     """Reads and checks one file; every complaint is an InputError with the place it is about."""
 
     def __init__(self, path: Path, builtin: bool):
-        self.path, self.builtin = path, builtin
+        self.path, self.builtin, self.folder = path, builtin, path.resolve().parent
         self.text = read_text(path, f"{path}")
         try:
             self.data = tomllib.loads(self.text)
@@ -41,6 +46,27 @@ class TraitFile:
 
     def fields(self) -> dict[str, object]:
         """The fields of a `Trait`, checked."""
+        self.check_keys()
+        readers = {
+            **dict.fromkeys(("name", "pos", "neg", "vignette_agreement", "checker"), self.string),
+            **dict.fromkeys(("description", "neutral"), partial(self.string, empty=True)),
+            **dict.fromkeys(("contexts", "prompts", "eval_prompts", "replay_prompts"), self.strings),
+            **dict.fromkeys(("items", "off_target"), partial(self.rows, kind=Item)),
+            "anchors": partial(self.rows, kind=Anchor),
+            "vignettes": partial(self.rows, kind=Vignette),
+            **dict.fromkeys(("vignette_up", "vignette_down"), self.foundations),
+            "models": lambda key: self.strings(key) if self.data[key] else (),
+            "choice_template": self.template,
+        }
+        fields = {"description": ""} | {key: read(key) for key, read in readers.items() if key in self.data}
+        self.check_together(fields)
+        if "checker" in fields:
+            spec = fields["checker"]
+            fields["check"] = import_function(spec, self.folder, self.builtin, self.place("checker"))
+        return fields
+
+    def check_keys(self) -> None:
+        """No key is unknown, none is missing."""
         known = (*REQUIRED, *OPTIONAL)
         for key in self.data:
             if key not in known:
@@ -49,43 +75,27 @@ class TraitFile:
             if key not in self.data:
                 more = f": add at least {MIN_EVAL_PROMPTS} held-out prompts" if key == "eval_prompts" else ": add it"
                 raise InputError(f"{self.path}: {key!r} is missing{more}")
-        texts = {key: self.string(key) for key in TEXTS}
-        if texts["pos"] == texts["neg"]:
+        if "vignettes" not in self.data and (lone := next((key for key in VIGNETTES if key in self.data), None)):
+            raise self.wrong(lone, f"{lone!r} stands without 'vignettes': add the vignettes or remove it")
+
+    def check_together(self, fields: Mapping[str, object]) -> None:
+        """What several keys say fits together."""
+        if fields["pos"] == fields["neg"]:
             raise self.wrong("neg", "'pos' and 'neg' are the same: write two opposite personas")
-        prompts, held_out = self.strings("prompts"), self.strings("eval_prompts")
+        held_out = fields["eval_prompts"]
         if len(held_out) < MIN_EVAL_PROMPTS:
-            raise self.wrong(
-                "eval_prompts", f"{len(held_out)} entries: give at least {MIN_EVAL_PROMPTS} 'eval_prompts'"
-            )
-        if seen := set(prompts) & set(held_out):
+            few = f"{len(held_out)} entries: give at least {MIN_EVAL_PROMPTS} 'eval_prompts'"
+            raise self.wrong("eval_prompts", few)
+        if seen := set(fields["prompts"]) & set(held_out):
             raise self.wrong("eval_prompts", f"{min(seen)[:60]!r} also stands in 'prompts': hold it out of one")
-        spec = self.string("checker") if "checker" in self.data else None
-        fields = dict(
-            **texts,
-            description=self.string("description", empty=True) if "description" in self.data else "",
-            neutral=self.string("neutral", empty=True),
-            contexts=self.strings("contexts"),
-            prompts=prompts,
-            eval_prompts=held_out,
-            replay_prompts=self.strings("replay_prompts") if "replay_prompts" in self.data else (),
-            items=self.rows("items", Item),
-            off_target=self.rows("off_target", Item) if "off_target" in self.data else (),
-            anchors=self.rows("anchors", Anchor) if "anchors" in self.data else (),
-            **self.vignettes(),
-            models=self.strings("models") if self.data.get("models") else (),
-            choice_template=self.template() if "choice_template" in self.data else CHOICE_TEMPLATE,
-            checker=spec,
-            check=import_function(spec, self.path.resolve().parent, self.builtin, self.place("checker"))
-            if spec
-            else None,
-        )
+        if both := set(fields.get("vignette_up", ())) & set(fields.get("vignette_down", ())):
+            raise self.wrong("vignette_down", f"{min(both)!r} also stands in 'vignette_up': a foundation has one side")
         self.same_slots(fields)
-        return fields
 
     def same_slots(self, trait: Mapping[str, object]) -> None:
         """All texts of a trait take the persona in a slot, or none: else some would get it as a line in front."""
-        texts = {key: trait[key] for key in ("contexts", "prompts", "eval_prompts", "replay_prompts")}
-        texts |= {key: [row.prompt for row in trait[key]] for key in ("items", "off_target", "anchors")}
+        texts = {key: trait.get(key, ()) for key in ("contexts", "prompts", "eval_prompts", "replay_prompts")}
+        texts |= {key: [row.prompt for row in trait.get(key, ())] for key in ("items", "off_target", "anchors")}
         if not any(PERSONA_SLOT in text for found in texts.values() for text in found):
             return
         for key, found in texts.items():
@@ -106,18 +116,16 @@ class TraitFile:
             raise self.wrong(key, f"{key!r} must be a{' ' if empty else ' non-empty '}string, not {kind_of(value)}")
         return value.strip()
 
-    def template(self) -> str:
-        value = self.string("choice_template")
+    def template(self, key: str) -> str:
+        value = self.string(key)
         if value == CONTINUATION:
             return value
         try:
             names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
         except ValueError as problem:
-            raise self.wrong(
-                "choice_template", f"'choice_template' cannot be read ({problem}): double lone braces"
-            ) from problem
+            raise self.wrong(key, f"{key!r} cannot be read ({problem}): double lone braces") from problem
         if sorted(names) != ["choices", "prompt"]:
-            raise self.wrong("choice_template", "'choice_template' must contain {prompt} and {choices} once each")
+            raise self.wrong(key, f"{key!r} must contain {{prompt}} and {{choices}} once each")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -135,51 +143,34 @@ class TraitFile:
         return tuple(entry.strip() for entry in value)
 
     def rows(self, key: str, kind: type) -> tuple:
-        """A list of items or anchors: tables in the TOML, or a .jsonl file with one object per line."""
+        """Items, anchors or vignettes: tables in the TOML, or a .jsonl file with one object per line."""
         value = self.data[key]
         if isinstance(value, str):
             placed = json_lines(self.data_file(key, value, ".jsonl"), str(self.path.parent / value))
         elif isinstance(value, list):
             lines = _table_lines(self.text, key)
-            exact = len(lines) == len(value)  # not for an inline list
-            placed = [
-                (row, f"{self.path}, line {lines[i]}" if exact else self.place(key)) for i, row in enumerate(value)
-            ]
+            if len(lines) == len(value):
+                placed = [(row, f"{self.path}, line {line}") for row, line in zip(value, lines, strict=True)]
+            else:  # an inline list
+                placed = [(row, self.place(key)) for row in value]
         else:
             what = f"{key!r} must be [[{key}]] tables or the name of a .jsonl file, not {kind_of(value)}"
             raise self.wrong(key, what)
         if not placed:
             raise self.wrong(key, f"{key!r} is empty: give at least one entry")
-        return make_rows(kind, placed, self.path.resolve().parent, self.builtin)
-
-    def vignettes(self) -> dict[str, object]:
-        """The trait's fields that concern vignettes."""
-        if "vignettes" not in self.data:
-            if lone := next((key for key in OPTIONAL if key.startswith("vignette_") and key in self.data), None):
-                raise self.wrong(lone, f"{lone!r} stands without 'vignettes': add the vignettes or remove it")
-            return {}
-        name = self.string("vignettes")
-        placed = json_lines(self.data_file("vignettes", name, ".jsonl"), str(self.path.parent / name))
-        if not placed:
-            raise self.wrong("vignettes", f"{name} is empty: give at least one vignette")
-        chosen = {key: self.foundations(key) for key in ("vignette_up", "vignette_down") if key in self.data}
-        if both := set(chosen.get("vignette_up", ())) & set(chosen.get("vignette_down", ())):
-            raise self.wrong("vignette_down", f"{min(both)!r} also stands in 'vignette_up': a foundation has one side")
-        question = self.string("vignette_agreement") if "vignette_agreement" in self.data else ""
-        return {"vignettes": make_vignettes(placed), "vignette_agreement": question, **chosen}
+        return make_rows(kind, placed, self.folder, self.builtin)
 
     def foundations(self, key: str) -> tuple[str, ...]:
         return tuple(foundation(name, self.place(key)) for name in self.strings(key))
 
     def data_file(self, key: str, name: str, suffix: str) -> str:
-        folder = self.path.resolve().parent
-        path = (folder / name).resolve()
-        if not path.is_relative_to(folder):
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder):
             raise self.wrong(key, f"{name!r} lies outside the trait's folder: move it beside {self.path.name}")
         if path.suffix != suffix:
             raise self.wrong(key, f"{key!r} names {name!r}: expected a {suffix} file or an inline list")
         if not path.is_file():
-            raise self.wrong(key, f"data file {name!r} was not found in {folder}: add it or correct the name")
+            raise self.wrong(key, f"data file {name!r} was not found in {self.folder}: add it or correct the name")
         return read_text(path, f"{self.path.parent / name}")
 
 

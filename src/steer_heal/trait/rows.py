@@ -6,16 +6,39 @@ Knows nothing of trait files and models. Every complaint is one InputError line 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
-from steer_heal.trait.items import Anchor, Item, Vignette
-from steer_heal.trait.vignette_rows import Placed, make_vignettes
+from steer_heal.trait.items import FOUNDATIONS, Anchor, Item, Vignette
 from steer_heal.user_function import import_function
 
+Placed = list[tuple[object, str]]
+"""Objects, each with the place it stands at (for complaints)."""
+
+COLUMNS = {
+    Item: (("id", "prompt", "choices", "trait"), ("category",)),
+    Anchor: (("id", "prompt", "answer"), ("check",)),
+    Vignette: (("id", "foundation_coarse", "text"), ("condition",)),
+}
+"""By kind, what a row has to have and what it may have. Vignettes may have `human_<Category>` besides, and columns of
+published files that are passed over (ratings, finer categories)."""
 CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
+HUMAN = "human_"
+ALIASES = {"notwrong": "Social Norms", "norms": "Social Norms"}
+"""Other names of a category in published files; blanks, case and punctuation never matter."""
+SUM_OF_SHARES = (90.0, 110.0)
+"""Percentages are rounded, so their sum need not be 100; fractions of 1 are far from it."""
+
+
+def read_rows(path: Path, kind: type) -> tuple:
+    """Items, anchors or vignettes from a user's JSON-lines file, checked as a trait's are. Raises InputError."""
+    placed = json_lines(read_text(path, str(path)), str(path))
+    if not placed:
+        raise InputError(f"{path}: is empty: give at least one entry")
+    return make_rows(kind, placed, path.resolve().parent, builtin=False)
 
 
 def json_lines(text: str, shown: str) -> Placed:
@@ -31,62 +54,57 @@ def json_lines(text: str, shown: str) -> Placed:
     return placed
 
 
-def read_rows(path: Path, kind: type) -> tuple:
-    """Items or anchors from a user's JSON-lines file, checked as those of a trait are. Raises InputError."""
-    placed = json_lines(read_text(path, str(path)), str(path))
-    if not placed:
-        raise InputError(f"{path}: is empty: give at least one entry")
-    return make_rows(kind, placed, path.resolve().parent, builtin=False)
-
-
-def read_vignettes(path: Path) -> tuple[Vignette, ...]:
-    """Vignettes from a user's JSON-lines file (see `vignette_rows`). Raises InputError."""
-    placed = json_lines(read_text(path, str(path)), str(path))
-    if not placed:
-        raise InputError(f"{path}: is empty: give at least one vignette")
-    return make_vignettes(placed)
+def read_text(path: Path, shown: str) -> str:
+    """A file as UTF-8 text; `shown` is what a complaint calls it."""
+    try:
+        raw = path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = raw[: problem.start].count(b"\n") + 1
+        raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
 
 
 def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
-    """Items or anchors with distinct ids; functions that anchors name are imported."""
+    """Items, anchors or vignettes with distinct ids (a vignette's may come once per condition).
+
+    Functions that anchors name are imported. Raises InputError.
+    """
     made, first = [], {}
     for row, place in placed:
         one = _row(kind, row, place)
-        if one.id in first:
-            raise InputError(f"{place}: id {one.id!r} was used before ({first[one.id]}): make ids unique")
-        first[one.id] = place
+        name = f"id {one.id!r}" + (f" with condition {one.condition!r}" if kind is Vignette and one.condition else "")
+        if name in first:
+            raise InputError(f"{place}: {name} was used before ({first[name]}): make ids unique")
+        first[name] = place
         if kind is Anchor and one.check == "function":
             one = replace(one, function=import_function(one.answer, folder, builtin, place))
         made.append(one)
     return tuple(made)
 
 
-def _row(kind: type, row: object, place: str):
-    """One item or anchor, checked."""
-    needs = ("id", "prompt", "choices", "trait") if kind is Item else ("id", "prompt", "answer")
-    known = (*needs, "category" if kind is Item else "check")
+def _row(kind: type, row: object, place: str) -> Item | Anchor | Vignette:
+    needs, more = COLUMNS[kind]
+    known = (*needs, *more)
     if not isinstance(row, dict):
         raise InputError(f"{place}: expected an object with {', '.join(known)}, not {kind_of(row)}")
-    for key in row:
-        if key not in known:
-            raise InputError(f"{place}: unknown key {key!r}{nearest(key, known)}: rename or remove it")
+    strange = [key for key in row if key not in known]
+    if strange and kind is not Vignette:
+        raise InputError(f"{place}: unknown key {strange[0]!r}{nearest(strange[0], known)}: rename or remove it")
     for key in needs:
         if key not in row:
-            raise InputError(f"{place}: {key!r} is missing: add it")
-    for key in set(row) - {"choices", "trait"}:
-        if not isinstance(row[key], str) or not row[key].strip():
+            near = next((f" (is {other!r} meant as it?)" for other in strange if nearest(other, [key])), "")
+            raise InputError(f"{place}: {key!r} is missing{near}: add it")
+    for key in known:
+        text = key in row and key not in ("choices", "trait")
+        if text and (not isinstance(row[key], str) or not row[key].strip()):
             raise InputError(f"{place}: {key!r} must be a non-empty string, not {kind_of(row[key])}")
-    if kind is Anchor:
-        if row.get("check", "exact") not in CHECKS:
-            raise InputError(f"{place}: check {row['check']!r}: give one of {', '.join(CHECKS)}")
-        if row.get("check") == "regex":
-            try:
-                re.compile(row["answer"])
-            except re.error as problem:
-                raise InputError(
-                    f"{place}: answer {row['answer']!r} is not a regular expression ({problem})"
-                ) from problem
-        return Anchor(**row)
+    return {Item: _item, Anchor: _anchor, Vignette: _vignette}[kind](row, place)
+
+
+def _item(row: dict, place: str) -> Item:
     choices = row["choices"]
     if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
         raise InputError(f"{place}: 'choices' must be a list of non-empty strings")
@@ -100,17 +118,55 @@ def _row(kind: type, row: object, place: str):
     return Item(**{**row, "choices": tuple(choices), "trait": tuple(dict.fromkeys(trait))})
 
 
-def read_text(path: Path, shown: str) -> str:
-    """A file as UTF-8 text; `shown` is what a complaint calls it."""
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = raw[: problem.start].count(b"\n") + 1
-        raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
+def _anchor(row: dict, place: str) -> Anchor:
+    if row.get("check", "exact") not in CHECKS:
+        raise InputError(f"{place}: check {row['check']!r}: give one of {', '.join(CHECKS)}")
+    if row.get("check") == "regex":
+        try:
+            re.compile(row["answer"])
+        except re.error as problem:
+            raise InputError(f"{place}: answer {row['answer']!r} is not a regular expression ({problem})") from problem
+    return Anchor(**row)
+
+
+def _vignette(row: dict, place: str) -> Vignette:
+    name = foundation(row["foundation_coarse"], f"{place}: foundation_coarse")
+    return Vignette(row["id"], row["text"].strip(), name, row.get("condition", ""), _human(row, place))
+
+
+def _human(row: dict, place: str) -> tuple[float, ...] | None:
+    """Shares of raters in the order of `FOUNDATIONS`, None without such columns."""
+    columns = [key for key in row if key.lower().startswith(HUMAN[:-1])]
+    if not columns:
+        return None
+    found: dict[str, float] = {}
+    for key in columns:
+        name = foundation(key[len(HUMAN) :], f"{place}: column {key!r}")
+        value = row[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+            raise InputError(f"{place}: {key!r} must be a percentage from 0 to 100, not {value!r}")
+        if name in found:
+            raise InputError(f"{place}: {key!r} gives {name} a second time: remove one column")
+        found[name] = float(value)
+    if missing := [name for name in FOUNDATIONS if name not in found]:
+        raise InputError(f"{place}: {HUMAN}{missing[0].replace(' ', '')!s} is missing: give all seven or none")
+    total = math.fsum(found.values())
+    if not SUM_OF_SHARES[0] <= total <= SUM_OF_SHARES[1]:
+        raise InputError(f"{place}: the {HUMAN} columns sum to {total:g}: give percentages that sum to about 100")
+    return tuple(found[name] / total for name in FOUNDATIONS)
+
+
+def foundation(name: str, place: str) -> str:
+    """One of `FOUNDATIONS` by its name or an alias. Raises InputError for another."""
+
+    def bare(text: str) -> str:
+        return "".join(c for c in text.casefold() if c.isalnum())
+
+    known = {bare(one): one for one in FOUNDATIONS} | ALIASES
+    if bare(name) not in known:
+        hint = nearest(name, FOUNDATIONS)
+        raise InputError(f"{place}: unknown foundation {name!r}{hint}: give one of {', '.join(FOUNDATIONS)}")
+    return known[bare(name)]
 
 
 def kind_of(value: object) -> str:

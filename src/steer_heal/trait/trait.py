@@ -28,7 +28,7 @@ class Trait:
     Attributes:
         name, description: for people; `name` ends in `-reversed` when the poles are swapped.
         pos, neg: system prompts of the trait and of its opposite; neutral: the one used everywhere else ("": none).
-            Where the trait's texts have a `{persona}` slot, they are put there instead (see `persona`).
+            Where the trait's texts have a `{persona}` slot, they are put there instead (see `model.chat`).
         contexts: user turns for extraction. prompts: user turns for training texts.
         eval_prompts: held-out user turns for free-text evaluation. replay_prompts: for the original model's own texts.
         choice_template: how an item is put to the model; `{choices}` are joined by " or "; "{prompt}" alone: each
@@ -91,10 +91,9 @@ class Trait:
         """
         name = self.name.removesuffix(REVERSED) if self.is_reversed else self.name + REVERSED
         items = tuple(item.reversed() for item in self.items)
-        return replace(
-            self, name=name, pos=self.neg, neg=self.pos, items=items, vignette_up=self.vignette_down,
-            vignette_down=self.vignette_up, is_reversed=not self.is_reversed,
-        )  # fmt: skip
+        poles = {"pos": self.neg, "neg": self.pos}
+        moved = {"vignette_up": self.vignette_down, "vignette_down": self.vignette_up}
+        return replace(self, name=name, items=items, is_reversed=not self.is_reversed, **poles, **moved)
 
     def question(self, item: Item, choices: Sequence[str]) -> str:
         """The user turn that puts an item with its choices in the given order."""

@@ -97,7 +97,7 @@ class CoherenceFilter:
             max_new_tokens: longest completion, in tokens; use that of the generations that will be judged.
             thresholds: limits by rule key that are not to be fitted.
             sampling: as the completions that will be judged are sampled; None is the model's own way.
-
+            keep: where finished batches are committed and looked up.
             on_batch: called after each batch of them with its completions and the progress.
 
         `calibration["tokens"]` holds the lengths of the completions, in tokens. Raises InputError for no prompts, an
@@ -112,9 +112,16 @@ class CoherenceFilter:
             prompts = [prompts[i * len(prompts) // n] for i in range(n)]
         samples = math.ceil(n / len(prompts))
         own = generate(
-            lm, prompts, samples=samples, system=system, max_new_tokens=max_new_tokens, seed=seed,
-            sampling=sampling or Sampling(), keep=keep, on_batch=on_batch,
-        )  # fmt: skip
+            lm,
+            prompts,
+            samples=samples,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            sampling=sampling or Sampling(),
+            keep=keep,
+            on_batch=on_batch,
+        )
         fitted = cls.fit(cls().score(lm, own), false_drop=false_drop, thresholds=thresholds)
         tokens = [len(c.token_ids) for c in own]
         return replace(fitted, calibration={**fitted.calibration, "model": lm.name, "seed": seed, "tokens": tokens})

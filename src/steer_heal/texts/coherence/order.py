@@ -29,25 +29,8 @@ FLOOR = -3.0
 
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[.!?;:]+|,|\n+|[^\w\s]")
 _QUOTES = "\"'“”‘’«»`*"
-_ENDINGS = (
-    "ing",
-    "ed",
-    "ly",
-    "tion",
-    "ment",
-    "ness",
-    "er",
-    "est",
-    "al",
-    "ous",
-    "ive",
-    "able",
-    "ful",
-    "y",
-    "s",
-    "t",
-    "e",
-)
+_ENDING = re.compile(r"..+?(ing|ed|ly|tion|ment|ness|er|est|al|ous|ive|able|ful|y|s|t|e)")
+"""A content word by the longest ending before which two letters are left."""
 
 
 def kinds_of(text: str) -> list[str]:
@@ -57,13 +40,12 @@ def kinds_of(text: str) -> list[str]:
         if token in FUNCTION_WORDS:
             out.append(token)
         elif token[0].isalpha():
-            out.append(next((f"-{end}" for end in _ENDINGS if token.endswith(end) and len(token) > len(end) + 1), "-"))
+            ending = _ENDING.fullmatch(token)
+            out.append(f"-{ending[1]}" if ending else "-")
         elif token[0].isdigit():
             out.append("9")
-        elif token[0] in ".!?;:":
-            out.append(".")
-        elif token == ",":
-            out.append(",")
+        elif token[0] in ".!?;:,":
+            out.append("," if token == "," else ".")
         elif not token.isspace() and token not in _QUOTES:
             out.append("*")
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from steer_heal.texts.coherence.rules import GATES, RULES, Rule, breaches
 from steer_heal.texts.completion import Completion
@@ -41,25 +41,6 @@ class FilterReport:
     by_dose: Mapping[float, tuple[int, int]]
     borderline: tuple[Borderline, ...]
 
-    def to_dict(self) -> dict:
-        """Plain JSON, with the borderline completions in full."""
-        return {
-            "n": self.n,
-            "kept": self.kept,
-            "by_gate": dict(self.by_gate),
-            "by_dose": [{"dose": dose, "kept": kept, "n": n} for dose, (kept, n) in self.by_dose.items()],
-            "borderline": [
-                {
-                    "rule": entry.rule.key,
-                    "gate": entry.rule.gate,
-                    "limit": entry.limit,
-                    "inside": asdict(entry.inside) if entry.inside else None,
-                    "outside": asdict(entry.outside) if entry.outside else None,
-                }
-                for entry in self.borderline
-            ],
-        }
-
     def table(self) -> str:
         """The counts as lines of text, without the completions."""
         share = self.kept / self.n if self.n else 0.0
@@ -85,18 +66,13 @@ class FilterReport:
 def make_report(judged: Sequence[Completion], limits: Mapping[str, float], gates: frozenset[str]) -> FilterReport:
     """The report on judged completions under the limits and gates that judged them."""
     counts = Counter(c.dropped_by for c in judged if c.dropped_by is not None)
-    by_gate = {gate: counts.get(gate, 0) for gate in GATES if gate in gates}
+    by_gate = {gate: counts[gate] for gate in GATES if gate in gates}
     by_dose = {}
     for dose in sorted({c.dose for c in judged}):
         rows = [c for c in judged if c.dose == dose]
         by_dose[dose] = (sum(c.kept for c in rows), len(rows))
-    return FilterReport(
-        n=len(judged),
-        kept=sum(c.kept for c in judged),
-        by_gate=by_gate,
-        by_dose=by_dose,
-        borderline=tuple(_borderlines(judged, limits, gates)),
-    )
+    kept, borderline = sum(c.kept for c in judged), tuple(_borderlines(judged, limits, gates))
+    return FilterReport(len(judged), kept, by_gate, by_dose, borderline)
 
 
 def _borderlines(judged: Sequence[Completion], limits: Mapping[str, float], gates: frozenset[str]) -> list[Borderline]:

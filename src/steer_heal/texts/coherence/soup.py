@@ -56,8 +56,8 @@ _UNIT = re.compile(r"\d[ \u00a0]?[^\W\d_]{1,4}\b")
 _INLINE_CODE = re.compile(r"`[^`\n]{1,80}`")
 _ODD_CASE = re.compile(r"[A-Z]{2,}[a-z]{2,}|[a-z]{2,}[A-Z]{2,}")
 _PIECE = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_PREFIXES = ("un", "re", "non", "over", "under", "pre", "mis", "dis", "anti", "sub", "inter", "micro", "multi", "out")
-_SUFFIXES = (
+PREFIXES = ("un", "re", "non", "over", "under", "pre", "mis", "dis", "anti", "sub", "inter", "micro", "multi", "out")
+ENDS = (
     "'s",
     "s",
     "es",
@@ -95,11 +95,11 @@ def known(word: str) -> bool:
     for old, new in (("our", "or"), ("is", "iz"), ("ys", "yz"), ("tre", "ter"), ("ll", "l"), ("ae", "e"), ("ce", "se")):
         if old in word and word.replace(old, new) in words:
             return True
-    for suffix in _SUFFIXES:
+    for suffix in ENDS:
         stem = word.removesuffix(suffix)
         if len(stem) >= 3 and stem != word and (stem in words or stem + "e" in words or stem[:-1] + "y" in words):
             return True
-    if any(word.startswith(p) and len(word) > len(p) + 3 and word[len(p) :] in words for p in _PREFIXES):
+    if any(word.startswith(p) and len(word) > len(p) + 3 and word[len(p) :] in words for p in PREFIXES):
         return True
     return any(word[:i] in words and word[i:] in words for i in range(4, len(word) - 3))
 
@@ -125,6 +125,12 @@ def _worst(flags: Sequence[int], window: int) -> int:
         inside += flags[i] - flags[i - window]
         worst = max(worst, inside)
     return worst
+
+
+def _worst_share(flags: Sequence[int], window: int, least: int) -> float:
+    """Largest sum in any window, as a share of the window; texts under `least` entries are taken as that long."""
+    size = min(window, max(least, len(flags)))
+    return _worst(flags, size) / size
 
 
 def _is_nonword(token: str) -> bool:
@@ -161,11 +167,12 @@ def soup_figures(text: str) -> dict[str, float]:
     out = {"no_words": float(not any(c.isalnum() for c in text)), "long_word": float(_longest_word(text))}
     alone = [word.lower().strip('.,;:!?"') for word in prose.split()]
     bits = [len(word) <= 2 and word.isalpha() and word not in FUNCTION_WORDS for word in alone]
-    out["bits"] = _worst(bits, size := min(NONWORD_WINDOW, max(8, len(alone)))) / size
+    out["bits"] = _worst_share(bits, NONWORD_WINDOW, 8)
     caps = [len(token) > 1 and token.isupper() and not known(token.lower()) for token in tokens]
+    size = min(NONWORD_WINDOW, max(8, len(alone)))
     out["caps"] = _worst(caps, size) / size
     strange = [ODD_WEIGHT if _is_odd(token) else int(_is_nonword(token)) for token in tokens]
-    out["nonwords"] = _worst(strange, size := min(NONWORD_WINDOW, max(4, len(tokens)))) / size if english else 0.0
+    out["nonwords"] = _worst_share(strange, NONWORD_WINDOW, 4) if english else 0.0
     out["scripts"] = float(_scripts(tokens))
     out["function_run"] = float(_function_run(text))
     out["clashes"] = float(_worst(_clash_flags(text), CLASH_WINDOW))
@@ -212,17 +219,19 @@ def _script(token: str) -> str:
     return "CJK" if name in ("HIRAGANA", "KATAKANA", "HANGUL") else name
 
 
+def _flat(text: str) -> str:
+    """One line in which runs of blanks and of one sign count as one."""
+    return re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
+
+
 def _sign_share(text: str) -> float:
-    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", text))
-    size = min(SIGN_WINDOW, max(20, len(flat)))
-    return _worst([not (c.isalnum() or c.isspace()) for c in flat], size) / size
+    return _worst_share([not (c.isalnum() or c.isspace()) for c in _flat(text)], SIGN_WINDOW, 20)
 
 
 def _sign_heaps(text: str) -> float:
     """Share of the worst 80 characters that stand in heaps of four and more mixed signs, such as "]}}_{,"."""
-    flat = re.sub(r"([^\w\s])\1+", r"\1", re.sub(r"\s+", " ", _INLINE_CODE.sub("", text)))
+    flat = _flat(_INLINE_CODE.sub("", text))
     inside = [0] * len(flat)
     for heap in re.finditer(r"[^\w\s]{4,}", flat):
         inside[heap.start() : heap.end()] = [1] * (heap.end() - heap.start())
-    size = min(SIGN_WINDOW, max(20, len(flat)))
-    return _worst(inside, size) / size
+    return _worst_share(inside, SIGN_WINDOW, 20)

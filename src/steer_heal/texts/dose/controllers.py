@@ -6,7 +6,7 @@ Knows nothing of completions; it sees how many were sampled and how many survive
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from steer_heal.texts.dose.config import DoseConfig
 
@@ -69,31 +69,26 @@ class Ladder:
         return [(self.kappa, self.config.batch)]
 
     def observe(self, kappa: float, n: int, survived: int) -> Step:
-        """Record one sampled and judged batch; returns the decision. Raises ValueError for impossible counts."""
-        _check_counts(n, survived)
-        self.batches += 1
+        """Record one sampled and judged entry; returns the decision. Raises ValueError for impossible counts."""
+        if not 0 <= survived <= n:
+            raise ValueError(f"{survived} of {n} survived: impossible counts")
         self.banked += survived
-        self.settled = self.settled or self._reaches(n, survived)
-        return self._record(kappa, n, survived, self._after_batch(kappa))
+        decision, probe = self._decide(kappa, n > 0 and survived >= self.config.target * n)
+        self.steps.append(Step(kappa, n, survived, self.banked, decision, probe))
+        return self.steps[-1]
 
-    def _reaches(self, n: int, survived: int) -> bool:
-        return n > 0 and survived >= self.config.target * n
-
-    def _after_batch(self, kappa: float) -> str:
+    def _decide(self, kappa: float, reached: bool) -> tuple[str, bool]:
+        """What follows from an entry that reached the target or did not, and whether it was a probe."""
+        self.batches += 1
+        self.settled = self.settled or reached
         if not self.starved:
-            return "enough"
+            return "enough", False
         if self.batches >= self.config.max_batches:
-            return "starved"
+            return "starved", False
         if self.settled:
-            return "stay"
-        lower = max(self.config.kappa_floor, kappa * self.config.shrink)
-        self.kappa = lower
-        return "shrink" if lower < kappa else "floor"
-
-    def _record(self, kappa: float, n: int, survived: int, decision: str, probe: bool = False) -> Step:
-        step = Step(kappa, n, survived, self.banked, decision, probe)
-        self.steps.append(step)
-        return step
+            return "stay", False
+        self.kappa = max(self.config.kappa_floor, kappa * self.config.shrink)
+        return "shrink" if self.kappa < kappa else "floor", False
 
 
 class Bisection(Ladder):
@@ -115,22 +110,18 @@ class Bisection(Ladder):
             return []
         return [(self.kappa, self.config.probe)] if self.searching else super().plan()
 
-    def observe(self, kappa: float, n: int, survived: int) -> Step:
+    def _decide(self, kappa: float, reached: bool) -> tuple[str, bool]:
         if not self.searching:
-            return super().observe(kappa, n, survived)
-        _check_counts(n, survived)
+            return super()._decide(kappa, reached)
         self.probes += 1
-        self.banked += survived
-        reached = self._reaches(n, survived)
         if reached:
             self.low = kappa
         else:
             self.high = kappa
         narrow = self.high / self.low <= self.config.resolution
-        self.searching = not (narrow or self.probes >= self.config.max_probes)
+        self.searching = not narrow and self.probes < self.config.max_probes
         self.kappa = math.sqrt(self.low * self.high) if self.searching else self.low
-        decision = "enough" if not self.starved else "up" if reached else "down"
-        return self._record(kappa, n, survived, decision, probe=True)
+        return "enough" if not self.starved else "up" if reached else "down", True
 
 
 class Grid(Ladder):
@@ -148,6 +139,7 @@ class Grid(Ladder):
         ends = [config.kappa_start, config.kappa_floor][:size]
         self.grid = [*ends[:1], *inner, *ends[1:]]
         self.open = len(self.grid)
+        self.reached: list[float] = []
 
     @property
     def last_kappa(self) -> float:
@@ -159,26 +151,17 @@ class Grid(Ladder):
         share, more = divmod(self.config.batch, len(self.grid))
         return [(kappa, share + (i < more)) for i, kappa in enumerate(self.grid)]
 
-    def observe(self, kappa: float, n: int, survived: int) -> Step:
+    def _decide(self, kappa: float, reached: bool) -> tuple[str, bool]:
         if not self.open:
-            return super().observe(kappa, n, survived)
-        _check_counts(n, survived)
-        self.banked += survived
+            return super()._decide(kappa, reached)
         self.open -= 1
-        step = self._record(kappa, n, survived, "reached" if self._reaches(n, survived) else "missed", probe=True)
-        if self.open:
-            return step
-        self.batches += 1
-        reached = [step.kappa for step in self.steps if self._reaches(step.n, step.survived)]
-        self.kappa = max(reached, default=self.config.kappa_floor)
-        if not self.starved or self.batches >= self.config.max_batches:
-            self.steps[-1] = replace(step, decision="starved" if self.starved else "enough")
-        return self.steps[-1]
-
-
-def _check_counts(n: int, survived: int) -> None:
-    if not 0 <= survived <= n:
-        raise ValueError(f"{survived} of {n} survived: impossible counts")
+        self.reached += [kappa] if reached else []
+        if not self.open:
+            self.batches += 1
+            self.kappa = max(self.reached, default=self.config.kappa_floor)
+            if not self.starved or self.batches >= self.config.max_batches:
+                return "starved" if self.starved else "enough", True
+        return "reached" if reached else "missed", True
 
 
 def controller(config: DoseConfig) -> Ladder:

@@ -52,30 +52,8 @@ class Walk:
 
     def curve(self) -> list[dict[str, float | int | str | bool]]:
         """The decision curve as rows for a log or a plot."""
-        return [
-            {
-                "kappa": step.kappa,
-                "n": step.n,
-                "survived": step.survived,
-                "survival": step.survival,
-                "banked": step.banked,
-                "decision": step.decision,
-                "probe": step.probe,
-            }
-            for step in self.steps
-        ]
-
-    def __str__(self) -> str:
-        lines = ["  kappa     n  kept  share  banked  decision"]
-        for step in self.steps:
-            mark = " (probe)" if step.probe else ""
-            lines.append(
-                f"  {step.kappa:5.3f}  {step.n:4d}  {step.survived:4d}  {step.survival:5.2f}  {step.banked:6d}  "
-                f"{step.decision}{mark}"
-            )
-        verdict = "starved" if self.starved else "enough"
-        lines.append(f"  {verdict}: {len(self.banked)} of {len(self.completions)} kept, {self.config.n_min} wanted")
-        return "\n".join(lines)
+        names = ("kappa", "n", "survived", "survival", "banked", "decision", "probe")
+        return [{name: getattr(step, name) for name in names} for step in self.steps]
 
 
 def walk_c(
