@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import io
+import itertools
 import re
 import shutil
 import textwrap
@@ -17,6 +19,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
+from rich.console import Console
 
 from steer_heal.errors import InputError
 
@@ -93,11 +96,18 @@ def filled(text: str, indent: str = "") -> str:
     return textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def print_help(kind: type, prog: str, about: str) -> None:
-    """Print what a command is for, and every option with its meaning and default, in the groups of `kind`."""
-    print(about, end="\n\n")
+def print_help(kind: type, prog: str, about: str | None = None) -> None:
+    """Print what a command is for, by default its docstring; and every option with meaning and default, in groups."""
+    paragraphs = inspect.cleandoc(kind.__doc__).split("\n\n")
+    told = itertools.takewhile(lambda one: not one.startswith("Attributes:"), paragraphs)
+    print(about or "\n\n".join(filled(" ".join(one.split())) for one in told), end="\n\n")
     with contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, description="", config=CONFIG)
+
+
+def console(width: int) -> Console:
+    """Where a command prints; `width` columns where there is no terminal."""
+    return Console(highlight=False, width=None if Console().is_terminal else width)
 
 
 def parse(kind: type[Parsed], argv: Sequence[str], prog: str) -> Parsed:

@@ -9,23 +9,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_type_hints
+from typing import Annotated, get_type_hints
 
 import tyro
 
 from steer_heal.commands.options import asked_for_help, filled, options_of, parse, print_help, shown, typed
 from steer_heal.commands.script import DONE, EXIT_CODES, STOPPED, guarded
-from steer_heal.config import (
+from steer_heal.config import RunConfig
+from steer_heal.config.options import (
     EvaluationOptions,
     GateOptions,
     HealOptions,
     LoopOptions,
     ModelOptions,
-    RunConfig,
     SteeringOptions,
     WalkOptions,
+    text_of,
 )
-from steer_heal.config.options import text_of
 from steer_heal.config.presets import PRESETS, UNTRIED, preset_words
 from steer_heal.errors import InputError, nearest
 from steer_heal.ledger import Ledger
@@ -173,8 +173,7 @@ def _print_page(topic: str, prog: str) -> None:
     elif topic:
         if topic not in known:
             raise InputError(f"no help on {topic!r}{nearest(topic, known)}: give one of {', '.join(known)}")
-        kind = GROUPS.get(topic, CommandLine)
-        print_help(kind, prog, kind.__doc__.split("\n    Attributes:")[0].replace("\n    ", "\n").strip())
+        print_help(GROUPS.get(topic, CommandLine), prog)
     else:
         stages = "\n".join(f"  {name:<12}{kind.__doc__.split('.')[0]}" for name, kind in GROUPS.items())
         more = f"More options by stage, `{prog} --help STAGE` (or all):\n{stages}"
