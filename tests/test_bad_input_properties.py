@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from steer_heal.commands.folders import finished_run
 from steer_heal.commands.options import options_of, parse
+from steer_heal.commands.run import CommandLine
 from steer_heal.errors import InputError
-from steer_heal.run import CommandLine
 from steer_heal.trait import Trait
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,9 +2,9 @@
 
 import sys
 
-from steer_heal.commands.run import main
+from steer_heal.commands.run import CommandLine, main, parsed
 
-__all__ = ["main"]
+__all__ = ["CommandLine", "main", "parsed"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.table import Table
 
 from steer_heal.commands.folders import finished_run, fold_result, load_model, vector_of
 from steer_heal.commands.options import console
@@ -66,6 +65,8 @@ class Chat:
         if any(not prompt.strip() for prompt in self.prompt):
             raise InputError("--prompt is empty: give every prompt at least one word")
         speakers, out = self.speakers(), console(120)
+        from rich.table import Table
+
         for prompt in self.prompt or _read_prompts():
             said = self.replies(speakers, prompt)
             columns = Table(title=f"> {prompt}", title_justify="left", show_lines=True)

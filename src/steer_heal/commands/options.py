@@ -16,12 +16,14 @@ import textwrap
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
-from rich.console import Console
 
 from steer_heal.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Parsed = TypeVar("Parsed")
 WORDS = {int: "a whole number", float: "a number", str: "a value"}
@@ -107,6 +109,8 @@ def print_help(kind: type, prog: str, about: str | None = None) -> None:
 
 def console(width: int) -> Console:
     """Where a command prints; `width` columns where there is no terminal."""
+    from rich.console import Console  # a mistyped name is answered without it
+
     return Console(highlight=False, width=None if Console().is_terminal else width)
 
 

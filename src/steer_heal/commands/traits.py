@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError, nearest
 from steer_heal.trait import Trait, builtin_traits
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ACTIONS = ("list", "show", "check")
 ENOUGH_CONTEXTS = 200
