@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from steer_heal.commands.folders import finished_run, fold_result, load_model, vector_of
+from steer_heal.commands.folders import check_run_or_model, finished_run, fold_result, is_run, load_model, vector_of
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
-from steer_heal.model.names import check_name
 from steer_heal.trait import REVERSED, Trait, builtin_traits, default_trait
 
 if TYPE_CHECKING:
@@ -79,15 +78,14 @@ class Chat:
     def speakers(self) -> Speakers:
         """Model, vector and, of a run, the folded student. Raises InputError."""
         folder = Path(self.source).expanduser()
-        # A run has events, or rounds; a model folder has neither.
-        if (folder / "events.jsonl").exists() or (folder / "rounds").is_dir():
+        if is_run(folder):
             ledger = finished_run(folder)
             system = self._system_of(ledger)
             lm = load_model(ledger, self.device, self.trust_remote_code)
             vector = self._saved_vector() or vector_of(ledger)
             stack = fold_result(ledger, lm) if ledger.events("end")[-1]["best_round"] is not None else None
         else:
-            check_name(self.source)
+            check_run_or_model(self.source)
             trait = Trait.load(self.trait or default_trait(self.source))
             system = trait.neutral if self.system is None else self.system
             from steer_heal import model as models

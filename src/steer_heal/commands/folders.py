@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
+from steer_heal.model.names import check_name
 
 if TYPE_CHECKING:
     from steer_heal.healing.bake import AdapterStack
@@ -24,11 +25,27 @@ LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
 NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raises InputError where there is no such folder."""
+    if not Path(folder).expanduser().is_dir():
+        raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
+
+
+def check_run_or_model(name: str) -> None:
+    """Raises InputError for what is no run folder and can be no model."""
+    if not is_run(Path(name).expanduser()):
+        check_name(name)
+
+
+def is_run(folder: Path) -> bool:
+    """A run has events, or rounds; a model folder has neither."""
+    return (folder / "events.jsonl").exists() or (folder / "rounds").is_dir()
+
+
 def open_run(folder: str | Path) -> Ledger:
     """A run folder whose configuration and events can be read. Raises InputError, which names the damaged file."""
+    check_folder(folder)
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
     if (path / "config.json").is_file():
         read_object(path / "config.json")
     ledger = Ledger.open(path)
