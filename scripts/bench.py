@@ -17,8 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from steer_heal.commands.outcome import guarded
-from steer_heal.commands.script import run_script
+from steer_heal.commands.script import guarded, run_script
 from steer_heal.errors import InputError, nearest
 from steer_heal.studies.benchmarks.bake import BakeBench, bench_bake
 from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract

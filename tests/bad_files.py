@@ -11,8 +11,11 @@ from steer_heal.model.tiny import tiny_random, tiny_tokenizer
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.vector import Provenance
 
-LISTS = {"contexts": ["Why is the sky blue?"] * 3, "prompts": ["What should I do?"] * 3,
-         "eval_prompts": [f"Question {i} of eight?" for i in range(8)]}  # fmt: skip
+LISTS = {
+    "contexts": ["Why is the sky blue?"] * 3,
+    "prompts": ["What should I do?"] * 3,
+    "eval_prompts": [f"Question {i} of eight?" for i in range(8)],
+}
 ITEM = {"id": "1", "prompt": "Which one?", "choices": ["yes", "no"], "trait": "yes", "category": "c"}
 
 
@@ -46,30 +49,52 @@ def make_traits(root: Path) -> None:
     (folder / "raises.py").write_text("raise ValueError('no\\nway')\n")
     twice = [ITEM, ITEM]
     files = {
-        "sound": toml(), "empty": "", "syntax": 'name = "own"\npos = \n', "unclosed": 'name = "own\n',
-        "unknown_key": toml(contxts=["a"]), "no_neg": toml(neg=None), "same": toml(neg="You are kind."),
-        "number": toml(pos=3), "no_prompts": toml(prompts=[]), "blank_prompt": toml(prompts=[" "]),
-        "few_eval": toml(eval_prompts=["a"]), "overlap": toml(prompts=LISTS["eval_prompts"]),
-        "away": toml(contexts="../outside.txt"), "absolute": toml(contexts=str(root / "outside.txt")),
-        "link": toml(contexts="link.txt"), "missing_file": toml(contexts="nowhere.txt"),
-        "empty_list": toml(contexts="empty.txt"), "latin_list": toml(contexts="latin.txt"),
-        "empty_items": toml(items="empty.jsonl"), "broken_items": toml(items="broken.jsonl"),
-        "twice": toml(items=twice), "one_choice": toml(items=[ITEM | {"choices": ["yes"]}]),
-        "no_choice": toml(items=[ITEM | {"trait": "maybe"}]), "column": toml(items=[ITEM | {"catgory": "c"}]),
-        "checker_away": toml(checker="../outside:check"), "checker_link": toml(checker="linked:check"),
-        "checker_none": toml(checker="nowhere:check"), "checker_raises": toml(checker="raises:check"),
-        "checker_form": toml(checker="check"), "long_prompt": toml(prompts=["word " * 3000]),
-        "long_context": toml(contexts=["word " * 3000]), "template": toml(choice_template="{promt}: {choices}"),
-    }  # fmt: skip
+        "sound": toml(),
+        "empty": "",
+        "syntax": 'name = "own"\npos = \n',
+        "unclosed": 'name = "own\n',
+        "unknown_key": toml(contxts=["a"]),
+        "no_neg": toml(neg=None),
+        "same": toml(neg="You are kind."),
+        "number": toml(pos=3),
+        "no_prompts": toml(prompts=[]),
+        "blank_prompt": toml(prompts=[" "]),
+        "few_eval": toml(eval_prompts=["a"]),
+        "overlap": toml(prompts=LISTS["eval_prompts"]),
+        "away": toml(contexts="../outside.txt"),
+        "absolute": toml(contexts=str(root / "outside.txt")),
+        "link": toml(contexts="link.txt"),
+        "missing_file": toml(contexts="nowhere.txt"),
+        "empty_list": toml(contexts="empty.txt"),
+        "latin_list": toml(contexts="latin.txt"),
+        "empty_items": toml(items="empty.jsonl"),
+        "broken_items": toml(items="broken.jsonl"),
+        "twice": toml(items=twice),
+        "one_choice": toml(items=[ITEM | {"choices": ["yes"]}]),
+        "no_choice": toml(items=[ITEM | {"trait": "maybe"}]),
+        "column": toml(items=[ITEM | {"catgory": "c"}]),
+        "checker_away": toml(checker="../outside:check"),
+        "checker_link": toml(checker="linked:check"),
+        "checker_none": toml(checker="nowhere:check"),
+        "checker_raises": toml(checker="raises:check"),
+        "checker_form": toml(checker="check"),
+        "long_prompt": toml(prompts=["word " * 3000]),
+        "long_context": toml(contexts=["word " * 3000]),
+        "template": toml(choice_template="{promt}: {choices}"),
+    }
     for name, text in files.items():
         (folder / f"{name}.toml").write_text(text, encoding="utf-8")
     (folder / "latin.toml").write_bytes('name = "own"\n# schön\n'.encode("latin-1"))
     anchor = {"id": "a", "prompt": "1 + 1?", "answer": "2"}
     anchors = {
-        "empty": [], "twice": [anchor, anchor], "column": [anchor | {"anser": "2"}], "missing": [{"id": "a"}],
-        "regex": [anchor | {"check": "regex", "answer": "("}], "check": [anchor | {"check": "nearly"}],
+        "empty": [],
+        "twice": [anchor, anchor],
+        "column": [anchor | {"anser": "2"}],
+        "missing": [{"id": "a"}],
+        "regex": [anchor | {"check": "regex", "answer": "("}],
+        "check": [anchor | {"check": "nearly"}],
         "function": [anchor | {"check": "function", "answer": "../outside:check"}],
-    }  # fmt: skip
+    }
     (root / "anchors").mkdir()
     for name, rows in anchors.items():
         (root / "anchors" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,8 +142,11 @@ def make_models(root: Path) -> None:
     small = {"vocab_size": 480, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = BertConfig(**small, intermediate_size=64)
     t5 = T5Config(vocab_size=480, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2)
-    for name, made in (("encoder", BertModel(bert)), ("gap_filler", BertForMaskedLM(bert)),
-                       ("encoder_decoder", T5ForConditionalGeneration(t5))):  # fmt: skip
+    for name, made in (
+        ("encoder", BertModel(bert)),
+        ("gap_filler", BertForMaskedLM(bert)),
+        ("encoder_decoder", T5ForConditionalGeneration(t5)),
+    ):
         made.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 

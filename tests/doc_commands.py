@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from steer_heal import run
 from steer_heal.commands import main as commands
+from steer_heal.commands import run
 from steer_heal.commands.options import options_of, parse
 from steer_heal.errors import InputError
 from steer_heal.trait import Trait
@@ -93,7 +93,7 @@ def check_run(rest):
     config = command.config()
     if config.trait and (ROOT / config.trait).is_file():
         Trait.load(ROOT / config.trait)
-    if command.resume is None and (config.model_name in SMALL or command.command.preset):
+    if command.command.resume is None and (config.model_name in SMALL or command.command.preset):
         assert run.main([*rest, *([] if "--dry-run" in rest else ["--dry-run"])]) == 0
 
 
@@ -104,8 +104,7 @@ def check_command(rest):
         files = [word for word in rest[1:] if word.endswith(".toml") and not Path(word).is_file()]
         assert files or commands.main(rest) == 0, shlex.join(rest)
         return
-    kind = importlib.import_module(f"steer_heal.commands.{rest[0]}").Options
-    parse(kind, rest[1:], f"steer-heal {rest[0]}")
+    parse(commands.command_class(rest[0]), rest[1:], f"steer-heal {rest[0]}")
 
 
 class Parsed(BaseException):
@@ -192,7 +191,7 @@ def known_flags():
     flags = {"--help", "--version", *options_of(run.CommandLine)}
     for name in commands.COMMANDS:
         if name != "run":
-            flags |= set(options_of(importlib.import_module(f"steer_heal.commands.{name}").Options))
+            flags |= set(options_of(commands.command_class(name)))
     for path in sorted((ROOT / "scripts").glob("*.py")):
         flags |= read_by_script(f"scripts/{path.name}", None).flags
     return flags

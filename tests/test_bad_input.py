@@ -58,6 +58,7 @@ OPTIONS = [
     ("chat --prompt hi", "give SOURCE before --prompt", "--help"),
     ("chat pocket --prompt", "--prompt without a value", "one or more values"),
     ("chat pocket --promt hi", "--promt", "did you mean --prompt"),
+    ("chat pockt --prompt hi", "model 'pockt'", "did you mean 'pocket'"),
     ("doctor --modle pocket", "--modle", "did you mean --model"),
 ]
 VALUES = [
@@ -71,8 +72,10 @@ VALUES = [
     ("run --warmup 1", "warmup 1", "0 to below 1"),
     ("run --lora-layers 0.9 0.1", "0.9", "low <= high"),
     ("run --rank 0", "rank 0", "above 0"),
+    ("run --epochs 0", "epochs 0", "above 0"),
     ("run --n-rounds 0", "n_rounds 0", "at least 1"),
     ("run --replay 1.5", "replay 1.5", "share"),
+    ("run --replay-anchors -1", "replay_anchors -1", "share"),
     ("run --replay 0.5 --replay-anchors 0.5", "together", "lower one"),
     ("run --layers 0.9 0.1", "0.9", "low <= high"),
     ("run --doses -1", "doses (-1.0,)", "at least 0"),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from steer_heal.commands.folders import finished_run
 from steer_heal.commands.options import options_of, parse
+from steer_heal.commands.run import CommandLine
 from steer_heal.errors import InputError
-from steer_heal.run import CommandLine
 from steer_heal.trait import Trait
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -18,8 +18,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "prompt", "x"]), inner),
     max_leaves=5,
 )
-KEYS = ("name", "pos", "neg", "neutral", "contexts", "prompts", "eval_prompts", "items", "off_target", "anchors",
-        "models", "replay_prompts", "vignettes", "vignette_up", "choice_template", "checker")  # fmt: skip
+KEYS = "name pos neg neutral contexts prompts eval_prompts items off_target anchors models replay_prompts vignettes"
+KEYS = (*KEYS.split(), "vignette_up", "choice_template", "checker")
 FLAGS = sorted(options_of(CommandLine))
 
 

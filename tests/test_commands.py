@@ -1,9 +1,9 @@
 """The command `steer-heal`: every sub-command on a small run, help pages, presets and the dry run."""
 
 import importlib
-import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,16 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from steer_heal.commands import checks, compare, export, run_help, traits
+from steer_heal.commands import doctor, finished, traits
 from steer_heal.commands.dry_run import count
-from steer_heal.commands.folders import open_run
-from steer_heal.commands.main import COMMANDS, main
+from steer_heal.commands.folders import fold_result, open_run
+from steer_heal.commands.main import COMMANDS, command_class, main
 from steer_heal.commands.options import options_of
-from steer_heal.commands.presets import PRESETS
+from steer_heal.commands.run import GROUPS, CommandLine, parsed
+from steer_heal.commands.run import main as run_main
 from steer_heal.config import FOLLOWS_MODEL, RunConfig
+from steer_heal.config.options import text_of
+from steer_heal.config.presets import PRESETS
+from steer_heal.errors import InputError
+from steer_heal.healing import HealConfig
 from steer_heal.ledger import Ledger
-from steer_heal.run import CommandLine, parsed
-from steer_heal.run import main as run_main
+from steer_heal.texts.dose import DoseConfig
 from steer_heal.trait import Trait
 
 
@@ -72,7 +76,7 @@ def test_compare_says_when_runs_were_measured_on_different_items(run, tmp_path, 
 
 def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
     folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "third"]
-    assert compare.short_names(folders) == ["a/run", "b/run", "third"]
+    assert finished.short_names(folders) == ["a/run", "b/run", "third"]
 
 
 def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_path):
@@ -80,7 +84,6 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_pat
     from transformers import AutoModelForCausalLM
 
     import steer_heal.model
-    from steer_heal.commands.handed_over import fold_result
 
     ledger = open_run(run)
     assert main(["export", str(run), "--to", str(tmp_path / "new" / "adapter")]) == 0
@@ -109,19 +112,19 @@ def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
 
 
 def test_chat_columns_are_the_models_they_name(run):
-    from steer_heal.commands import chat, speakers
+    from steer_heal.commands.chat import Chat
     from steer_heal.texts.generation import generate
 
-    options = chat.Options(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
-    found = speakers.gather(options)
-    said = speakers.replies(found, "Why?", options)
+    chat = Chat(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
+    found = chat.speakers()
+    said = chat.replies(found, "Why?")
     lm, system = found.lm, found.system
     with found.stack.unfolded():
         base = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
         pushed = generate(lm, ["Why?"], found.vector, (4.0,), system=system, max_new_tokens=12, greedy=True)[0].text
     student = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
     assert list(said.values()) == [base, pushed, student] and base != pushed
-    assert said == speakers.replies(speakers.gather(options), "Why?", options)
+    assert said == chat.replies(chat.speakers(), "Why?")
 
 
 def test_chat_with_a_model_reads_prompts_from_standard_input(capsys, monkeypatch):
@@ -137,7 +140,7 @@ def test_doctor_passes_on_a_sound_model_and_fails_on_one_that_is_not(tiny, capsy
     assert main(["doctor", "--no-round"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("ok  ") == 3 and "torch" in shown and "GB" in shown and "tiny round" not in shown
-    monkeypatch.setattr(checks, "chunked_loss", lambda lm: (False, "off"))
+    monkeypatch.setattr(doctor, "chunked_loss", lambda lm: (False, "off"))
     assert main(["doctor", "--no-round"]) == 1
     assert "FAIL     chunked loss" in capsys.readouterr().out
 
@@ -147,7 +150,7 @@ def test_doctor_sees_a_dose_of_zero_that_changes_logits(tiny, monkeypatch):
 
     from steer_heal.steering import SteeringVector
 
-    assert checks.dose_zero(tiny)[0]
+    assert doctor.dose_zero(tiny)[0]
     real = SteeringVector.applied
 
     @contextmanager
@@ -156,29 +159,32 @@ def test_doctor_sees_a_dose_of_zero_that_changes_logits(tiny, monkeypatch):
             yield
 
     monkeypatch.setattr(SteeringVector, "applied", leaking)
-    assert not checks.dose_zero(tiny)[0]
+    assert not doctor.dose_zero(tiny)[0]
 
 
 def test_doctor_sees_a_chunked_loss_that_is_off(tiny, monkeypatch):
-    assert checks.chunked_loss(tiny)[0]
-    real = checks.position_losses
-    monkeypatch.setattr(checks, "position_losses", lambda head, hidden, *a, **k: real(head, hidden * 1.01, *a, **k))
-    assert not checks.chunked_loss(tiny)[0]
+    from steer_heal.healing import barriers
+
+    assert doctor.chunked_loss(tiny)[0]
+    real = barriers.position_losses
+    monkeypatch.setattr(barriers, "position_losses", lambda head, hidden, *a, **k: real(head, hidden * 1.01, *a, **k))
+    assert not doctor.chunked_loss(tiny)[0]
 
 
 def test_doctor_sees_a_fold_that_leaves_a_trace(tiny, monkeypatch):
     import copy
 
+    from steer_heal.healing.bake import AdapterStack
     from steer_heal.model import LM
 
     lm = LM(copy.deepcopy(tiny.model), tiny.tokenizer, "copy")
-    assert checks.fold_and_undo(lm)[0]
-    monkeypatch.setattr(checks.AdapterStack, "pop", lambda self: None)
-    assert not checks.fold_and_undo(lm)[0]
+    assert doctor.fold_and_undo(lm)[0]
+    monkeypatch.setattr(AdapterStack, "pop", lambda self: None)
+    assert not doctor.fold_and_undo(lm)[0]
 
 
 def test_doctors_tiny_round_passes_every_stage_without_a_word(capsys):
-    good, detail = checks.tiny_round()
+    good, detail = doctor.tiny_round()
     assert good and "files" in detail and not capsys.readouterr().out
 
 
@@ -210,46 +216,53 @@ def test_help_of_each_command_names_every_option_and_fits_a_screen(command, caps
     monkeypatch.setenv("COLUMNS", "100")
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    options = options_of(importlib.import_module(f"steer_heal.commands.{command}").Options)
-    assert options and all(flag in shown for flag in options) and shown.count("\n") <= 45
-    assert all(option.text for option in options.values())
+    options = options_of(command_class(command))
+    assert options and shown.count("\n") <= 45
+    assert all(option.flag in shown for option in options.values() if not option.positional)
+    assert all(text_of(command_class(command), option.name) for option in options.values())
 
 
-@pytest.mark.parametrize("topic", ["", *run_help.TITLES, "presets"])
-def test_help_of_run_fits_a_screen_per_topic(topic, capsys, monkeypatch):
+@pytest.mark.parametrize("topic", ["", *GROUPS, "presets"])
+def test_help_of_run_is_readable_in_80_columns_by_topic(topic, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert run_main(["--help", *([topic] if topic else [])]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert 5 < len(lines) <= 50 and max(map(len, lines)) <= 80
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("usage:")]
+    assert 5 < len(lines) <= (95 if topic == "heal" else 75) and max(map(len, lines)) <= 80
 
 
-def test_the_overview_fits_a_narrow_screen_and_rounds_come_before_switches(capsys, monkeypatch):
+def test_the_overview_fits_a_narrow_screen_and_names_the_stages_in_order(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["--help"]) == 0
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-    run_main(["--help", "loop"])
+    run_main(["--help", "all"])
     shown = capsys.readouterr().out
     assert shown.index("--n-rounds") < shown.index("--preset") and shown.index("--seed") < shown.index("--debug")
 
 
 def test_help_says_where_sampling_is_the_models_own(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "200")
     run_main(["--help", "steering"])
-    text = " ".join(capsys.readouterr().out.split())
     heat = FOLLOWS_MODEL["pocket"]["text_temperature"]
-    assert f"[pocket {heat}; others as the model's own]" in text
+    assert f"(default: pocket {heat}, tiny-random its own, others" in capsys.readouterr().out
 
 
-def test_every_option_of_a_run_has_one_topic_a_text_and_its_default(capsys, monkeypatch):
-    options = {option.name: option for option in options_of(CommandLine).values()}
-    placed = list(itertools.chain(*(names for _, names in run_help.topics(CommandLine).values())))
-    assert sorted(placed) == sorted(options) and all(option.text for option in options.values())
-    assert {f.name for f in fields(RunConfig)} <= options.keys()
-    monkeypatch.setenv("COLUMNS", "100")
+def test_every_option_of_a_run_is_in_the_help_with_a_text_and_its_default(capsys, monkeypatch):
+    options = options_of(CommandLine)
+    assert {f.name for f in fields(RunConfig)} <= {option.name for option in options.values()}
+    monkeypatch.setenv("COLUMNS", "120")
     run_main(["--help=all"])
     shown = capsys.readouterr().out
-    assert all(option.flag in shown for option in options.values())
-    assert f"[pocket {FOLLOWS_MODEL['pocket']['lr']};" in shown and "[0.3]" in shown
+    parts = re.split(r"^.{0,2}(?=--\w)", shown, flags=re.MULTILINE)[1:]
+    assert [part.split()[0] for part in parts] == list(options)
+    # Flag, kind, at least two words of text, and a default.
+    assert all(re.search(r"\w{3,}.*\w{2,}.*\(default:", part.split(maxsplit=1)[1], re.DOTALL) for part in parts)
+    assert f"(default: pocket {FOLLOWS_MODEL['pocket']['lr']}," in shown and "(default: 0.3)" in shown
+
+
+def test_help_of_heal_config_explains_every_field():
+    for kind in (HealConfig, DoseConfig):
+        explained = re.findall(r"^ {8}(\w+): \S", kind.__doc__, re.MULTILINE)
+        assert explained == [f.name for f in fields(kind)]
 
 
 def test_preset_fills_in_what_the_command_line_does_not_say():
@@ -296,9 +309,9 @@ def test_the_command_is_a_module_too():
 
 def test_compare_names_models_that_were_left_to_their_defaults(run):
     ledger, other = Ledger.open(run), Ledger.open(run)
-    found = compare.options_of_run(ledger)
+    found = finished.options_of_run(ledger)
     assert ledger.config["model"] is None and found["model"] == "tiny-random" and found["trait"]
-    assert compare.differences([found, {**compare.options_of_run(other), "model": "pocket"}]) == {
+    assert finished.differences([found, {**finished.options_of_run(other), "model": "pocket"}]) == {
         "model": ["tiny-random", "pocket"]
     }
 
@@ -306,28 +319,14 @@ def test_compare_names_models_that_were_left_to_their_defaults(run):
 def test_export_refuses_a_target_that_holds_something(tmp_path):
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(export.InputError):
-            export.check_target(target)
-    export.check_target(tmp_path / "new")
+        with pytest.raises(InputError):
+            finished.check_target(target)
+    finished.check_target(tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_options_outside_the_groups_have_help_and_leave_presets_alone():
-    from dataclasses import dataclass
-
-    from steer_heal.commands.presets import with_preset
-
-    @dataclass(frozen=True)
-    class More(CommandLine):
-        extra: str | None = None
-        """Something else."""
-
-    assert "extra" in run_help.topics(More)["loop"][1]
-    assert with_preset(More(extra="x"), "qwen3-0.6b").extra == "x"
-
-
 def test_what_is_noted_on_an_interruption_is_said_in_its_line(capsys):
-    from steer_heal.commands.outcome import guarded
+    from steer_heal.commands.script import guarded
 
     def stopped(words):
         problem = KeyboardInterrupt()

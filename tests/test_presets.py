@@ -8,13 +8,13 @@ import pytest
 import torch
 from resume_runs import mini_trait
 
-from steer_heal.commands.presets import PRESETS
+from steer_heal.commands.run import main, parsed
+from steer_heal.config.presets import PRESETS
 from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger import Ledger, plain
 from steer_heal.loop import steps
 from steer_heal.model import LM
 from steer_heal.model.depth import pick_layers
-from steer_heal.run import main, parsed
 from steer_heal.steering import SteeringVector
 
 FAST = ["--fast-dev-run", "--n-rounds", "1", "--filter", "none", "--gate", "watch", "--quiet"]

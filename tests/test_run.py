@@ -97,12 +97,30 @@ def test_each_round_records_all_that_a_reader_of_the_loop_needs(finished):
 def test_summary_says_whether_what_cost_against_what_and_how_sure(finished):
     text = (finished[1] / "summary.md").read_text()
     short = text.split("## In short")[1].split("## Base")[0]
-    asked = ("What came out?", "Did the trait move?", "Did anything else?", "At what cost?", "simply asking",
-             "Was it the method?", "How sure is this?")  # fmt: skip
+    asked = (
+        "What came out?",
+        "Did the trait move?",
+        "Did anything else?",
+        "At what cost?",
+        "simply asking",
+        "Was it the method?",
+        "How sure is this?",
+    )
     assert [words in short for words in asked] == [True] * len(asked)
-    for words in ("Result:", "Trait against base:", "Off-target", "Cost: coherence", "anchors lost", "Healed - it:",
-                  "the prompted model: words", "No controls were run", "95 %", "do not cover the spread over seeds",
-                  "on the vignettes", "contrast of Care and Authority"):  # fmt: skip
+    for words in (
+        "Result:",
+        "Trait against base:",
+        "Off-target",
+        "Cost: coherence",
+        "anchors lost",
+        "Healed - it:",
+        "the prompted model: words",
+        "No controls were run",
+        "95 %",
+        "do not cover the spread over seeds",
+        "on the vignettes",
+        "contrast of Care and Authority",
+    ):
         assert words in short, words
     assert "surely" in short.split("**Did the trait move?**")[1].split("\n")[0].split(".")[0].lower()
     assert "## Vignettes, healed against base" in text and "| Care (trait) |" in text
@@ -137,8 +155,8 @@ def test_adapters_of_the_rounds_load_in_plain_peft_to_the_students_logits(tmp_pa
 
 
 def test_a_starved_round_ends_with_a_verdict_and_keeps_what_it_sampled(tmp_path, capsys):
-    code = main(["--fast-dev-run", "--doses", "400", "--kappa-floor", "0.9", "--walk-batches", "1", "--quiet",
-                 "--out", str(tmp_path)])  # fmt: skip
+    starving = "--fast-dev-run --doses 400 --kappa-floor 0.9 --walk-batches 1 --quiet --out"
+    code = main([*starving.split(), str(tmp_path)])
     folder = next(p for p in tmp_path.iterdir() if p.is_dir())
     assert code == 3 and Ledger.open(folder).events("end")[0]["verdict"] == "starved"
     assert (folder / "rounds" / "00" / "completions.jsonl").read_text().count("\n") == 16
@@ -156,54 +174,24 @@ def test_controls_are_settings_of_the_same_loop(tmp_path):
 
 def test_options_can_be_combined(tmp_path):
     config = RunConfig(
-        fast_dev_run=True, n_rounds=2, out=str(tmp_path), reg="kl_fwd", kl_agg="cvar", reference="both", tau_rel=0.5,
-        replay=0.25, accumulate=8, spectral=0.01, weight_decay=0.1, vector_from="first", walk_mode="bisect",
-    )  # fmt: skip
+        fast_dev_run=True,
+        n_rounds=2,
+        out=str(tmp_path),
+        reg="kl_fwd",
+        kl_agg="cvar",
+        reference="both",
+        tau_rel=0.5,
+        replay=0.25,
+        accumulate=8,
+        spectral=0.01,
+        weight_decay=0.1,
+        vector_from="first",
+        walk_mode="bisect",
+    )
     result = run_rounds(config)
     heal = Ledger.open(result.folder).events("heal")[1]
     assert set(heal["tau"]) == {"prev", "base"} and heal["steering_divergence"] > 0
     assert "kl_base_replay_after" in heal["figures"]
-
-
-BAD = [
-    (["--model", "pockett"], "neither embedded"),
-    (["--trait", "pocket-car"], "unknown trait"),
-    (["--trait", "nowhere.toml"], "nowhere.toml"),
-    (["--reg", "kl"], "unknown"),
-    (["--reg", "no_such_module:f"], "cannot be imported"),
-    (["--lam", "-1"], "lam"),
-    (["--tau", "nan"], "tau"),
-    (["--epochs", "0"], "epochs"),
-    (["--n-rounds", "0"], "n_rounds"),
-    (["--layers", "0.9", "0.1"], "layers"),
-    (["--doses", "-1"], "doses"),
-    (["--device", "cuda:9x"], "not available"),
-    (["--survival-target", "2"], "target"),
-    (["--kappa-floor", "3"], "kappa"),
-    (["--replay", "1.5"], "replay"),
-    (["--replay", "0.5", "--replay-anchors", "0.5"], "together"),
-    (["--replay-anchors", "-1"], "replay_anchors"),
-    (["--anchors", "nowhere.jsonl"], "nowhere.jsonl"),
-    (["--max-drop", "2"], "max_drop"),
-    (["--max-reverts", "0"], "max_reverts"),
-    (["--eval-replies", "2"], "eval_replies"),
-    (["--out", "/proc/nowhere"], "cannot be written"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(a) for a, _ in BAD])
-def test_bad_input_is_one_line_and_exit_code_2(arguments, words, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["--fast-dev-run", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == "" and shown.err.count("\n") == 1 and words in shown.err and "Traceback" not in shown.err
-    assert not list(tmp_path.rglob("events.jsonl"))
-
-
-def test_unknown_option_exits_with_2_and_names_it(capsys):
-    assert main(["--n-round", "2"]) == 2
-    shown = capsys.readouterr()
-    assert "--n-rounds" in shown.err and shown.err.count("\n") == 1 and not shown.out
 
 
 def test_ctrl_c_exits_with_130_and_complete_rounds_stay(tmp_path):

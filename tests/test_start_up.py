@@ -27,33 +27,54 @@ print(code, *[name for name in {heavy!r} if name in sys.modules])
 def answered(module: str, words: list[str]) -> tuple[str, str]:
     """Exit code and heavy libraries that a command line imported, in a process of its own; and what it complained."""
     script = SCRIPT.format(module=module, words=words, heavy=HEAVY)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
     return done.stdout.strip(), done.stderr
 
 
-@pytest.mark.parametrize("words", [
-    ["--typo", "1"], ["--lam", "abc"], ["--lam", "-1"], ["--lora-layers", "0.9", "0.1"], ["--kl-agg", "median"],
-    ["--reg", "kl"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words", ["--typo 1", "--lam abc", "--lam -1", "--lora-layers 0.9 0.1", "--kl-agg median", "--reg kl"]
+)
 def test_a_wrong_option_of_a_run_is_refused_without_torch(words):
-    found, said = answered("steer_heal.run", words)
+    found, said = answered("steer_heal.run", words.split())
     assert found == "2" and said.startswith("steer_heal: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [
-    ["--help"], ["run", "--help"], ["run", "--help", "heal"], ["chat", "--help"], ["doctor", "--help"],
-    ["export", "--help"], ["traits"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words", ["--help", "run --help", "run --help heal", "chat --help", "doctor --help", "compare --help", "traits"]
+)
 def test_help_and_the_list_of_traits_need_no_torch(words):
-    assert answered("steer_heal.commands.main", words) == ("0", "")
+    assert answered("steer_heal.commands.main", words.split()) == ("0", "")
 
 
-def test_a_wrong_option_of_a_command_is_refused_without_torch():
-    for words in (["chat", "--promt", "x"], ["doctor", "--modle", "x"], ["export", "nowhere", "--to", "x"]):
-        assert answered("steer_heal.commands.main", words)[0] == "2"
+@pytest.mark.parametrize("words", ["chat --promt x", "doctor --modle x", "export --too x", "chat pocket --dose much"])
+def test_a_wrong_option_of_a_command_is_refused_without_torch(words):
+    assert answered("steer_heal.commands.main", words.split())[0] == "2"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("run --model ./nosuch", "check the spelling"),
+        ("run --model pockt", "did you mean 'pocket'"),
+        ("run --model=tests", "no config.json"),
+        ("run --trait pocket-car", "did you mean 'pocket-care'"),
+        ("run --trait nosuch.toml", "check the path"),
+        ("run --anchors nosuch.jsonl", "check the path"),
+        ("run --eval-vignettes nosuch.jsonl", "check the path"),
+        ("run --resume nosuch", "no run folder"),
+        ("chat nosuch", "check the spelling"),
+        ("chat pockt --prompt Hello", "did you mean 'pocket'"),
+        ("chat pocket --trait nosuch", "unknown trait"),
+        ("doctor --model ./nosuch", "check the spelling"),
+        ("report nosuch", "does not exist"),
+        ("compare nosuch nosuch", "does not exist"),
+        ("export nosuch --to x", "does not exist"),
+    ],
+)
+def test_a_mistyped_model_trait_run_or_file_is_refused_without_torch(words, expected):
+    found, said = answered("steer_heal.commands.main", words.split())
+    assert found == "2" and expected in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("package", [steer_heal, barriers, healing], ids=lambda package: package.__name__)

@@ -1,4 +1,4 @@
-"""The sub-commands of `steer-heal`, one module each, and what they share: options, help, exit codes.
+"""The sub-commands of `steer-heal`, and what they share: options, help, exit codes.
 
 Nothing here computes; each command calls the library as a notebook would.
 """

@@ -1,6 +1,6 @@
 """`steer-heal chat RUN|MODEL --prompt ...`: base, steered and healed side by side on the same prompt.
 
-Knows nothing of models: `speakers` does; what is printed is unfiltered.
+Knows nothing of training and filters; what is printed is unfiltered. Torch waits until the names were looked at.
 """
 
 from __future__ import annotations
@@ -8,75 +8,146 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
+from steer_heal.commands.folders import check_run_or_model, finished_run, fold_result, is_run, load_model, vector_of
+from steer_heal.commands.options import console
 from steer_heal.errors import InputError
+from steer_heal.ledger import Ledger
+from steer_heal.trait import REVERSED, Trait, builtin_traits, default_trait
 
-USAGE = "steer-heal chat RUN|MODEL [--prompt TEXT ...]"
-PURPOSE = (
-    "Ask the original model, the model steered at a dose, and the healed student of a run the same thing. With a "
-    "model instead of a run: original and steered. Without --prompt, prompts are read line by line."
-)
+if TYPE_CHECKING:
+    from steer_heal.healing.bake import AdapterStack
+    from steer_heal.model import LM
+    from steer_heal.steering import SteeringVector
 
 
 @dataclass(frozen=True)
-class Options:
-    """Whom to ask what."""
+class Chat:
+    """Ask the original model, the model steered at a dose, and the healed student of a run the same thing.
 
-    source: tyro.conf.Positional[str]
-    """A run's folder; or a model: pocket, tiny-random, a folder, a hub id."""
+    With a model instead of a run: original and steered. Without --prompt, prompts are read line by line.
+
+    Attributes:
+        source: A run's folder; or a model: pocket, tiny-random, a folder, a hub id.
+        prompt: What to ask; several may be given, each in quotes.
+        dose: Multiple of the steering vector (round 0's of a run; of a model, one extracted now); no unit.
+        vector: A saved vector (.safetensors) to steer with instead.
+        trait: Trait whose personas and neutral system prompt are used; default the run's or the model's.
+        system: System prompt; default the trait's neutral one.
+        max_new_tokens: Longest reply, in tokens.
+        seed: Seed of the sampling, the same for every column.
+        greedy: Take the likeliest token instead of sampling.
+        device: cpu, cuda, mps or auto; default as the run, or auto.
+        trust_remote_code: Run Python code that comes with the model.
+    """
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|MODEL")]
     prompt: tuple[str, ...] = ()
-    """What to ask; several may be given, each in quotes."""
     dose: float = 1.0
-    """Multiple of the steering vector (round 0's of a run; of a model, one extracted now); no unit."""
     vector: str | None = None
-    """A saved vector (.safetensors) to steer with instead."""
     trait: str | None = None
-    """Trait whose personas and neutral system prompt are used; default the run's or the model's."""
     system: str | None = None
-    """System prompt; default the trait's neutral one."""
     max_new_tokens: int = 120
-    """Longest reply, in tokens."""
     seed: int = 0
-    """Seed of the sampling, the same for every column."""
     greedy: bool = False
-    """Take the likeliest token instead of sampling."""
     device: str | None = None
-    """cpu, cuda, mps or auto; default as the run, or auto."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model."""
+
+    def __call__(self) -> int:
+        """Print the replies to each prompt, one column per speaker."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max-new-tokens {self.max_new_tokens}: give at least 1")
+        if any(not prompt.strip() for prompt in self.prompt):
+            raise InputError("--prompt is empty: give every prompt at least one word")
+        speakers, out = self.speakers(), console(120)
+        from rich.table import Table
+
+        for prompt in self.prompt or _read_prompts():
+            said = self.replies(speakers, prompt)
+            columns = Table(title=f"> {prompt}", title_justify="left", show_lines=True)
+            for name in said:
+                columns.add_column(name, ratio=1, overflow="fold")
+            columns.add_row(*(text or "(empty)" for text in said.values()))
+            out.print(columns)
+        return 0
+
+    def speakers(self) -> Speakers:
+        """Model, vector and, of a run, the folded student. Raises InputError."""
+        folder = Path(self.source).expanduser()
+        if is_run(folder):
+            ledger = finished_run(folder)
+            system = self._system_of(ledger)
+            lm = load_model(ledger, self.device, self.trust_remote_code)
+            vector = self._saved_vector() or vector_of(ledger)
+            stack = fold_result(ledger, lm) if ledger.events("end")[-1]["best_round"] is not None else None
+        else:
+            check_run_or_model(self.source)
+            trait = Trait.load(self.trait or default_trait(self.source))
+            system = trait.neutral if self.system is None else self.system
+            from steer_heal import model as models
+            from steer_heal.steering import extract
+
+            lm = models.load(self.source, device=self.device or "auto", trust_remote_code=self.trust_remote_code)
+            vector, stack = self._saved_vector() or extract(lm, trait.pos, trait.neg, trait.contexts), None
+        with vector.applied(lm.model, 0.0):
+            pass  # a vector of another model is an error here, before anything is sampled
+        return Speakers(lm, vector, system, stack)
+
+    def replies(self, speakers: Speakers, prompt: str) -> dict[str, str]:
+        """What each says, by its name."""
+        from steer_heal.texts.generation import generate
+
+        sampled = {"max_new_tokens": self.max_new_tokens, "seed": self.seed, "greedy": self.greedy}
+        system = speakers.system or None
+
+        def say(dose: float = 0.0) -> str:
+            vector = speakers.vector if dose else None
+            return generate(speakers.lm, [prompt], vector, (dose,), system=system, **sampled)[0].text
+
+        def unhealed() -> dict[str, str]:
+            return {"base": say(), f"steered, dose {self.dose:g}": say(self.dose)}
+
+        if speakers.stack is None:
+            return unhealed()
+        with speakers.stack.unfolded():
+            said = unhealed()
+        return {**said, "healed": say()}
+
+    def _saved_vector(self) -> SteeringVector | None:
+        from steer_heal.steering import SteeringVector
+
+        return SteeringVector.load(self.vector) if self.vector else None
+
+    def _system_of(self, ledger: Ledger) -> str:
+        """The system prompt of a run's replies. A trait file that only the run folder names is not opened.
+
+        Its checker would be imported: that is for the user to allow, by naming the file. Raises InputError.
+        """
+        if self.system is not None:
+            return self.system
+        recorded = ledger.config.get("trait") or default_trait(ledger.events("start")[-1]["model"])
+        if not self.trait and recorded.removesuffix(REVERSED) not in builtin_traits():
+            raise InputError(f"the run used the trait file {recorded!r}: name it with --trait, or give --system")
+        return Trait.load(self.trait or recorded).neutral
 
 
-def main(options: Options) -> int:
-    """Print the replies to each prompt, one column per speaker."""
-    if options.max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {options.max_new_tokens}: give at least 1")
-    if any(not prompt.strip() for prompt in options.prompt):
-        raise InputError("--prompt is empty: give every prompt at least one word")
-    from steer_heal.commands.speakers import gather, replies
+@dataclass(frozen=True)
+class Speakers:
+    """The original model, what to steer it with, and a run's student: `healed` answers with its adapters folded in."""
 
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
-    speakers = gather(options)
-    for prompt in options.prompt or typed(console):
-        console.print(side_by_side(prompt, replies(speakers, prompt, options)))
-    return 0
+    lm: LM
+    vector: SteeringVector
+    system: str | None
+    stack: AdapterStack | None = None
 
 
-def side_by_side(prompt: str, said: dict[str, str]) -> Table:
-    """One column per speaker."""
-    out = Table(title=f"> {prompt}", title_justify="left", show_lines=True)
-    for name in said:
-        out.add_column(name, ratio=1, overflow="fold")
-    out.add_row(*(text or "(empty)" for text in said.values()))
-    return out
-
-
-def typed(console: Console) -> Iterator[str]:
+def _read_prompts() -> Iterator[str]:
     """Prompts from standard input, up to its end or an empty line."""
     if sys.stdin.isatty():
-        console.print("One prompt per line; an empty line ends.")
+        print("One prompt per line; an empty line ends.")
     while prompt := sys.stdin.readline().strip():
         yield prompt

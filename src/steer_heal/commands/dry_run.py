@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 
+import torch
 from rich.console import Console
 
-from steer_heal.commands.options import shown
-from steer_heal.commands.presets import PRESETS, UNTRIED, Shape
-from steer_heal.commands.sizes import shape_of
+from steer_heal.commands.options import console, shown
 from steer_heal.config import RunConfig
+from steer_heal.config.presets import PRESETS, UNTRIED, Shape
 from steer_heal.ledger.clock import duration
-from steer_heal.model.loading import resolve_device
+from steer_heal.loop.gate import anchors_of
+from steer_heal.model.loading import read_config, resolve_device
+from steer_heal.model.names import EMBEDDED
+from steer_heal.pocket import WEIGHTS
 from steer_heal.report.printing import table
 from steer_heal.trait import Trait, default_trait
 
@@ -107,9 +110,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
 
     `topics` says which options are shown together, by name.
     """
-    from steer_heal.loop.gate import anchors_of
-
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    out = console(120)
     config, device = config.resolved(), resolve_device(config.device).type
     trait = Trait.load(config.trait or default_trait(config.model_name))
     work = count(config, trait, len(anchors_of(config, trait)))
@@ -117,33 +118,31 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
     for topic, names in topics.items():
         values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
-        console.print(f"{topic}: {', '.join(values)}", markup=False)
+        out.print(f"{topic}: {', '.join(values)}", markup=False)
     if preset:
-        console.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
+        out.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
     columns = ["replies to sample", "at least", "at most", "tokens each, at most"]
-    console.print(table("", columns, [[w.stage, str(w.least), str(w.most), str(w.tokens)] for w in work]))
+    out.print(table("", columns, [[w.stage, str(w.least), str(w.most), str(w.tokens)] for w in work]))
     questions = sum(min(len(some), config.eval_items or len(some)) for some in (trait.items, trait.off_target))
     low, high = (sum(getattr(w, end) for w in work) for end in ("least", "most"))
-    console.print(
-        f"In all {low} to {high} generations, and {questions} forced-choice items in each order for every model."
-    )
-    _print_estimate(console, config, work, shape, device)
-    console.print("Nothing was run or written.")
+    out.print(f"In all {low} to {high} generations, and {questions} forced-choice items in each order for every model.")
+    _print_estimate(out, config, work, shape, device)
+    out.print("Nothing was run or written.")
     return 0
 
 
-def _print_estimate(console: Console, config: RunConfig, work: list[Work], shape: Shape, device: str) -> None:
+def _print_estimate(out: Console, config: RunConfig, work: list[Work], shape: Shape, device: str) -> None:
     speed = SPEEDS[device]
     low, high = (seconds(config, work, shape, speed, most) for most in (False, True))
     parts = memory(config, shape)
     if high > LONG:
-        console.print(f"That is no job for a {device}: use an accelerator or a smaller model.")
-    console.print(
+        out.print(f"That is no job for a {device}: use an accelerator or a smaller model.")
+    out.print(
         f"Time on {device}: about {duration(low)} to {duration(high)} for {shape.parameters:.3g} parameters; rough, "
         "wrong by a factor of 3 either way: no machine was measured."
     )
     total = sum(parts.values())
-    console.print(
+    out.print(
         f"Memory: about {total / 1e9:.2g} GB ("
         + ", ".join(f"{name} {value / 1e9:.2g}" for name, value in parts.items())
         + "); sampling takes more rows where more is free."
@@ -152,7 +151,34 @@ def _print_estimate(console: Console, config: RunConfig, work: list[Work], shape
 
 def _item(config: RunConfig) -> int:
     """Bytes per weight."""
-    embedded = config.model_name in ("pocket", "tiny-random")
+    embedded = config.model_name in EMBEDDED
     if config.dtype == "auto":
         return 4 if embedded or resolve_device(config.device).type == "cpu" else 2
     return 4 if config.dtype == "float32" else 2
+
+
+def shape_of(name: str) -> Shape:
+    """Sizes of an embedded model, a folder, a preset's model, or a hub id, whose configuration is fetched.
+
+    No weight is read. Raises InputError for a name that cannot be loaded.
+    """
+    for preset in PRESETS.values():
+        if preset.options["model"] == name:
+            return preset.shape
+    if name == "tiny-random":
+        from steer_heal.model.tiny import tiny_random
+
+        return _counted(tiny_random()[0])
+    config = read_config(WEIGHTS if name == "pocket" else name, name, trust_remote_code=False)
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return _counted(AutoModelForCausalLM.from_config(config))
+
+
+def _counted(model: torch.nn.Module) -> Shape:
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    parameters = sum(p.numel() for p in model.parameters())
+    return Shape(parameters, config.num_hidden_layers, config.hidden_size, heads * head_dim, config.vocab_size)

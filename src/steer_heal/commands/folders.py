@@ -1,6 +1,6 @@
-"""Run folders as the commands read them: whole or refused with one line.
+"""Run folders as the commands read them, whole or refused with one line; and what a run handed over.
 
-Knows nothing of how a run is made, and of models.
+Knows nothing of how a run is made. Torch is imported only where a model, an adapter or a vector is asked for.
 """
 
 from __future__ import annotations
@@ -9,18 +9,43 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
+from steer_heal.model.names import check_name
 
+if TYPE_CHECKING:
+    from steer_heal.healing.bake import AdapterStack
+    from steer_heal.model import LM
+    from steer_heal.steering import SteeringVector
+
+LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
+"""Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
 NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raises InputError where there is no such folder."""
+    if not Path(folder).expanduser().is_dir():
+        raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
+
+
+def check_run_or_model(name: str) -> None:
+    """Raises InputError for what is no run folder and can be no model."""
+    if not is_run(Path(name).expanduser()):
+        check_name(name)
+
+
+def is_run(folder: Path) -> bool:
+    """A run has events, or rounds; a model folder has neither."""
+    return (folder / "events.jsonl").exists() or (folder / "rounds").is_dir()
 
 
 def open_run(folder: str | Path) -> Ledger:
     """A run folder whose configuration and events can be read. Raises InputError, which names the damaged file."""
+    check_folder(folder)
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
     if (path / "config.json").is_file():
         read_object(path / "config.json")
     ledger = Ledger.open(path)
@@ -81,6 +106,47 @@ def runs_in(folders: Sequence[str]) -> list[Path]:
             raise InputError(f"{name!r} is no run folder and holds no finished run: give run folders")
         found += inside
     return list(dict.fromkeys(found))
+
+
+def load_model(ledger: Ledger, device: str | None = None, trust_remote_code: bool = False) -> LM:
+    """The original model of a run, loaded as the run did, on another device if one is named."""
+    from steer_heal import model as models
+
+    name = ledger.events("start")[-1]["model"]
+    options = {key: ledger.config[key] for key in LOADING if key in ledger.config}
+    if device is not None:
+        options["device"] = device
+    return models.load(name, trust_remote_code=trust_remote_code, **options)
+
+
+def fold_result(ledger: Ledger, lm: LM) -> AdapterStack:
+    """The run's result folded into its model: the adapters of the rounds that the end event names.
+
+    Raises InputError when no round stands, or an adapter is missing, damaged or made for another model.
+    """
+    from steer_heal.healing.adapter import Adapter
+    from steer_heal.healing.bake import AdapterStack
+
+    end = ledger.events("end")[-1]
+    if end["best_round"] is None:
+        raise InputError(
+            f"run {str(ledger.folder)!r} ended as {end['verdict']}: no round stands, its result is the original model"
+        )
+    stack = AdapterStack(lm.model)
+    for number in end["folded"]:
+        stack.push(Adapter.load(_round_folder(ledger, number) / "adapter"))
+    return stack
+
+
+def vector_of(ledger: Ledger, number: int = 0) -> SteeringVector:
+    """The steering vector of a round. Raises InputError when it is missing."""
+    from steer_heal.steering import SteeringVector
+
+    return SteeringVector.load(_round_folder(ledger, number) / "vector.safetensors")
+
+
+def _round_folder(ledger: Ledger, number: int) -> Path:
+    return ledger.folder / "rounds" / f"{number:02d}"
 
 
 def _ended(events: Path) -> bool:

@@ -1,36 +1,77 @@
-"""The command line of a script: help, mistakes in one line with the nearest valid option, and exit codes as everywhere.
+"""A command line from its words to its exit code; bad input is one line on stderr. For the commands and for scripts.
 
-Knows nothing of what a script does.
+Knows nothing of what a command does. Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted;
+other exceptions stay tracebacks.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from steer_heal.commands.help import asked_for_help, option_lines
-from steer_heal.commands.options import options_of, parse
-from steer_heal.commands.outcome import DONE, guarded
+from steer_heal.commands.options import asked_for_help, parse, print_help
+from steer_heal.errors import InputError
 
+DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
+EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
 Arguments = TypeVar("Arguments")
 
 
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupted: str = "nothing was changed") -> int:
+    """Run a command and turn an InputError or Ctrl-C into one line and an exit code; `--debug` adds the traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if (logging := sys.modules.get("transformers.utils.logging")) is not None:
+        logging.disable_progress_bar()  # it was imported before the environment could say so
+    debug = "--debug" in argv
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
+            return command([word for word in argv if word != "--debug"])
+    except InputError as problem:
+        if debug:
+            traceback.print_exc()
+        _say(problem, str(problem))
+        return BAD_INPUT
+    except KeyboardInterrupt as stop:
+        _say(stop, "interrupted" if hasattr(stop, "__notes__") else f"interrupted; {interrupted}")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
+        return DONE
+
+
 def run_script(
-    kind: type[Arguments], work: Callable[[Arguments], int | None], argv: Sequence[str] | None, about: str, name: str,
+    kind: type[Arguments],
+    work: Callable[[Arguments], int | None],
+    argv: Sequence[str] | None,
+    about: str,
+    name: str,
     interrupted: str = "what is written so far is kept",
-) -> int:  # fmt: skip
+) -> int:
     """Fill `kind` from the command line and do the work; returns the exit code, 0 where the work returns none.
 
     Args:
         about: the script's docstring, printed above the options by `--help`.
         name: of the script. interrupted: what to say on Ctrl-C.
     """
+    prog = f"scripts/{name}.py"
 
     def command(words: list[str]) -> int:
         if asked_for_help(words) is not None:
-            print(f"{about.strip()}\n\nOptions:\n{option_lines(options_of(kind).values())}")
+            print_help(kind, prog, about.strip())
             return DONE
-        return work(parse(kind, words, f"scripts/{name}.py")) or DONE
+        return work(parse(kind, words, prog)) or DONE
 
     return guarded(command, sys.argv[1:] if argv is None else argv, interrupted)
+
+
+def _say(problem: BaseException, what: str) -> None:
+    """One line on stderr: what happened, and what was noted about it on the way, such as how to go on."""
+    words = "; ".join([what, *getattr(problem, "__notes__", ())])
+    print(f"steer_heal: {' '.join(words.split())}", file=sys.stderr)

@@ -5,18 +5,19 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 
+from steer_heal.commands.options import console
 from steer_heal.errors import InputError, nearest
 from steer_heal.trait import Trait, builtin_traits
 
-USAGE = "steer-heal traits [list | show NAME | check FILE]"
-PURPOSE = "The built-in traits; one trait's personas, sizes and examples; or what is wrong with, or weak in, a file."
+if TYPE_CHECKING:
+    from rich.console import Console
+
 ACTIONS = ("list", "show", "check")
 ENOUGH_CONTEXTS = 200
 ENOUGH_ITEMS = 40
@@ -26,62 +27,65 @@ NEGATIONS = frozenset(["not", "no", "never", "don't", "doesn't", "won't", "witho
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to do with which trait."""
+class Traits:
+    """The built-in traits; one trait's personas, sizes and examples; or what is wrong with, or weak in, a file.
 
-    action: tyro.conf.Positional[str] = "list"
-    """list, show or check."""
-    name: tyro.conf.Positional[str] = ""
-    """Name of a built-in trait, or a TOML file."""
+    Attributes:
+        action: list, show or check.
+        name: Name of a built-in trait, or a TOML file.
+    """
 
+    action: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="list|show|check")] = "list"
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME|FILE")] = ""
 
-def main(options: Options) -> int:
-    """List, show or check."""
-    if options.action not in ACTIONS:
-        hint = nearest(options.action, ACTIONS)
-        raise InputError(f"traits {options.action!r} is unknown{hint}: give list, show NAME or check FILE")
-    if options.action != "list" and not options.name:
-        raise InputError(f"traits {options.action}: name a built-in trait ({', '.join(builtin_traits())}) or a file")
-    if options.action == "list" and options.name:
-        raise InputError(f"traits list takes no {options.name!r}: give show {options.name}")
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
-    if options.action == "list":
-        for name in builtin_traits():
-            one = Trait.load(name)
-            console.print(f"{name:22}{one.description}", markup=False)
-            used = f"; default of {', '.join(one.models)}" if one.models else ""
-            console.print(f"{'':22}{len(one.items)} items, {len(one.prompts)} prompts{used}", markup=False)
-        console.print("Each also with -reversed. A trait of your own is a TOML file: --trait my_trait.toml")
+    def __call__(self) -> int:
+        """List, show or check."""
+        action, name, out = self.action, self.name, console(120)
+        if action not in ACTIONS:
+            hint = nearest(action, ACTIONS)
+            raise InputError(f"traits {action!r} is unknown{hint}: give list, show NAME or check FILE")
+        if action != "list" and not name:
+            raise InputError(f"traits {action}: name a built-in trait ({', '.join(builtin_traits())}) or a file")
+        if action == "list" and name:
+            raise InputError(f"traits list takes no {name!r}: give show {name}")
+        if action == "list":
+            print_list(out)
+            return 0
+        if action == "check" and not Path(name).expanduser().is_file():
+            raise InputError(f"{name}: no such file; check takes the path of a trait's .toml file")
+        trait = Trait.load(name)
+        print_trait(out, trait)
+        if action == "check":
+            found = weaknesses(trait)
+            for line in found:
+                out.print(f"weak: {line}", markup=False)
+            out.print(f"{name}: usable, {len(found)} {'weakness' if len(found) == 1 else 'weaknesses'}", markup=False)
         return 0
-    if options.action == "check" and not Path(options.name).expanduser().is_file():
-        raise InputError(f"{options.name}: no such file; check takes the path of a trait's .toml file")
-    trait = Trait.load(options.name)
-    print_trait(console, trait)
-    if options.action == "check":
-        found = weaknesses(trait)
-        for line in found:
-            console.print(f"weak: {line}", markup=False)
-        weak = "weakness" if len(found) == 1 else "weaknesses"
-        console.print(f"{options.name}: usable, {len(found)} {weak}", markup=False)
-    return 0
 
 
-def print_trait(console: Console, trait: Trait) -> None:
+def print_list(out: Console) -> None:
+    """The built-in traits, with their sizes."""
+    for name in builtin_traits():
+        one = Trait.load(name)
+        out.print(f"{name:22}{one.description}", markup=False)
+        used = f"; default of {', '.join(one.models)}" if one.models else ""
+        out.print(f"{'':22}{len(one.items)} items, {len(one.prompts)} prompts{used}", markup=False)
+    out.print("Each also with -reversed. A trait of your own is a TOML file: --trait my_trait.toml")
+
+
+def print_trait(out: Console, trait: Trait) -> None:
     """Personas, sizes and one example of each list."""
-    console.print(f"[bold]{trait.name}[/bold]  {trait.description}")
+    out.print(f"[bold]{trait.name}[/bold]  {trait.description}")
     for label, text in (("pos", trait.pos), ("neg", trait.neg), ("neutral", trait.neutral or "(none)")):
-        console.print(f"  {label:8}{text}", markup=False)
-    for name in ("contexts", "prompts", "eval_prompts", "replay_prompts"):
-        _print_list(console, name, getattr(trait, name), str)
-    for name in ("items", "off_target"):
-        _print_list(console, name, getattr(trait, name), lambda i: f"{i.prompt} ({' / '.join(i.choices)})")
-    _print_list(console, "anchors", trait.anchors, lambda a: f"{a.prompt} ({a.answer}, {a.check})")
-    _print_list(console, "vignettes", trait.vignettes, lambda v: f"{v.text} ({v.foundation})")
-    console.print(f"  checker {trait.checker or 'none: free text is judged by its form only'}", markup=False)
-
-
-def _print_list(console: Console, name: str, rows: Sequence, of_row) -> None:
-    console.print(f"  {len(rows):4} {name}" + (f", such as: {of_row(rows[0])[:90]}" if rows else ""), markup=False)
+        out.print(f"  {label:8}{text}", markup=False)
+    examples = dict.fromkeys(("contexts", "prompts", "eval_prompts", "replay_prompts"), str)
+    examples |= dict.fromkeys(("items", "off_target"), lambda item: f"{item.prompt} ({' / '.join(item.choices)})")
+    examples["anchors"] = lambda anchor: f"{anchor.prompt} ({anchor.answer}, {anchor.check})"
+    examples["vignettes"] = lambda vignette: f"{vignette.text} ({vignette.foundation})"
+    for name, example in examples.items():
+        rows = getattr(trait, name)
+        out.print(f"  {len(rows):4} {name}" + (f", such as: {example(rows[0])[:90]}" if rows else ""), markup=False)
+    out.print(f"  checker {trait.checker or 'none: free text is judged by its form only'}", markup=False)
 
 
 def weaknesses(trait: Trait) -> list[str]:

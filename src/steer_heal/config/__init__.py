@@ -4,25 +4,6 @@ Knows nothing of models.
 """
 
 from steer_heal.config.follows_model import FOLLOWS_MODEL
-from steer_heal.config.options import (
-    EvaluationOptions,
-    GateOptions,
-    HealOptions,
-    LoopOptions,
-    ModelOptions,
-    SteeringOptions,
-    WalkOptions,
-)
 from steer_heal.config.run_config import RunConfig
 
-__all__ = [
-    "FOLLOWS_MODEL",
-    "EvaluationOptions",
-    "GateOptions",
-    "HealOptions",
-    "LoopOptions",
-    "ModelOptions",
-    "RunConfig",
-    "SteeringOptions",
-    "WalkOptions",
-]
+__all__ = ["FOLLOWS_MODEL", "RunConfig"]

@@ -25,16 +25,31 @@ from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Vignette
 from steer_heal.trait.rows import read_rows
 
+AT_LEAST = {
+    0: ("accumulate", "threads", "eval_think_tokens"),
+    1: ("n_rounds", "max_reverts"),
+    4: ("max_new_tokens",),
+    8: ("eval_replies",),
+}
+SHARES = {
+    0.5: ("false_drop",),
+    0.9: ("replay", "replay_anchors"),
+    1.0: ("coherence_floor", "max_drop", "total_drop", "coherence_drop"),
+}
+"""Largest value of options that are shares."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, SteeringOptions, ModelOptions, HealOptions):
     """All options of a run, flat; defaults give the main job on the embedded model.
 
+    The groups that it inherits from explain them; `reg` may also be the function itself. Defaults of None that follow
+    the model (`FOLLOWS_MODEL`) are filled in.
+
     Raises InputError on an impossible value.
     """
 
     reg: str | DivergenceFunction = "kl_rev"
-    """As in `HealConfig`: a name, module:function, or in Python the function itself."""
 
     def __post_init__(self) -> None:
         for name, value in FOLLOWS_MODEL.get(self.model_name, FOLLOWS_MODEL["others"]).items():
@@ -45,19 +60,17 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         if not self.doses or any(not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in self.doses):
             raise InputError(f"doses {self.doses!r}: give finite numbers of at least 0")
         _check_layers(self.layers)
-        at_least = {"n_rounds": 1, "max_new_tokens": 4, "eval_replies": 8, "accumulate": 0, "threads": 0,
-                    "max_reverts": 1, "eval_think_tokens": 0}  # fmt: skip
-        for name, least in at_least.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
+        for least, names in AT_LEAST.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise InputError(f"{name} {getattr(self, name)}: give a whole number of at least {least}")
         cores = os.cpu_count() or 1
         if self.threads > cores:
             raise InputError(f"threads {self.threads}: this machine has {cores} cores, give at most so many, or 0")
-        shares = {"replay": 0.9, "replay_anchors": 0.9, "coherence_floor": 1.0, "false_drop": 0.5, "max_drop": 1.0,
-                  "total_drop": 1.0, "coherence_drop": 1.0}  # fmt: skip
-        for name, high in shares.items():
-            if not 0 <= getattr(self, name) <= high:
-                raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {high}")
+        for most, names in SHARES.items():
+            for name in names:
+                if not 0 <= getattr(self, name) <= most:
+                    raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {most}")
         if self.replay + self.replay_anchors > 0.9:
             raise InputError(
                 f"replay {self.replay} and replay_anchors {self.replay_anchors} are together over 0.9: lower one"
@@ -105,11 +118,9 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         """
         if not self.fast_dev_run:
             return self
-        return replace(
-            self, n_rounds=min(self.n_rounds, 2), n_min=min(self.n_min, 12), walk_batch=min(self.walk_batch, 16),
-            epochs=min(self.epochs, 2), eval_items=8, eval_replies=8, max_new_tokens=min(self.max_new_tokens, 16),
-            on_inconclusive="keep",
-        )  # fmt: skip
+        most = {"n_rounds": 2, "n_min": 12, "walk_batch": 16, "epochs": 2, "max_new_tokens": 16}
+        cut_down = {name: min(getattr(self, name), size) for name, size in most.items()}
+        return replace(self, **cut_down, eval_items=8, eval_replies=8, on_inconclusive="keep")
 
     def to_dict(self) -> dict:
         """For `config.json`."""

@@ -36,71 +36,77 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class HealConfig:
-    """How a heal trains and what holds it back. Loss per completion: nll + lam * relu(D - tau), in nats."""
+    """How a heal trains and what holds it back. Loss per completion: nll + lam * relu(D - tau), in nats.
+
+    Attributes:
+        reg: Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student),
+            or module:function.
+        lam: Weight of the barrier, nats of nll per nat of divergence; in budget mode where the multiplier starts.
+        tau: Budget of a completion's aggregated divergence, in nats; the barrier is silent below it.
+        tau_rel: If set, tau is this share of the divergence that the steering itself caused, and `tau` is not used.
+        kl_agg: How the positions of a completion become one number: mean, rmse, p95, max, cvar.
+        reference: Divergence from: prev (the student before this round), base (the original model), or both.
+        tau_base: Budget against base in nats, if another than `tau`.
+        lam_base: Weight of the barrier against base, if another than `lam`.
+        kl_top_k: Truncate the KL to the reference's k likeliest tokens and a tail bucket; 0: full vocabulary.
+        lam_mode: constant, or budget: dual ascent on nll + lam * (D - tau), which settles at tau where the budget
+            binds.
+        lam_power: lam is multiplied by (1 + round)^power.
+        lam_rate: Step of the dual ascent, multiplier per nat over budget and optimiser step.
+        lam_max: Upper bound of the multiplier in budget mode.
+        rank: LoRA rank r.
+        alpha: The adapter's delta is alpha / r * B A.
+        lora_layers: Band of relative depth whose blocks get adapters (rounded outwards).
+        lr: Peak learning rate of AdamW.
+        betas: AdamW's averaging factors; 0.999 would not warm up within a heal's few hundred steps.
+        weight_decay: Decoupled weight decay of A and B, per step as a multiple of the learning rate.
+        spectral: Weight of the mean over modules of sigma_max(alpha / r * B A)^2.
+        epochs: Passes over the training rows.
+        batch_size: Completions per forward pass.
+        grad_accum: Forward passes per optimiser step; only the product with `batch_size` changes the result.
+        warmup: Share of the steps with a rising learning rate; a cosine to zero follows.
+        clip: Largest norm of the adapter's gradient; 0: no clipping.
+        heldout: Share of rows kept out of training, to see overfitting; 0: none.
+        row_weights: tokens: every token of the data counts the same (maximum likelihood); inv_sqrt: a row's token sum
+            over sqrt(tokens); none: its token mean, so that a token of a short reply, its end too, weighs more.
+        barrier_rows: Rows the barrier acts on: all, or replay (the original model's own completions among the data).
+        replay_weight: Factor on the barrier of the original model's own completions; 4 guards them harder than the new
+            texts.
+        gradient_checkpointing: Recompute the blocks in the backward pass: less memory, about a third more time.
+        seed: Seed of the initial A, of the held-out split and of the order of rows.
+    """
 
     reg: str | DivergenceFunction = "kl_rev"
-    """Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student), module:function."""
     lam: float = 0.3
-    """Weight of the barrier, nats of nll per nat of divergence; in budget mode where the multiplier starts."""
     tau: float = 0.5
-    """Budget of the aggregated divergence of a completion, in nats; below it the barrier is silent."""
     tau_rel: float | None = None
-    """If set, tau is this share of the divergence that the steering itself caused, and `tau` is not used."""
     kl_agg: str = "rmse"
-    """How the positions of a completion become one number: mean, rmse, p95, max, cvar."""
     reference: str = "prev"
-    """Divergence from: prev (the student before this round), base (the original model), or both."""
     tau_base: float | None = None
-    """Budget against base in nats, if another than `tau`."""
     lam_base: float | None = None
-    """Weight of the barrier against base, if another than `lam`."""
     kl_top_k: int = 0
-    """Truncate the KL to the reference's k likeliest tokens and a tail bucket; 0: full vocabulary."""
     lam_mode: str = "constant"
-    """constant, or budget: dual ascent on nll + lam * (D - tau), which settles at tau where the budget binds."""
     lam_power: float = 0.0
-    """lam is multiplied by (1 + round)^power."""
     lam_rate: float = 1.0
-    """Step of the dual ascent, multiplier per nat over budget and optimiser step."""
     lam_max: float = 10.0
-    """Upper bound of the multiplier in budget mode."""
     rank: int = 32
-    """LoRA rank r."""
     alpha: float = 64.0
-    """The adapter's delta is alpha / r * B A."""
     lora_layers: tuple[float, float] = (0.2, 0.8)
-    """Band of relative depth whose blocks get adapters (rounded outwards)."""
     lr: float = 1e-4
-    """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averaging factors; 0.999 would not warm up within a heal's few hundred steps."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of A and B, per step as a multiple of the learning rate."""
     spectral: float = 0.0
-    """Weight of the mean over modules of sigma_max(alpha / r * B A)^2."""
     epochs: int = 6
-    """Passes over the training rows."""
     batch_size: int = 4
-    """Completions per forward pass."""
     grad_accum: int = 1
-    """Forward passes per optimiser step; only the product with `batch_size` changes the result."""
     warmup: float = 0.1
-    """Share of the steps with a rising learning rate; a cosine to zero follows."""
     clip: float = 1.0
-    """Largest norm of the adapter's gradient; 0: no clipping."""
     heldout: float = 0.125
-    """Share of rows kept out of training, to see overfitting; 0: none."""
     row_weights: str = "none"
-    """none: every completion's token-mean nll counts the same, so a short one's tokens, its end too, weigh more;
-    inv_sqrt: token sums over sqrt(tokens); tokens: every token of the data counts the same (maximum likelihood)."""
     barrier_rows: str = "all"
-    """Rows the barrier acts on: all, or replay (the original model's own completions among the data)."""
     replay_weight: float = 1.0
-    """Factor on the barrier of the original model's own completions; 4 guards them harder than the new texts."""
     gradient_checkpointing: bool = False
-    """Recompute the blocks in the backward pass: less memory, about a third more time."""
     seed: int = 0
-    """Seed of the initial A, of the held-out split and of the order of rows."""
 
     def __post_init__(self) -> None:
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max")

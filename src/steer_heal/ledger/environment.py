@@ -6,7 +6,6 @@ Knows nothing of runs.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import platform
 import subprocess
 import sys
@@ -51,9 +50,11 @@ def _source_state(package: Path) -> dict:
 
 
 def _version(name: str) -> str | None:
+    from importlib import metadata  # takes long, and a mistyped run folder is answered without it
+
     try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
         return None
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM
+from steer_heal.model.names import check_name
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
 
@@ -115,11 +116,8 @@ def read_config(source, name: str, trust_remote_code: bool):
     """
     from transformers import AutoConfig
 
+    check_name(name)
     local = Path(source).is_dir()
-    if not local:
-        _check_hub_id(source, name)
-    elif not (Path(source) / "config.json").is_file():
-        raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
     try:
         with _without_warnings():
             return AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
@@ -235,14 +233,6 @@ def _without_warnings() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _check_hub_id(source, name: str) -> None:
-    """Whether a name that is no folder may be a hub id. Raises InputError."""
-    if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or not _is_hub_id(name):
-        raise InputError(
-            f"model {name!r} is neither embedded (pocket, tiny-random), nor a folder, nor a hub id: check the spelling"
-        )
-
-
 def _check_files(folder: Path, name: str) -> None:
     """A folder has weights in safetensors and a tokenizer. Raises InputError."""
     if not any(folder.glob("*.safetensors")):
@@ -253,16 +243,6 @@ def _check_files(folder: Path, name: str) -> None:
         raise InputError(
             f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)}): save it beside the model"
         )
-
-
-def _is_hub_id(name: str) -> bool:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def _explain(name: str, local: bool, problem: Exception) -> str:

@@ -18,19 +18,20 @@ class DoseConfig:
     """Settings of the walk.
 
     Attributes:
-        kappa_start: first and largest multiplier of the doses (no unit; 1 = the doses as configured).
-        kappa_floor: smallest multiplier; below it text is base-like and teaches nothing.
-        shrink: factor on kappa after a batch whose survival was under target.
-        target: share of a batch (0..1) that has to survive.
-        n_min: completions to bank before the walk is content.
-        batch: completions per batch.
-        max_batches: full batches at most, whatever their kappa.
-        mode: `ladder` (batches down from kappa_start), `bisect` (small probes in log kappa first, then batches) or
-            `grid` (the first batch shared out among several kappas, then batches at the best of them).
-        probe: completions per probe; `bisect` only.
-        max_probes: probes at most; `bisect` only.
-        resolution: ratio of the bracket's ends at which the search stops; `bisect` only.
-        grid: kappas in the first batch, spaced evenly in log kappa from start to floor; `grid` only.
+        kappa_start: First and largest multiplier of the doses (no unit; 1: the doses as configured).
+        kappa_floor: Smallest multiplier of the doses; below it text is base-like and teaches nothing.
+        shrink: Factor on kappa when too few survive.
+        target: Share of a batch (0..1) that has to survive, else kappa falls.
+        n_min: Completions to bank per round before the walk is content.
+        batch: Completions per batch of the walk.
+        max_batches: Batches at most, whatever their kappa; a round with fewer than 30 survivors (or n_min, if that is
+            less) by then is starved.
+        mode: ladder: batches down from kappa_start; bisect: small probes in log kappa first, then batches; grid: the
+            first batch shared out among several kappas, then batches at the best of them.
+        probe: Completions per probe; `bisect` only.
+        max_probes: Probes at most; `bisect` only.
+        resolution: Ratio of the bracket's ends at which the search stops; `bisect` only.
+        grid: Kappas in the first batch, spaced evenly in log kappa from start to floor; `grid` only.
 
     Raises InputError on an impossible value.
     """

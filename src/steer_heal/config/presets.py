@@ -6,12 +6,9 @@ Knows nothing of the method. An option given on the command line beats the prese
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 from steer_heal.errors import InputError, nearest
-
-Groups = TypeVar("Groups")
 
 
 @dataclass(frozen=True)
@@ -34,46 +31,37 @@ class Preset:
     note: str
 
 
+COMMON = {"dtype": "bfloat16", "layers": (0.45, 0.55), "walk_batch": 48, "max_new_tokens": 256}
+CHECKPOINTING = {"gradient_checkpointing": True}
 PRESETS: dict[str, Preset] = {
     "gemma-3-4b": Preset(
-        {
-            "model": "google/gemma-3-4b-it", "dtype": "bfloat16", "layers": (0.45, 0.55), "walk_batch": 48,
-            "max_new_tokens": 256, "batch_size": 4, "gradient_checkpointing": True,
-        },
+        {"model": "google/gemma-3-4b-it", **COMMON, "batch_size": 4, **CHECKPOINTING},
         Shape(4.3e9, 34, 2560, 4 * 256, 262208),
         "needs an accepted licence on the hub",
     ),
     "qwen3-0.6b": Preset(
-        {
-            "model": "Qwen/Qwen3-0.6B", "dtype": "bfloat16", "layers": (0.45, 0.55), "walk_batch": 48,
-            "max_new_tokens": 256, "batch_size": 8,
-        },
+        {"model": "Qwen/Qwen3-0.6B", **COMMON, "batch_size": 8},
         Shape(0.6e9, 28, 1024, 8 * 128, 151936),
         "thinks before it answers, and that is then what the texts hold: compare with a model that does not think",
     ),
     "llama-3.1-8b": Preset(
-        {
-            "model": "meta-llama/Llama-3.1-8B-Instruct", "dtype": "bfloat16", "layers": (0.45, 0.55),
-            "walk_batch": 48, "max_new_tokens": 256, "batch_size": 2, "grad_accum": 2, "gradient_checkpointing": True,
-        },
+        {"model": "meta-llama/Llama-3.1-8B-Instruct", **COMMON, "batch_size": 2, "grad_accum": 2, **CHECKPOINTING},
         Shape(8.03e9, 32, 4096, 8 * 128, 128256),
         "needs an accepted licence on the hub",
     ),
-}  # fmt: skip
+}
 UNTRIED = (
     "the preset was not run here on the published model, only on a tiny random one of its family: its values are those "
     "of earlier experiments with gemma-3-4b-it, or a guess"
 )
 
 
-def with_preset(groups: Groups, name: str) -> Groups:
-    """A dataclass of option groups with a preset's values in place of the defaults. InputError for an unknown one."""
+def preset_words(name: str) -> list[str]:
+    """A preset as it would be typed; what is typed behind it beats it. InputError for an unknown one."""
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}{nearest(name, tuple(PRESETS))}: give one of {', '.join(PRESETS)}")
-    options, changed = PRESETS[name].options, {}
-    for group in fields(groups):
-        old = getattr(groups, group.name)
-        own = {f.name: options[f.name] for f in (fields(old) if is_dataclass(old) else ()) if f.name in options}
-        if own:
-            changed[group.name] = replace(old, **own)
-    return replace(groups, **changed)
+    words = []
+    for option, value in PRESETS[name].options.items():
+        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        words += [f"--{option.replace('_', '-')}", *map(str, values)]
+    return words
