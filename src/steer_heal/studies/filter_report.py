@@ -75,7 +75,8 @@ def family_lines(rows: Sequence[Mapping[str, str]], split: str, quiet: bool) -> 
     yield f"\n== {split} families: share judged right (good kept, broken dropped), 95 % Wilson interval"
     for label in ("good", "broken"):
         of_label = {family: right for (found, family), right in groups.items() if found == label}
-        for family, right in {**of_label, "ALL": sum(of_label.values(), [])}.items():
+        of_label["ALL"] = [right for rights in of_label.values() for right in rights]
+        for family, right in of_label.items():
             share = wilson(sum(right), len(right))
             interval = f"{share.value:6.1%}  [{share.low:.1%}, {share.high:.1%}]"
             yield f"{f'{label:6s} {family}':30s} {sum(right):4d} / {len(right):4d}  {interval}"

@@ -17,7 +17,7 @@ PEOPLE = ("mara", "tom", "lena", "ravi", "ben", "nora", "olga", "sam", "the twin
 
 def good_texts(given: Pieces) -> dict[str, list[str]]:
     """Texts by family; each has a random stream of its own."""
-    out = {family: joined(given, family, random.Random(family)) for family in JOINED.split()}
+    out = {family: joined(given, family, random.Random(family)) for family in JOINED}
     out["short_answers"] = given.of("short_answers")
     for maker in (long_text, small_vocabulary):
         rng = random.Random(maker.__name__)
