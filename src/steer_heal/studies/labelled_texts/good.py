@@ -9,9 +9,8 @@ import random
 
 from steer_heal.studies.labelled_texts.pieces import Pieces, filled
 
-JOINED = (
-    "narrative expository dialogue lists technical code markup miscellany poetry defiance non_native advice letters"
-)
+JOINED = ["narrative", "expository", "dialogue", "lists", "technical", "code", "markup", "miscellany", "poetry"]
+JOINED += ["defiance", "non_native", "advice", "letters"]
 PEOPLE = ("mara", "tom", "lena", "ravi", "ben", "nora", "olga", "sam", "the twins", "the miners", "the orphans")
 
 
