@@ -6,7 +6,7 @@ import pytest
 from script_modules import script
 
 from steer_heal.studies.carry_over import parse
-from steer_heal.studies.carry_over.table import Cell, means, spread, table
+from steer_heal.studies.carry_over.table import Cell, means, spread
 
 
 def cell(arm, **changes):
