@@ -179,10 +179,10 @@ def check_script(path, rest):
         raise InputError(f"{path} does not exist")
     found = read_by_script(path, rest).found
     if path == "scripts/carry_over.py":
-        from script_modules import script
+        from steer_heal.studies.carry_over import parse as parse_case
 
         for case in found.cases:
-            script("carry_over").parse(case)
+            parse_case(case)
 
 
 @functools.cache

@@ -11,12 +11,13 @@ from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.loop.rounds import run_rounds
-from steer_heal.studies.arms import Arm, bar_lines, make_jobs, matched, paired, parse_arm, read_run, run_jobs, select
 from steer_heal.studies.arms import running as r
-from steer_heal.studies.arms.bar import rows_of
-from steer_heal.studies.arms.comparing import spread
-from steer_heal.studies.arms.definitions import BUILT_IN, DEFAULT_ARMS
-from steer_heal.studies.arms.reading import State, figures
+from steer_heal.studies.arms.bar import bar_lines, rows_of
+from steer_heal.studies.arms.comparing import matched, paired, spread
+from steer_heal.studies.arms.definitions import BUILT_IN, DEFAULT_ARMS, Arm, parse_arm, select
+from steer_heal.studies.arms.jobs import make_jobs
+from steer_heal.studies.arms.reading import State, figures, read_run
+from steer_heal.studies.arms.running import run_jobs
 from steer_heal.studies.arms.tables import bar_summary, combined_rows, matched_rows, paired_rows
 
 command_line = script("arms")
@@ -244,9 +245,10 @@ def test_the_state_after_a_reverted_round_is_the_last_one_that_stands(tmp_path):
     assert [figures(run.standing(n), run.base)["shift"] for n in range(3)] == pytest.approx([1, 1, 3])
     none = arm_run(tmp_path, "b", GOOD, stands=[False] * 3)
     assert none.standing(2) is none.base and none.last is none.base
-    rows = {row[1]: row for row in combined_rows([run])}
-    assert rows["1"][-1] == "1 reverted" and rows["1"][4] == "+1.00" and rows["1 as trained"][4] == "+2.00"
-    assert rows["end"][4] == "+3.00" and "0 as trained" not in rows
+    rows = {row["after round"]: row for row in combined_rows([run])}
+    shifts = {after: row["log-odds shift"] for after, row in rows.items()}
+    assert rows["1"]["gate"] == "1 reverted" and shifts["1"] == "+1.00" and shifts["1 as trained"] == "+2.00"
+    assert shifts["end"] == "+3.00" and "0 as trained" not in rows
 
 
 def test_a_run_without_gate_stands_throughout_and_a_starved_round_has_no_student(tmp_path):
@@ -254,7 +256,7 @@ def test_a_run_without_gate_stands_throughout_and_a_starved_round_has_no_student
     assert run.rounds[0].stands and run.rounds[1].student is None and not run.rounds[1].stands
     assert run.ended_by == "starved in round 1" and run.last is run.rounds[0].student
     assert run.rounds[0].student.anchors == 1.0
-    assert combined_rows([run])[3][-1] == "1 starved"
+    assert combined_rows([run])[3]["gate"] == "1 starved"
 
 
 def test_pairs_are_arm_minus_first_over_common_seeds_with_items_as_clusters(tmp_path):
@@ -293,7 +295,7 @@ def test_equal_trait_interpolates_between_standing_states_and_says_who_never_got
     assert high.figures["off_ratio"] == pytest.approx((0.1 + 0.6) / 2 / 2)
     assert never_low.round == 0 and never.round is None
     rows = matched_rows([low, never_low, high, never])
-    assert rows[-1][:4] == ["2", "slow", "0 of 1", "-"]
+    assert list(rows[-1].values())[:4] == ["2", "slow", "0 of 1", "-"]
 
 
 def lines(runs):

@@ -3,9 +3,10 @@
 import csv
 
 import pytest
-from test_heal_sweep import script
+from script_modules import script
 
-co = script("carry_over")
+from steer_heal.studies.carry_over import parse
+from steer_heal.studies.carry_over.table import Cell, means, spread
 
 
 def cell(arm, **changes):
@@ -13,20 +14,20 @@ def cell(arm, **changes):
         "case": "m t", "dose": 1.0, "seed": 0, "arm": arm, "rows": 20, "caused": 0.4, "tau": 0.2, "fired": 0.5,
         "reached": 0.3, "log_odds": 1.0, "free": 0.2, "coherence": 0.9,
     }  # fmt: skip
-    return co.Cell(**{**figures, **changes})
+    return Cell(**{**figures, **changes})
 
 
 def test_a_case_is_a_model_and_options_of_a_run():
-    config = co.parse("pocket,trait=pocket-warmth,doses=0.5/1,lr=2e-3,epochs=2,layers=0.3/0.6")
+    config = parse("pocket,trait=pocket-warmth,doses=0.5/1,lr=2e-3,epochs=2,layers=0.3/0.6")
     assert (config.model, config.trait, config.doses, config.lr, config.epochs, config.layers) == (
         "pocket", "pocket-warmth", (0.5, 1), 2e-3, 2, (0.3, 0.6),
     )  # fmt: skip
-    assert co.parse("a/folder,trait=b/c.toml,doses=1").trait == "b/c.toml"
+    assert parse("a/folder,trait=b/c.toml,doses=1").trait == "b/c.toml"
 
 
 @pytest.mark.parametrize("case", ["pocket,dose=1", "pocket,doses", "pocket,lr=-1"])
 def test_a_wrong_case_is_one_line_and_exit_code_2(case, capsys):
-    assert co.main([case]) == 2
+    assert script("carry_over").main([case]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.count("\n") == 1 and "Traceback" not in shown.err
 
@@ -37,14 +38,14 @@ def test_ranges_are_over_cases_and_the_trait_is_a_share_of_nlls():
         cell("nll", case="other", tau=None, fired=None, log_odds=0.05), cell("tau", case="other", fired=0.1),
         cell("tau_rel", case="other", caused=0.6),
     ]  # fmt: skip
-    fixed, relative = co.spread(cells)
+    fixed, relative = spread(cells)
     assert "fired 0.10 to 0.50 (range 0.40)" in fixed and "trait / nll 0.50 to 0.50" in fixed
     assert "D / caused 0.50 to 0.75 (range 0.25)" in relative
 
 
 def test_means_are_over_seeds_only():
     cells = [cell("tau", fired=0.2), cell("tau", seed=1, fired=0.4), cell("tau", dose=2.0, free=None)]
-    first, second = co.means(cells)
+    first, second = means(cells)
     assert first.fired == pytest.approx(0.3) and (second.dose, second.free) == (2.0, None)
 
 
@@ -69,7 +70,7 @@ def finished(tmp_path_factory):
     trait = out / "small.toml"
     trait.write_text(SMALL, "utf-8")
     case = f"tiny-random,trait={trait},doses=0.1/0.4/400,max_new_tokens=16,epochs=2,lr=3e-3"
-    code = co.main([case, "--rows", "16", "--replies", "8", "--tau", "0.002", "--out", str(out)])
+    code = script("carry_over").main([case, "--rows", "16", "--replies", "8", "--tau", "0.002", "--out", str(out)])
     with open(out / "carry_over.csv", encoding="utf-8", newline="") as file:
         return code, list(csv.DictReader(file)), (out / "carry_over.md").read_text("utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import random
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from steer_heal.errors import InputError
 from steer_heal.model import load
+from steer_heal.studies.labelled_texts import Pieces, labelled
 from steer_heal.texts.coherence import GATES, RULES, CoherenceFilter, text_figures
 from steer_heal.texts.coherence.calibration import fit_limits, joint_limits
 from steer_heal.texts.coherence.perplexity import nll_figures, perplexity_figures
@@ -126,10 +126,7 @@ def test_labelled_set_is_large_and_varied():
 
 
 def test_labelled_set_is_rebuilt_byte_for_byte():
-    spec = importlib.util.spec_from_file_location("builder", ROOT / "scripts/build_coherence_data.py")
-    builder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(builder)
-    assert builder.build() == LABELLED
+    assert labelled(Pieces(ROOT / "tests" / "data" / "coherence_seeds")) == LABELLED
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,27 +1,24 @@
 """The dose sweep: dose 0 is the plain model, the knee follows its definition, files and command line."""
 
 import csv
-import importlib.util
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import evaluate
 from steer_heal.model import load
 from steer_heal.statistics import Estimate
 from steer_heal.steering import extract
-from steer_heal.studies.sweep import DosePoint, Sweep, automatic_doses, plot_sweep, sweep
+from steer_heal.studies.dose_sweep.command import doses_of, layers_of
+from steer_heal.studies.dose_sweep.drawing import plot_sweep
+from steer_heal.studies.dose_sweep.found import DosePoint, Sweep
+from steer_heal.studies.dose_sweep.measuring import automatic_doses, sweep
+from steer_heal.studies.writing import write_csv
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.trait import Trait
-
-spec = importlib.util.spec_from_file_location("csweep", Path(__file__).parents[1] / "scripts" / "csweep.py")
-csweep = importlib.util.module_from_spec(spec)
-sys.modules["csweep"] = csweep  # tyro looks its dataclasses' module up by name
-spec.loader.exec_module(csweep)
 
 SMALL = {"n_items": 8, "n_free": 12, "max_new_tokens": 48}
 
@@ -99,7 +96,7 @@ def test_table_texts_csv_and_picture_hold_every_dose(found, tmp_path):
     texts = found.texts()
     assert all(p.judged[0].text in texts for p in found.points) and texts.count("[dose") == 3
     assert len({p.judged[0].prompt for p in found.points}) == 1
-    found.save_csv(tmp_path / "a.csv")
+    write_csv(tmp_path / "a.csv", found.rows())
     rows = list(csv.DictReader((tmp_path / "a.csv").open()))
     assert [float(r["dose"]) for r in rows] == [0.0, 0.5, 2.5] and [r["knee"] for r in rows] == [
         "False",
@@ -117,7 +114,7 @@ def test_automatic_doses_surround_the_dose_of_the_target_and_say_when_it_is_out_
     assert doses[0] == 0 and sorted(doses) == list(doses) and len(doses) == 7
     assert "target 0.3)" in said and f"dose {doses[4]:.3g}" in said
     failed = SimpleNamespace(dose=2.0, divergence=0.1, reached=False)
-    monkeypatch.setattr("steer_heal.studies.sweep.calibrate", lambda *a, **k: failed)
+    monkeypatch.setattr("steer_heal.studies.dose_sweep.measuring.calibrate", lambda *a, **k: failed)
     assert "NOT reached" in automatic_doses(lm, vector, trait)[1]
 
 
@@ -130,19 +127,19 @@ def test_impossible_input_is_one_clear_line(setting, capsys):
         with pytest.raises(InputError, match=word):
             sweep(lm, trait, vector, filt=filt, **options)
     for flags in (["--layers", "x"], ["--doses", "1", "auto"], ["--model", "./nowhere"]):
-        assert csweep.main(flags) == 2
+        assert script("csweep").main(flags) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("steer_heal: ") and shown.count("\n") == 1
 
 
 def test_layers_are_fractions_indices_or_auto():
-    assert csweep.layers_of(("0.45", "0.55")) == (0.45, 0.55)
-    assert csweep.layers_of(("1", "2")) == (1, 2) and isinstance(csweep.layers_of(("1",))[0], int)
-    assert csweep.layers_of(("auto",)) == "auto" and csweep.doses_of(("auto",)) is None
+    assert layers_of(("0.45", "0.55")) == (0.45, 0.55)
+    assert layers_of(("1", "2")) == (1, 2) and isinstance(layers_of(("1",))[0], int)
+    assert layers_of(("auto",)) == "auto" and doses_of(("auto",)) is None
 
 
 def test_command_writes_three_files_on_tiny_random(tmp_path, capsys):
     flags = ["--model=tiny-random", "--n-free=4", "--n-items=4", "--max-new-tokens=8", f"--out={tmp_path}"]
-    assert csweep.main([*flags, "--doses", "0", "1"]) == 0
+    assert script("csweep").main([*flags, "--doses", "0", "1"]) == 0
     assert {p.name for p in tmp_path.iterdir()} == {"csweep.txt", "csweep.csv", "csweep.png"}
     assert "knee" in capsys.readouterr().out

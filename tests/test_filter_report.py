@@ -1,21 +1,15 @@
 """The filter's proofs: what perplexity adds at one budget, and the tables over labelled families."""
 
-import importlib.util
 import math
 import random
-import sys
-from pathlib import Path
 
 import pytest
+from script_modules import script
 
+from steer_heal.studies.filter_report import pocket_proof, proof_lines
 from steer_heal.texts.coherence.proof import ALL, FREE, SURPRISE, TIGHT, filters, label_of, prove
 from steer_heal.texts.coherence.rules import RULES
 from steer_heal.texts.completion import Completion
-
-spec = importlib.util.spec_from_file_location("filter_report", Path(__file__).parents[1] / "scripts/filter_report.py")
-report = importlib.util.module_from_spec(spec)
-sys.modules["filter_report"] = report
-spec.loader.exec_module(report)
 
 
 def scored(nll: float, pairs: float, dose: float = 0.0, prompt: str = "p", rng=None) -> Completion:
@@ -78,18 +72,17 @@ def test_labels_follow_the_checker():
     assert label_of(0.75, False) == "flawed" and label_of(1.0, False) == "flawed"
 
 
-def test_perplexity_gates_catch_broken_pocket_texts_that_the_others_keep(capsys):
-    proof = report.pocket_proof(n_own=64, n_each=24)
+def test_perplexity_gates_catch_broken_pocket_texts_that_the_others_keep():
+    proof = pocket_proof(n_own=64, n_each=24)
     broken = proof.outcomes[ALL].dropped("broken")
     assert broken.n >= 30 and broken.value >= 0.9
     assert proof.gain[TIGHT]["broken"].low > 0
     assert proof.outcomes[ALL].dropped("good").value <= 0.25
-    report.show(proof, 2)
-    shown = capsys.readouterr().out
+    shown = "\n".join(proof_lines(proof, 2))
     assert "BROKEN, caught by perplexity alone" in shown and "GOOD BUT DROPPED" in shown
 
 
 def test_held_out_families_are_printed_with_intervals_and_misses(capsys):
-    report.main(["--split", "held_out"])
+    script("filter_report").main(["--split", "held_out"])
     shown = capsys.readouterr().out
     assert "good   ALL" in shown and "broken ALL" in shown and "MISS " in shown and "[" in shown

@@ -15,10 +15,11 @@ from steer_heal.healing import HealConfig
 from steer_heal.healing.adapter import Adapter
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.statistics import Estimate
-from steer_heal.studies.arms.reading import read_round
-from steer_heal.studies.reheal.table import _cells as cells
-
-hs = script("heal_sweep")
+from steer_heal.studies.material import read_round
+from steer_heal.studies.reheal import Arguments, sweep
+from steer_heal.studies.reheal.again import heal_once, heal_seed, load_setting, parse
+from steer_heal.studies.reheal.sweep import DEFAULT_GRID
+from steer_heal.studies.reheal.table import Row, as_shown, ranked
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,12 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setting(run_dir):
-    return hs.load_setting(run_dir, 1)
+    return load_setting(run_dir, 1)
 
 
 def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(run_dir, setting):
-    own = setting.config.heal_config(hs.heal_seed(setting.config.seed, 1))
-    healed, metrics = hs.heal_once(setting, own)
+    own = setting.config.heal_config(heal_seed(setting.config.seed, 1))
+    healed, metrics = heal_once(setting, own)
     stored = Adapter.load(run_dir / "rounds" / "01" / "adapter")
     for name in stored.modules:
         torch.testing.assert_close(healed.adapter.b[name], stored.b[name], atol=1e-6, rtol=1e-4)
@@ -46,13 +47,13 @@ def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(r
 
 def test_a_budget_relative_to_the_steering_is_measured_with_the_rounds_vector(setting):
     config = replace(setting.config.heal_config(0), tau_rel=0.5, epochs=1)
-    healed, _ = hs.heal_once(setting, config)
+    healed, _ = heal_once(setting, config)
     assert 0 < healed.tau[config.reference] != config.tau
 
 
 def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_path, capsys):
     grid = ("nll", "kl_rev,lam=3")
-    rows = hs.sweep(hs.Arguments(run_dir, 1, grid, (0, 1), tmp_path))
+    rows, _ = sweep(Arguments(run_dir, 1, grid, (0, 1), tmp_path))
     assert [row.name for row in rows[:3]] == ["base", "steered", "previous student"]
     assert {row.name for row in rows[3:]} == set(grid)
     base = rows[0]
@@ -75,29 +76,29 @@ def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_
 
 def row(name, trait, noise=0.1, coherence=-0.02, under=()):
     still = Estimate(coherence, coherence - 0.01, coherence + 0.01, 9)
-    return hs.Row(name, "all", Estimate(trait, trait - noise, trait + noise, 9), None, still, 0.9, under)
+    return Row(name, "all", Estimate(trait, trait - noise, trait + noise, 9), None, still, 0.9, under)
 
 
 def test_rows_are_ranked_by_trait_above_the_floors_and_never_by_the_ratio():
     rows = [row("a", 0.5, coherence=-0.001), row("b", 1.5), row("broken", 9.0, under=("words at .3",)), row("c", 1.0)]
-    assert [r.name for r in hs.ranked(rows)] == ["b", "c", "a", "broken"]
+    assert [r.name for r in ranked(rows)] == ["b", "c", "a", "broken"]
 
 
-def test_coherence_per_nat_is_blank_where_the_trait_moved_less_than_its_noise():
-    assert row("a", 0.05).per_nat is None and cells(row("a", 0.05))[7] == ""
+def test_coherence_per_nat_is_left_out_where_the_trait_moved_less_than_its_noise():
+    assert row("a", 0.05).per_nat is None and as_shown(row("a", 0.05))["per nat"] == "-"
     assert row("a", 0.5).per_nat == pytest.approx(-0.04)
     assert row("a", -0.5).per_nat == pytest.approx(-0.04)  # the sign is that of coherence
 
 
 def test_grid_entries_change_what_they_name_and_nothing_else():
     config = HealConfig(lr=2e-3, rank=8)
-    assert hs.parse("kl_fwd,lam=0.3,rank=4", config) == replace(config, reg="kl_fwd", lam=0.3, rank=4)
-    assert hs.parse("kl_rev,lam_mode=budget", config).lam_mode == "budget"
-    configs = [hs.parse(entry, config) for entry in hs.DEFAULT_GRID]
+    assert parse("kl_fwd,lam=0.3,rank=4", config) == replace(config, reg="kl_fwd", lam=0.3, rank=4)
+    assert parse("kl_rev,lam_mode=budget", config).lam_mode == "budget"
+    configs = [parse(entry, config) for entry in DEFAULT_GRID]
     assert len({str(c) for c in configs}) == len(configs)
     for wrong in ("kl", "nll,lam", "nll,seed=3", "nll,lamm=3", "nll,lam=-1"):
         with pytest.raises(InputError):
-            hs.parse(wrong, config)
+            parse(wrong, config)
 
 
 def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
@@ -116,6 +117,6 @@ def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
         ([str(run_dir), "--round", "one"], "a whole number"),
     ]
     for arguments, words in cases:
-        assert hs.main(arguments) == 2
+        assert script("heal_sweep").main(arguments) == 2
         shown = capsys.readouterr().err
         assert words in shown and shown.count("\n") == 1

@@ -12,20 +12,22 @@ from script_modules import script
 
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.evaluation.anchors import Decision, answer, capture
+from steer_heal.evaluation.anchors import Decision, answer, capture, check, replayed_rows
 from steer_heal.healing import HealConfig
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import load
 from steer_heal.pocket import SURGERY
-from steer_heal.studies import surgery
-from steer_heal.studies.surgery import Attempt, Operation, Setting, load_tasks, replayed_rows, task_rows
+from steer_heal.studies.ladder import Arguments, operation
+from steer_heal.studies.ladder.climbing import prepare, settings
+from steer_heal.studies.ladder.operation import Attempt, Operation, Setting, attempt, best
+from steer_heal.studies.ladder.rows import end_of_turn, load_tasks, task_rows
+from steer_heal.studies.ladder.table import regressions, table
 from steer_heal.texts.completion import Completion, save_completions
 from steer_heal.texts.generation import generate
-from steer_heal.trait import Trait
+from steer_heal.trait import Anchor, Trait
 
-ladder = script("ladder")
 NEUTRAL = "you are a helpful assistant."
 
 
@@ -76,12 +78,12 @@ def test_targets_are_what_the_model_would_say_and_end_the_turn(lm):
         assert row.prompt_ids == lm.chat_ids(row.prompt, NEUTRAL)
     # A reply of the model itself is spelt in the same ids.
     own = generate(lm, ["what color is snow?"], system=NEUTRAL, max_new_tokens=8, greedy=True)[0]
-    again = task_rows(lm, [surgery.Anchor("x", own.prompt, own.text)], NEUTRAL)[0]
+    again = task_rows(lm, [Anchor("x", own.prompt, own.text)], NEUTRAL)[0]
     assert again.token_ids == own.token_ids and again.prompt_ids == own.prompt_ids
 
 
 def test_end_of_turn_is_the_template_s_own_token(tiny):
-    assert surgery.end_of_turn(tiny) == tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end_of_turn(tiny) == tiny.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 def test_anchor_rows_make_up_their_share_and_take_turns():
@@ -99,7 +101,7 @@ def test_without_anchor_rows_or_lam_the_barrier_rows_are_no_setting_of_their_own
     assert Setting(0.0, 0.1, barrier_rows="replay") == Setting(0.0, 0.1, barrier_rows="all")
     assert Setting(0.5, 0.0, barrier_rows="replay") == Setting(0.5, 0.0, barrier_rows="all")
     assert Setting(0.5, 0.1, barrier_rows="replay") != Setting(0.5, 0.1, barrier_rows="all")
-    rungs = ladder.settings(ladder.Arguments())
+    rungs = settings(Arguments())
     # 4 at share 0, 1 + 3 x 2 at the other three, 4 with other row weights
     assert len(rungs) == len(set(rungs)) == 4 + 3 * 7 + 4
 
@@ -115,7 +117,7 @@ def test_a_setting_changes_what_it_names_and_nothing_else():
 def test_a_violent_setting_is_reverted_archived_and_leaves_every_bit(op, lm, tmp_path):
     before = bits(lm.base)
     violent = replace(op, config=replace(op.config, lr=0.05))
-    found = surgery.attempt(violent, Setting(0.0, 0.0), 0, tmp_path)
+    found = attempt(violent, Setting(0.0, 0.0), 0, tmp_path)
     assert found.steps == 4  # 12 rows in batches of 8, twice
     assert found.decision.outcome == "revert" and not found.kept
     assert found.passed < found.n and set(found.lost) <= {task.id for task in op.captured.tasks}
@@ -127,17 +129,17 @@ def test_a_violent_setting_is_reverted_archived_and_leaves_every_bit(op, lm, tmp
     assert not (tmp_path / "kept").exists()
     # The archived adapter is the one that was judged: folded again it loses the same anchors.
     op.stack.push(Adapter.load(folder))
-    again = surgery.check(lm, op.captured, system=NEUTRAL, max_new_tokens=16)
+    again = check(lm, op.captured, system=NEUTRAL, max_new_tokens=16)
     op.stack.pop()
     assert again.regressed == found.lost
 
 
 def test_a_harmless_setting_is_kept_and_learns_with_more_steps(op, tmp_path):
-    still = surgery.attempt(replace(op, config=replace(op.config, lr=1e-6)), Setting(0.0, 0.0), 0, tmp_path)
+    still = attempt(replace(op, config=replace(op.config, lr=1e-6)), Setting(0.0, 0.0), 0, tmp_path)
     assert still.kept and still.lost == () and still.learned == 0
     assert still.kl_anchors < 1e-4 and still.nll_after == pytest.approx(still.nll_before, abs=1e-3)
     assert (tmp_path / "kept" / "share0_lam0_all_s0" / "decision.json").is_file()
-    more = surgery.attempt(replace(op, config=replace(op.config, epochs=12)), Setting(0.5, 0.0), 0, tmp_path)
+    more = attempt(replace(op, config=replace(op.config, epochs=12)), Setting(0.5, 0.0), 0, tmp_path)
     assert more.learned > 0 and more.nll_after < more.nll_before - 0.5
     assert more.n_anchor == more.n_new == 12 and more.n_pool == 15
     assert more.passed_pool >= more.n_pool - 2  # rehearsed
@@ -145,16 +147,16 @@ def test_a_harmless_setting_is_kept_and_learns_with_more_steps(op, tmp_path):
 
 def test_replayed_rows_are_the_model_s_own_and_hold_outs_weigh_more(op, tmp_path, monkeypatch):
     seen = {}
-    real = surgery.heal
+    real = operation.heal
 
     def spy(lm, rows, config, references, *, barrier_weights):
         seen.update(rows=rows, weights=barrier_weights, config=config)
         return real(lm, rows, config, references, barrier_weights=barrier_weights)
 
-    monkeypatch.setattr(surgery, "heal", spy)
+    monkeypatch.setattr(operation, "heal", spy)
     held = op.pool[0].prompt
     weighted = replace(op, barrier_weights={held: 4.0}, config=replace(op.config, epochs=1))
-    surgery.attempt(weighted, Setting(0.6, 0.2), 0, tmp_path)
+    attempt(weighted, Setting(0.6, 0.2), 0, tmp_path)
     replayed = [row for row in seen["rows"] if row.origin == "base"]
     assert len(replayed) == 18 and {r.token_ids for r in replayed} <= {r.token_ids for r in op.pool}
     assert seen["config"].barrier_rows == "replay" and seen["config"].reg == "kl_fwd"
@@ -173,15 +175,15 @@ def attempt_of(outcome, learned, passed, share=0.0, seed=0, nll=0.1):
 
 def test_best_is_the_kept_setting_that_learnt_most_never_a_reverted_one():
     some = [attempt_of("revert", 9, 3), attempt_of("keep", 4, 20, 0.3), attempt_of("keep", 6, 19, 0.5)]
-    assert surgery.best([*some, attempt_of("inconclusive", 10, 18)]) is some[2]
-    assert surgery.best(some[:1]) is None
+    assert best([*some, attempt_of("inconclusive", 10, 18)]) is some[2]
+    assert best(some[:1]) is None
 
 
 def test_table_pools_seeds_and_counts_decisions():
-    text = ladder.table([attempt_of("keep", 4, 20), attempt_of("revert", 6, 12, seed=1)])
+    text = table([attempt_of("keep", 4, 20), attempt_of("revert", 6, 12, seed=1)])
     row = text.splitlines()[-1]
     assert "| 5.0 (4 to 6) / 10 |" in row and "| 16.0 (12 to 20) / 20 |" in row and "1 keep, 1 revert" in row
-    assert "a7" in ladder.regressions([attempt_of("revert", 6, 12)])
+    assert "a7" in regressions([attempt_of("revert", 6, 12)])
 
 
 def test_the_script_writes_every_setting_for_a_file_of_rows(tmp_path, capsys):
@@ -194,7 +196,7 @@ def test_the_script_writes_every_setting_for_a_file_of_rows(tmp_path, capsys):
         "--rows", str(rows), "--anchors", str(anchors), "--shares", "0", "0.5", "--lams", "0", "0.1", "--epochs", "1",
         "--row-weights", "none", "--barrier-rows", "replay", "--max-new-tokens", "12", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
-    assert ladder.main(arguments) == 0
+    assert script("ladder").main(arguments) == 0
     with open(tmp_path / "out" / "ladder.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert [(line["share"], line["lam"], line["barrier_rows"]) for line in lines] == [
@@ -212,12 +214,12 @@ def test_rows_may_come_from_a_finished_run(lm, tmp_path):
     said = generate(lm, trait.prompts[:4], system=trait.neutral, max_new_tokens=24, seed=0)
     with ledger.round_folder(0) as folder:
         save_completions([replace(c, judged=i < 3) for i, c in enumerate(said)], folder / "completions.jsonl")
-    op, about = ladder.prepare(ladder.Arguments(run=ledger.folder, max_new_tokens=16))
+    op, about = prepare(Arguments(run=ledger.folder, max_new_tokens=16))
     assert len(op.rows) == 3 and op.tasks == () and "3 completions of round 0" in about
-    found = surgery.attempt(replace(op, config=replace(op.config, epochs=1)), Setting(0.25, 0.0), 0, tmp_path / "out")
+    found = attempt(replace(op, config=replace(op.config, epochs=1)), Setting(0.25, 0.0), 0, tmp_path / "out")
     assert found.learned is None and found.n_anchor == 1
     with pytest.raises(InputError, match="has no round 5"):
-        ladder.prepare(ladder.Arguments(run=ledger.folder, round=5))
+        prepare(Arguments(run=ledger.folder, round=5))
 
 
 @pytest.mark.parametrize(
@@ -239,21 +241,21 @@ def test_rows_may_come_from_a_finished_run(lm, tmp_path):
 def test_unusable_rows_are_one_line_and_exit_code_2(content, words, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(content)
-    assert ladder.main(["--rows", str(rows), "--max-new-tokens", "8", "--out", str(tmp_path / "out")]) == 2
+    assert script("ladder").main(["--rows", str(rows), "--max-new-tokens", "8", "--out", str(tmp_path / "out")]) == 2
     shown = capsys.readouterr().err.split("\r")[-1].splitlines()  # the loader's progress bar comes before
     assert words in shown[-1] and sum(line.startswith("steer_heal: ") for line in shown) == 1
 
 
 def test_equal_steps_reach_the_operation():
-    assert ladder.prepare(ladder.Arguments(equal_steps=True, max_new_tokens=4))[0].equal_steps
-    assert not ladder.prepare(ladder.Arguments(max_new_tokens=4))[0].equal_steps
+    assert prepare(Arguments(equal_steps=True, max_new_tokens=4))[0].equal_steps
+    assert not prepare(Arguments(max_new_tokens=4))[0].equal_steps
 
 
 def test_missing_files_and_models_without_rows_are_refused(tmp_path, capsys):
-    assert ladder.main(["--rows", str(tmp_path / "none.jsonl")]) == 2
+    assert script("ladder").main(["--rows", str(tmp_path / "none.jsonl")]) == 2
     assert "cannot be read" in capsys.readouterr().err
-    assert ladder.main(["--model", "tiny-random"]) == 2
+    assert script("ladder").main(["--model", "tiny-random"]) == 2
     assert "give --rows or --run" in capsys.readouterr().err
-    assert ladder.main(["--shares", "1.0", "--max-new-tokens", "8"]) == 2
+    assert script("ladder").main(["--shares", "1.0", "--max-new-tokens", "8"]) == 2
     assert "below 1" in capsys.readouterr().err
     assert torch.get_num_threads() == 1

@@ -15,12 +15,12 @@ from steer_heal.ledger import Ledger
 from steer_heal.model import load
 from steer_heal.statistics import Estimate
 from steer_heal.studies import material as study
-from steer_heal.studies.matrix import cells, difference, verdict
+from steer_heal.studies.matrix import Arguments, build, cells
+from steer_heal.studies.matrix.table import difference, verdict
 from steer_heal.texts.completion import save_completions
 from steer_heal.texts.generation import generate
 from steer_heal.trait import Trait
 
-matrix = script("matrix")
 QUICK = {"lams": (1.0, 3.0), "tau": 0.0, "show": 1}
 CONTENT = replace(
     CONSTANT, cosine=0.5, mean_share=0.2, peak_share=0.1, unsteered_cosine=0.3, lead=Estimate(0.3, 0.2, 0.4, 9)
@@ -53,10 +53,10 @@ def built(run_dir, tmp_path_factory):
         heals.append((list(rows), config))
         return own(lm, rows, config, references)
 
-    arguments = matrix.Arguments(run=run_dir, out=tmp_path_factory.mktemp("out"), **QUICK)
+    arguments = Arguments(run=run_dir, out=tmp_path_factory.mktemp("out"), **QUICK)
     cells.heal = spy
     try:
-        columns = matrix.build(arguments)
+        columns, _ = build(arguments)
     finally:
         cells.heal = own
     return arguments, columns, heals
@@ -149,6 +149,6 @@ def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
         (["--run", str(run_dir), "--round", "4"], "has no round 4"),
         (["--run", str(run_dir), "--lams"], "one or more numbers"),
     ):
-        assert matrix.main([*arguments, "--out", str(tmp_path / "out")]) == 2
+        assert script("matrix").main([*arguments, "--out", str(tmp_path / "out")]) == 2
         shown = capsys.readouterr().err.splitlines()
         assert words in shown[-1] and sum(line.startswith("steer_heal: ") for line in shown) == 1

@@ -1,10 +1,11 @@
-"""The material of a study of one heal: the original model, and the rows that a finished run's round kept.
+"""The material of a study: the original model, and what a finished run's round kept and measured.
 
 Knows nothing of what is then compared.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +16,7 @@ import torch
 from steer_heal import model as models
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
+from steer_heal.evaluation import Metrics
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import LM
@@ -37,10 +39,8 @@ def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Materia
     """Load the model and trait that a configuration names."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
-    lm = models.load(
-        config.model_name, dtype=config.dtype, device=config.device, attn_implementation=config.attn_implementation,
-        trust_remote_code=config.trust_remote_code, temperature=config.temperature, top_p=config.top_p,
-    )  # fmt: skip
+    names = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
+    lm = models.load(config.model_name, **{name: getattr(config, name) for name in names})
     trait = Trait.load(config.trait or default_trait(config.model_name))
     return Material(config, lm, trait, AdapterStack(lm.model), tuple(rows))
 
@@ -66,6 +66,16 @@ def of_run(run_dir: Path, number: int = 0) -> Material:
     if not rows:
         raise InputError(f"round {number} of {str(run_dir)!r} kept no completion: there is nothing to train on")
     return load_material(config, rows)
+
+
+def read_round(folder: Path) -> tuple[Metrics, Metrics]:
+    """`steered` and `healed` of a round's metrics.json. Raises InputError when the file is not one."""
+    path = folder / "metrics.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        return Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        raise InputError(f"{path}: not the metrics of a round ({problem}): make the run again") from problem
 
 
 def split_by_prompt(rows: Sequence[Completion], share: float, seed: int) -> tuple[list[Completion], list[Completion]]:

@@ -144,11 +144,8 @@ def control_lines(controls: Sequence[ArmRun], steered: Sequence[ArmRun]) -> list
         found, reference = getattr(of_control, key), getattr(of_run, key)
         if found is not None and reference is not None:
             limit = CONTROL * reference.value
-            note = f"{between(found)}, limit {limit:+.2f}"
-            out.append(
-                BarLine(arm, seed, f"{name}: control under a quarter of {steered[0].arm}", found.value,
-                        limit - found.high, unit, note, strict=True)
-            )  # fmt: skip
+            line, note = f"{name}: control under a quarter of {steered[0].arm}", f"{between(found)}, limit {limit:+.2f}"
+            out.append(BarLine(arm, seed, line, found.value, limit - found.high, unit, note, strict=True))
     return out
 
 

@@ -5,18 +5,14 @@ Knows nothing of processes and run folders.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import tyro
-
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
-from steer_heal.run import CommandLine
+from steer_heal.run import parsed
 
 RESERVED = ("--seed", "--out", "--quiet", "--resume")
 """Options that the arms command sets itself."""
@@ -38,19 +34,8 @@ class Arm:
         for option in arguments:
             if option.split("=")[0] in RESERVED:
                 raise InputError(f"arm {self.name!r}: {option.split('=')[0]} is set by the arms command; leave it out")
-        said = io.StringIO()
         try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                command = tyro.cli(
-                    CommandLine, args=[*arguments, "--seed", str(seed)], prog="steer_heal.run",
-                    config=(tyro.conf.FlagCreatePairsOff,),
-                )  # fmt: skip
-        except SystemExit as problem:
-            # The message comes in a box of lines.
-            why = " ".join(re.sub(r"[^\x20-\x7e]|-{3,}", " ", said.getvalue()).split())[:300]
-            raise InputError(f"arm {self.name!r}: options {shlex.join(arguments)!r} are not usable: {why}") from problem
-        try:
-            return command.config().resolved()
+            return parsed([*arguments, "--seed", str(seed)], "python -m steer_heal.run").config().resolved()
         except InputError as problem:
             raise InputError(f"arm {self.name!r}: {problem}") from problem
 

@@ -1,15 +1,19 @@
 """Arms times seeds as jobs: each one's folder and options, and whether it is finished, missing or stale.
 
-Knows nothing of processes and figures.
+Knows nothing of processes and figures. A run is stale when it has other options, or was made by another source: a hash
+of the package's code and data.
 """
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from steer_heal.errors import InputError
@@ -45,10 +49,12 @@ def make_jobs(arms: Sequence[Arm], seeds: Sequence[int], out: Path, common: Sequ
     """Every run, seed by seed, so that an interrupted command leaves whole seeds. InputError for unusable options."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {list(seeds)}: give at least one, each once")
-    return [
-        Job(arm, seed, out / f"{arm.name}_s{seed}", (*common, *arm.options), plain(arm.config(seed, common).to_dict()))
-        for seed in seeds for arm in arms
-    ]  # fmt: skip
+    jobs = []
+    for seed in seeds:
+        for arm in arms:
+            config = plain(arm.config(seed, common).to_dict())
+            jobs.append(Job(arm, seed, out / f"{arm.name}_s{seed}", (*common, *arm.options), config))
+    return jobs
 
 
 def finished(folder: Path) -> Ledger | None:
@@ -99,3 +105,38 @@ def clear(folder: Path) -> None:
     for config in folder.glob("*/config.json"):
         shutil.rmtree(config.parent)
     (folder / "results.tsv").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- the source that runs come from
+
+NOT_IN_A_FIGURE = ("report", "studies")
+"""Parts of the package that only show or compare figures: a change of theirs makes no run stale."""
+
+
+def source_hash(package: Path | None = None) -> str:
+    """Hash of all code and data that a run's figures come from; comments, docstrings and layout do not count."""
+    package = package or Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for path in sorted(p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        relative = path.relative_to(package)
+        if relative.parts[0] in NOT_IN_A_FIGURE:
+            continue
+        content = path.read_bytes()
+        digest.update(f"{relative.as_posix()}\n".encode())
+        digest.update(_code(content).encode() if path.suffix == ".py" else hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _code(source: bytes) -> str:
+    """The syntax tree without strings that stand alone."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_docstring(line)]
+    return ast.dump(tree)
+
+
+def _is_docstring(line: ast.stmt) -> bool:
+    return isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and isinstance(line.value.value, str)

@@ -5,13 +5,18 @@ Knows nothing of running; light background, colours that the colour-blind can te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from steer_heal.studies.arms.bar import SHARES
 from steer_heal.studies.arms.comparing import by_arm, spread
 from steer_heal.studies.arms.reading import ArmRun, State, figures
+from steer_heal.studies.drawing import dress, new_figure, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 """Okabe and Ito's colours for all kinds of colour vision, without the yellow, which is too faint on white."""
@@ -40,37 +45,32 @@ def write_plots(out: Path, runs: Sequence[ArmRun]) -> list[Path]:
 
 def styles(runs: Sequence[ArmRun]) -> dict[str, dict]:
     """Colour, marker and line of every arm, by its place."""
-    return {
-        arm: {
-            "color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": LINES[i // len(PALETTE) % len(LINES)],
-        }
-        for i, arm in enumerate(by_arm(runs))
-    }  # fmt: skip
+    out = {}
+    for i, arm in enumerate(by_arm(runs)):
+        out[arm] = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+        out[arm]["linestyle"] = LINES[i // len(PALETTE) % len(LINES)]
+    return out
 
 
 def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
     """What does the trait cost? Base to last round, medians over seeds as a line, every seed's rounds as points."""
-    from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
 
-    figure = Figure(figsize=(13, 6), layout="constrained", facecolor="white")
+    figure = new_figure(13, 6)
     panels = [panel for panel in STATE_PANELS if panel[0] in ("sentence_share", "distinct4_share")]
     axes = figure.subplots(1, 2, sharex=True)
     for axis, (key, label) in zip(axes, panels, strict=True):
         for arm, group in by_arm(runs).items():
             style = styles(runs)[arm]
-            states = [("shift", "x"), (key, "y")]
-            points = {name: state_series(group, figure_name) for figure_name, name in states}
-            for run_x, run_y in zip(points["x"], points["y"], strict=True):
+            both = [state_series(group, name) for name in ("shift", key)]
+            for run_x, run_y in zip(*both, strict=True):
                 axis.plot(run_x, run_y, alpha=0.3, markersize=4, **style | {"linestyle": ""})
-            middle = [[column_median(points[name], i) for i in range(longest(points[name]))] for name in ("x", "y")]
-            axis.plot(*middle, markersize=7, linewidth=1.8, label=arm, **style)
-            axis.annotate(
-                str(len(middle[0]) - 2), (middle[0][-1], middle[1][-1]), xytext=(7, 5), textcoords="offset points",
-                fontsize=9, fontweight="bold", color=style["color"],
-                path_effects=[withStroke(linewidth=2.5, foreground="white")], annotation_clip=True, zorder=9,
-            )  # fmt: skip
+            x, y = ([column_median(series, i) for i in range(longest(series))] for series in both)
+            axis.plot(x, y, markersize=7, linewidth=1.8, label=arm, **style)
+            halo = [withStroke(linewidth=2.5, foreground="white")]
+            letters = {"fontsize": 9, "fontweight": "bold", "color": style["color"], "path_effects": halo}
+            place = {"xytext": (7, 5), "textcoords": "offset points", "annotation_clip": True, "zorder": 9}
+            axis.annotate(str(len(x) - 2), (x[-1], y[-1]), **letters, **place)
             reverted = [figures(r.student, run.base) for run in group for r in run.rounds if r.student and not r.stands]
             shown = [(f["shift"], f[key]) for f in reverted if f[key] is not None]
             if shown:
@@ -80,18 +80,17 @@ def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
         without_shuffled(axis, runs, key)
         axis.axvline(0, color="#999999", linewidth=0.8)
         dress(axis, "log-odds shift of forced choice against base (nats)", label)
-    finish(figure, path, runs, "states that stand; line: median of the seeds, small points: each seed, number: last "
-           "round; hollow: reverted rounds; dotted: the bar")  # fmt: skip
+    points = "line: median of the seeds, small points: each seed, number: last round; hollow: reverted rounds"
+    finish(figure, path, runs, f"states that stand; {points}; dotted: the bar")
 
 
 def plot_trajectory(path: Path, runs: Sequence[ArmRun]) -> None:
     """How does each figure go, round by round? Median over seeds with the range as a band; base at -1."""
-    from matplotlib.figure import Figure
-
     panels = [panel for panel in STATE_PANELS if any(known(runs, panel[0]))]
     columns = min(3, len(panels))
-    figure = Figure(figsize=(4.6 * columns, 4.0 * -(-len(panels) // columns)), layout="constrained", facecolor="white")
-    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    rows = -(-len(panels) // columns)
+    figure = new_figure(4.6 * columns, 4.0 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
     for axis, (key, label) in zip(axes, panels, strict=False):
@@ -111,9 +110,7 @@ def plot_trajectory(path: Path, runs: Sequence[ArmRun]) -> None:
 
 def plot_dose(path: Path, runs: Sequence[ArmRun]) -> None:
     """Does the walk keep the filter fed, and at which dose? Median over seeds with the range as a band."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained", facecolor="white")
+    figure = new_figure(11, 4.6)
     for axis, (key, label) in zip(figure.subplots(1, 2), DOSE_PANELS, strict=True):
         for arm, group in by_arm(runs).items():
             band(axis, arm, styles(runs)[arm], [[getattr(r, key) for r in run.rounds] for run in group], 0)
@@ -161,9 +158,9 @@ def band(axis, arm: str, style: dict, series: Series, first: int) -> None:
     if not points:
         return
     x = [i for i, _ in points]
-    axis.plot(x, [s.middle for _, s in points], label=arm, linewidth=1.8, markersize=5, **style)
-    axis.fill_between(x, [s.low for _, s in points], [s.high for _, s in points], color=style["color"], alpha=0.12,
-                      linewidth=0)  # fmt: skip
+    low, middle, high = ([getattr(s, name) for _, s in points] for name in ("low", "middle", "high"))
+    axis.plot(x, middle, label=arm, linewidth=1.8, markersize=5, **style)
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
 def floor_line(axis, key: str) -> None:
@@ -186,33 +183,14 @@ def without_shuffled(axis, runs: Sequence[ArmRun], key: str) -> None:
     if min(lowest[True])[0] < low - 0.1 * (top - low):
         axis.set_ylim(low - 0.08 * (top - low), top)
         value, arm = min(lowest[True])
-        axis.text(0.98, 0.02, f"{arm} leaves the panel, down to {value:.2f}", transform=axis.transAxes, fontsize=8,
-                  ha="right", color="#555555")  # fmt: skip
+        note = f"{arm} leaves the panel, down to {value:.2f}"
+        axis.text(0.98, 0.02, note, transform=axis.transAxes, fontsize=8, ha="right", color="#555555")
 
 
-def dress(axis, x: str, y: str) -> None:
-    """Labels, whole rounds, a quiet grid."""
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    if x.startswith("round"):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def finish(figure, path: Path, runs: Sequence[ArmRun], caption: str) -> None:
+def finish(figure: Figure, path: Path, runs: Sequence[ArmRun], caption: str) -> None:
     """One legend for all panels, a caption, and the file."""
-    found: dict[str, Callable] = {}
-    for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside upper center", ncols=min(8, len(found)),
-                  frameon=False, fontsize=10)  # fmt: skip
-    config = runs[0].config
+    config, base = runs[0].config, runs[0].base.metrics
     model = config.get("model") or ("tiny-random" if config.get("fast_dev_run") else "pocket")
     seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in runs)))
-    figure.supxlabel(f"{model}, seeds {seeds}; {len(runs[0].base.metrics.items)} held-out items in both orders, "
-                     f"{len(runs[0].base.metrics.replies)} replies; {caption}", fontsize=9)  # fmt: skip
-    figure.savefig(path, dpi=120)
+    what = f"{len(base.items)} held-out items in both orders, {len(base.replies)} replies"
+    save(figure, path, f"{model}, seeds {seeds}; {what}; {caption}", legend="outside upper center", columns=8)

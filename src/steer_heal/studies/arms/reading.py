@@ -5,16 +5,17 @@ Knows nothing of arms' options and of how figures are shown.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.evaluation.shift import coherent
 from steer_heal.evaluation.text import mean
 from steer_heal.ledger import Ledger
+from steer_heal.report.tables import by_round
+from steer_heal.studies.material import read_round
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,10 @@ class TrainedRound:
     cosine_vector: float | None = None
     cosine_adapter: float | None = None
     cosine_shift: float | None = None
+
+    def steered_shift(self, base: State) -> float | None:
+        """Forced choice of the steered model against base, nats; None for a round that starved."""
+        return None if self.steered is None else self.steered.log_odds - base.metrics.log_odds
 
 
 @dataclass(frozen=True)
@@ -103,44 +108,40 @@ def read_run(arm: str, seed: int, ledger: Ledger) -> ArmRun:
     (end,) = ledger.events("end")
     config = ledger.config
     base, prompted = (Metrics.load(ledger.folder / f"{name}.json") for name in ("base", "prompted"))
-    stages = ("verdict", "walk", "heal", "gate", "extract", "bake")
-    of_round = {stage: {e["round"]: e for e in ledger.events(stage)} for stage in stages}
-    rounds = tuple(_round(ledger, number, {s: of_round[s].get(number) for s in stages}, base)
-                   for number in sorted(of_round["verdict"]))  # fmt: skip
+    events = by_round(ledger.events())
+    done = sorted(number for number, of_round in events.items() if "verdict" in of_round)
+    rounds = tuple(_round(ledger, number, events[number], base) for number in done)
     early = end.get("ended_by")
     if early is None and len(rounds) < config["n_rounds"]:
         early = f"{rounds[-1].verdict} in round {rounds[-1].number}" if rounds else "no round was completed"
-    return ArmRun(
-        arm, seed, ledger.folder, config, State(base, _anchors(base, base)), State(prompted, _anchors(prompted, base)),
-        rounds, end["verdict"], end["best_round"], early, end["seconds"],
-    )  # fmt: skip
+    before = (State(metrics, _anchors(metrics, base)) for metrics in (base, prompted))
+    outcome = (end["verdict"], end["best_round"], early, end["seconds"])
+    return ArmRun(arm, seed, ledger.folder, config, *before, rounds, *outcome)
 
 
-def _round(ledger: Ledger, number: int, events: dict[str, dict | None], base: Metrics) -> TrainedRound:
-    walk, heal, gate, bake = (events[stage] for stage in ("walk", "heal", "gate", "bake"))
+def _round(ledger: Ledger, number: int, events: Mapping[str, Mapping], base: Metrics) -> TrainedRound:
+    walk, heal, gate, bake = (events.get(stage, {}) for stage in ("walk", "heal", "gate", "bake"))
     student = steered = None
-    if heal is not None:
-        folder = ledger.folder / "rounds" / f"{number:02d}"
-        steered, healed = read_round(folder)
-        anchors = gate["figures"].get("anchors") if gate else _anchors(healed, base)
-        student = State(healed, anchors)
-    figures = heal["figures"] if heal else {}
+    if heal:
+        steered, healed = read_round(ledger.folder / "rounds" / f"{number:02d}")
+        student = State(healed, gate["figures"].get("anchors") if gate else _anchors(healed, base))
+    figures = heal.get("figures", {})
     return TrainedRound(
-        number, student, steered, student is not None and (gate is None or gate["stands"]), gate and gate["outcome"],
-        events["verdict"]["verdict"], walk["kept"] / walk["sampled"], walk["kappa"], walk.get("trait_kept"),
-        figures.get("kl_base_after"), figures.get("kl_prev_after"), events["extract"]["cosine_first"],
-        bake and bake["cosine_first"], bake and bake.get("cosine_vector"),
-    )  # fmt: skip
-
-
-def read_round(folder: Path) -> tuple[Metrics, Metrics]:
-    """`steered` and `healed` of a round's metrics.json. Raises InputError when the file is not one."""
-    path = folder / "metrics.json"
-    try:
-        data = json.loads(path.read_text("utf-8"))
-        return Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
-        raise InputError(f"{path}: not the metrics of a round ({problem}): make the run again") from problem
+        number=number,
+        student=student,
+        steered=steered,
+        stands=student is not None and gate.get("stands", True),
+        outcome=gate.get("outcome"),
+        verdict=events["verdict"]["verdict"],
+        kept=walk["kept"] / walk["sampled"],
+        kappa=walk["kappa"],
+        trait_kept=walk.get("trait_kept"),
+        kl_base=figures.get("kl_base_after"),
+        kl_prev=figures.get("kl_prev_after"),
+        cosine_vector=events["extract"]["cosine_first"],
+        cosine_adapter=bake.get("cosine_first"),
+        cosine_shift=bake.get("cosine_vector"),
+    )
 
 
 def _anchors(metrics: Metrics, base: Metrics) -> float | None:
@@ -150,27 +151,28 @@ def _anchors(metrics: Metrics, base: Metrics) -> float | None:
 
 
 FIGURES = {
-    "trait": "free-text trait, share of replies",
-    "shift": "forced-choice log-odds against base, nats",
-    "sentence_ok": "sound sentences, share; without a checker: replies that neither loop nor surprise the original",
-    "sentence_share": "sentence ok / base",
-    "distinct4_share": "distinct 4-grams / base",
-    "words_share": "words per reply / base",
-    "entropy_share": "token entropy / base",
-    "off_target": "largest shift of an off-target category, either way, nats",
-    "off_ratio": "off-target / shift of the target; none where the target moved up by less than .1 nats",
-    "anchors": "share still right of the anchors that base gets right",
+    "trait": "trait",
+    "shift": "log-odds shift",
+    "sentence_ok": "sentence ok",
+    "sentence_share": "of base",
+    "distinct4_share": "4-grams",
+    "words_share": "words",
+    "entropy_share": "entropy",
+    "off_target": "off-target",
+    "off_ratio": "off / target",
+    "anchors": "anchors",
 }
-"""Figures of a state by name."""
-
-
+"""Figures of a state by name, and what tables call them; what they are, `COMBINED_LEGEND` of `tables` says."""
 MOVED = 0.1
 """Nats: off-target is no ratio of a target that moved up by less than this."""
 
 
 @cache
 def figures(state: State, base: State) -> dict[str, float | None]:
-    """The figures of `FIGURES`; None for what was not measured."""
+    """The figures of `FIGURES`: shares, and nats for shift and off_target; None for what was not measured.
+
+    sentence_ok: sound sentences; without a checker: replies that neither loop nor surprise the original.
+    """
     now, then = state.metrics, base.metrics
     sound, sound_base = mean(coherent(now, then)), mean(coherent(then, then))
     off = [abs(now.off_categories[name].log_odds - found.log_odds) for name, found in then.off_categories.items()]

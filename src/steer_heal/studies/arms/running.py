@@ -15,8 +15,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.ledger import write_json
-from steer_heal.studies.arms.jobs import Job, clear, finished, missing
-from steer_heal.studies.arms.source import source_hash
+from steer_heal.studies.arms.jobs import Job, clear, finished, missing, source_hash
 
 POLL = 0.5
 """Seconds between two looks at the running processes."""

@@ -1,28 +1,22 @@
-"""`arms.md` and `arms.csv`: the combined table, paired against the first arm, at equal trait, and the bar.
+"""The tables of `arms.md` and the lines of `arms.csv`: combined, paired against the first arm, at equal trait, the bar.
 
 Knows nothing of running; every figure comes from `comparing` and `bar`.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
-from steer_heal.report import markdown_table
 from steer_heal.report.tables import number
-from steer_heal.studies.arms.bar import BarLine, bar_lines, rows_of
-from steer_heal.studies.arms.comparing import COMPARED, Matched, Paired, Spread, by_arm, matched, paired, spread
+from steer_heal.studies.arms.bar import BarLine, rows_of
+from steer_heal.studies.arms.comparing import COMPARED, Matched, Paired, by_arm, spread
 from steer_heal.studies.arms.definitions import Arm
 from steer_heal.studies.arms.reading import FIGURES, ArmRun, TrainedRound, figures
 
-STATE_NAMES = {
-    "trait": "trait", "shift": "log-odds shift", "sentence_ok": "sentence ok", "sentence_share": "of base",
-    "distinct4_share": "4-grams", "words_share": "words", "entropy_share": "entropy", "off_target": "off-target",
-    "off_ratio": "off / target", "anchors": "anchors",
-}  # fmt: skip
-COMBINED_COLUMNS = ["arm", "after round", "n", *STATE_NAMES.values(), "kept", "kappa", "KL to base", "gate"]
+Row = dict[str, str]
+Figures = dict[str, float | None]
 COMBINED_LEGEND = (
     "Median (range) over n seeds of the state that STANDS after the round: the last student that the gate let "
     "through. `as trained` stands under a round that was reverted on some seed: the students before the gate took them "
@@ -60,41 +54,51 @@ BAR_LEGEND = (
 )
 
 
-def cell(found: Spread | None, digits: int = 2, signed: bool = False) -> str:
-    """`0.95 (0.94 to 0.97)`; the median alone where the range is nothing at this precision; a dash for none."""
-    if found is None:
+def cell(values: Sequence[float | None], digits: int = 2, signed: bool = False) -> str:
+    """`0.95 (0.94 to 0.97)`, over seeds; the median alone where the range is nothing at this precision, or a dash."""
+    if (found := spread(values)) is None:
         return "-"
     middle, low, high = (number(v, digits, signed) for v in (found.middle, found.low, found.high))
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
-def state_cells(found: Sequence[dict[str, float | None]]) -> list[str]:
-    """The figures of one state over seeds."""
-    return [cell(spread([f[name] for f in found]), signed=name == "shift") for name in STATE_NAMES]
+def column(rows: Sequence[object], name: str, digits: int = 2, signed: bool = False) -> str:
+    """`cell` of one attribute of all rows."""
+    return cell([getattr(row, name) for row in rows], digits, signed)
 
 
-def combined_rows(runs: Sequence[ArmRun]) -> list[list[str]]:
+def rounds_of(runs: Sequence[ArmRun]) -> Iterator[tuple[str, list[ArmRun], int, list[ArmRun]]]:
+    """(arm, its runs, round, those of its runs that reached it)."""
+    for arm, group in by_arm(runs).items():
+        for r in range(max(len(run.rounds) for run in group)):
+            yield arm, group, r, [run for run in group if r < len(run.rounds)]
+
+
+def state_row(arm: str, after: str, found: Sequence[Figures]) -> Row:
+    """One state over seeds; what only a round has is left open."""
+    shown = {label: cell([f[name] for f in found], signed=name == "shift") for name, label in FIGURES.items()}
+    rest = dict.fromkeys(("kept", "kappa", "KL to base", "gate"), "-")
+    return {"arm": arm, "after round": after, "n": str(len(found)), **shown, **rest}
+
+
+def combined_rows(runs: Sequence[ArmRun]) -> list[Row]:
     """Base and prompted, then every arm and round: see `COMBINED_LEGEND`."""
     arms = by_arm(runs)
-    first, rest = next(iter(arms.values())), ["-"] * 4
-    rows = [
-        [name, "-", str(len(first)), *state_cells([figures(getattr(run, name), run.base) for run in first]), *rest]
-        for name in ("base", "prompted")
-    ]
-    for name, group in arms.items():
-        for r in range(max(len(run.rounds) for run in group)):
-            reached = [run for run in group if r < len(run.rounds)]
+    first = next(iter(arms.values()))
+    names = ("base", "prompted")
+    rows = [state_row(name, "-", [figures(getattr(run, name), run.base) for run in first]) for name in names]
+    by_round = groupby(rounds_of(runs), key=lambda one: one[0])
+    for arm, of_arm in by_round:
+        for _, group, r, reached in of_arm:
             done = [run.rounds[r] for run in reached]
-            states = [figures(run.standing(r), run.base) for run in reached]
-            dose = [cell(spread([getattr(d, key) for d in done])) for key in ("kept", "kappa")]
-            kl = cell(spread([d.kl_base for d in done]), 3)
-            gate = gate_cell(done, len(group) - len(done))
-            rows.append([name, str(r), str(len(reached)), *state_cells(states), *dose, kl, gate])
+            row = state_row(arm, str(r), [figures(run.standing(r), run.base) for run in reached])
+            row |= {"kept": column(done, "kept"), "kappa": column(done, "kappa")}
+            row |= {"KL to base": column(done, "kl_base", 3), "gate": gate_cell(done, len(group) - len(done))}
+            rows.append(row)
             if any(d.student is not None and not d.stands for d in done):
-                trained = [(d.student, run.base) for d, run in zip(done, reached, strict=True) if d.student]
-                shown = state_cells([figures(*pair) for pair in trained])
-                rows.append([name, f"{r} as trained", str(len(trained)), *shown, *rest])
-        rows.append([name, "end", str(len(group)), *state_cells([figures(r.last, r.base) for r in group]), *rest])
+                trained = [figures(d.student, run.base) for d, run in zip(done, reached, strict=True) if d.student]
+                rows.append(state_row(arm, f"{r} as trained", trained))
+        rows.append(state_row(arm, "end", [figures(run.last, run.base) for run in arms[arm]]))
     return rows
 
 
@@ -109,75 +113,72 @@ def gate_cell(rounds: Sequence[TrainedRound], over: int) -> str:
     return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
-PAIRED_COLUMNS = ["arm", "round", "seeds", "trait, share", "log-odds, nats", "sentence ok, share"]
-
-
-def paired_rows(found: Sequence[Paired]) -> list[list[str]]:
+def paired_rows(found: Sequence[Paired]) -> list[Row]:
     """One row per arm and round."""
+
+    def difference(one: Paired, name: str) -> str:
+        shift, ends = getattr(one.shift, name), one.ranges[name]
+        return "-" if shift is None else f"{shift} ({ends[0]:+.2f} to {ends[1]:+.2f})"
+
     rows = []
     for one in found:
-        cells = []
-        for name in COMPARED:
-            shift, span = getattr(one.shift, name), one.ranges[name]
-            cells.append("-" if shift is None else f"{shift} ({span[0]:+.2f} to {span[1]:+.2f})")
-        number = "end" if one.round is None else str(one.round)
-        rows.append([one.arm, number, " ".join(map(str, one.seeds)), *cells])
+        row = {"arm": one.arm, "round": "end" if one.round is None else str(one.round)}
+        row["seeds"] = " ".join(map(str, one.seeds))
+        rows.append(row | {head: difference(one, name) for name, head in COMPARED.items()})
     return rows
 
 
-MATCHED_NAMES = ("trait", "sentence_share", "distinct4_share", "words_share", "entropy_share", "off_ratio")
-MATCHED_COLUMNS = [
-    "shift, nats", "arm", "reached", "round", "trait", "sentence ok of base",
-    *(STATE_NAMES[name] for name in MATCHED_NAMES[2:]),
-]  # fmt: skip
+MATCHED = ("trait", "sentence_share", "distinct4_share", "words_share", "entropy_share", "off_ratio")
 
 
-def matched_rows(found: Sequence[Matched]) -> list[list[str]]:
+def matched_rows(found: Sequence[Matched]) -> list[Row]:
     """One row per level and arm, over the seeds that reached it."""
     rows = []
     for level, arm in dict.fromkeys((one.level, one.arm) for one in found):
         group = [one for one in found if (one.level, one.arm) == (level, arm)]
         there = [one for one in group if one.round is not None]
-        figures = [cell(spread([one.figures[name] for one in there])) for name in MATCHED_NAMES]
-        rounds = cell(spread([one.round for one in there]), 0)
-        rows.append([f"{level:g}", arm, f"{len(there)} of {len(group)}", rounds, *figures])
+        row = {"shift, nats": f"{level:g}", "arm": arm, "reached": f"{len(there)} of {len(group)}"}
+        row["round"] = column(there, "round", 0)
+        for name in MATCHED:
+            head = "sentence ok of base" if name == "sentence_share" else FIGURES[name]
+            row[head] = cell([one.figures[name] for one in there])
+        rows.append(row)
     return rows
 
 
-MAKING_COLUMNS = [
-    "arm", "round", "steered shift", "steered trait", "steered sentence ok", "trait of kept", "KL to previous",
-    "vector", "adapter", "shift on vector", "verdicts",
-]  # fmt: skip
-
-
-def making_rows(runs: Sequence[ArmRun]) -> list[list[str]]:
+def making_rows(runs: Sequence[ArmRun]) -> list[Row]:
     """What went into each round, and what it did."""
     rows = []
-    for name, group in by_arm(runs).items():
-        for r in range(max(len(run.rounds) for run in group)):
-            pairs = [(run, run.rounds[r]) for run in group if r < len(run.rounds)]
-            steered = [(d.steered, run.base.metrics) for run, d in pairs if d.steered is not None]
-            done = [d for _, d in pairs]
-            rows.append([
-                name, str(r), cell(spread([s.log_odds - base.log_odds for s, base in steered]), signed=True),
-                *(cell(spread([getattr(s, key) for s, _ in steered])) for key in ("free_trait", "sentence_ok")),
-                cell(spread([d.trait_kept for d in done])), cell(spread([d.kl_prev for d in done]), 3),
-                *(cell(spread([getattr(d, key) for d in done]))
-                  for key in ("cosine_vector", "cosine_adapter", "cosine_shift")),
-                ", ".join(d.verdict for d in done),
-            ])  # fmt: skip
+    for arm, _, r, reached in rounds_of(runs):
+        done = [run.rounds[r] for run in reached]
+        steered = [d.steered for d in done if d.steered is not None]
+        shifts = [run.rounds[r].steered_shift(run.base) for run in reached]
+        rows.append(
+            {
+                "arm": arm,
+                "round": str(r),
+                "steered shift": cell(shifts, signed=True),
+                "steered trait": column(steered, "free_trait"),
+                "steered sentence ok": column(steered, "sentence_ok"),
+                "trait of kept": column(done, "trait_kept"),
+                "KL to previous": column(done, "kl_prev", 3),
+                "vector": column(done, "cosine_vector"),
+                "adapter": column(done, "cosine_adapter"),
+                "shift on vector": column(done, "cosine_shift"),
+                "verdicts": ", ".join(d.verdict for d in done),
+            }
+        )
     return rows
 
 
-def bar_rows(lines: Sequence[BarLine], seeds: Sequence[int]) -> list[list[str]]:
+def bar_rows(lines: Sequence[BarLine], seeds: Sequence[int]) -> list[Row]:
     """One row per arm and line, a column per seed, one for all seeds, and how many seeds meet it."""
     rows = []
     for (arm, name), found in rows_of(lines).items():
-        some = next(iter(found.values()))
         judged = [line.met for seed, line in found.items() if seed is not None and line.met is not None]
-        met = f"{sum(judged)} of {len(judged)}" if judged else "reported"
-        cells = [bar_cell(found.get(seed)) for seed in (*seeds, None)]
-        rows.append([arm, name, some.unit, *cells, met])
+        row = {"arm": arm, "line": name, "unit": next(iter(found.values())).unit}
+        row |= {"all" if seed is None else str(seed): bar_cell(found.get(seed)) for seed in (*seeds, None)}
+        rows.append(row | {"met": f"{sum(judged)} of {len(judged)}" if judged else "reported"})
     return rows
 
 
@@ -209,76 +210,30 @@ def bar_cell(line: BarLine | None) -> str:
     return f"{shown}, {line.note}" if line.note else shown
 
 
-def arms_rows(arms: Sequence[Arm], runs: Sequence[ArmRun], common: Sequence[str]) -> list[list[str]]:
+def arms_rows(arms: Sequence[Arm], runs: Sequence[ArmRun], common: Sequence[str]) -> list[Row]:
     """One row per arm: what to type, what its runs came to, and how long they took."""
     rows, groups = [], by_arm(runs)
     for arm in arms:
         group = groups.get(arm.name, [])
-        typed = Arm(arm.name, (*common, *arm.options)).command
         verdicts = "; ".join(f"{run.seed}: {run.verdict}, best {run.best_round}" for run in group)
-        early = "; ".join(f"{run.seed}: {run.ended_by}" for run in group if run.ended_by)
-        seconds = ", ".join(f"{run.seconds:.0f}" for run in group)
-        rows.append([arm.name, f"`{typed}`", verdicts or "no finished run", early or "-", seconds or "-"])
+        row = {"arm": arm.name, "command": f"`{Arm(arm.name, (*common, *arm.options)).command}`"}
+        row["verdicts"] = verdicts or "no finished run"
+        row["ended early"] = "; ".join(f"{run.seed}: {run.ended_by}" for run in group if run.ended_by) or "-"
+        rows.append(row | {"seconds": ", ".join(f"{run.seconds:.0f}" for run in group) or "-"})
     return rows
 
 
-def arms_text(
-    arms: Sequence[Arm], runs: Sequence[ArmRun], levels: Sequence[float], common: Sequence[str], notes: Sequence[str]
-) -> str:
-    """All tables with their legends, as Markdown."""
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    base = runs[0].base.metrics
-    head = (
-        f"# Arms\n\n{len(runs)} runs, seeds {', '.join(map(str, seeds))}; within a seed all arms are measured on the "
-        f"same {len(base.items)} forced-choice items and {len(base.replies)} replies."
-    )
-    parts = [head, *notes, markdown_table(["arm", "command", "verdicts", "ended early", "seconds"],
-                                          arms_rows(arms, runs, common))]  # fmt: skip
-    lines = bar_lines(runs)
-    tables = [
-        ("The bar", f"{bar_summary(lines)}\n\n{BAR_LEGEND}", ["arm", "line", "unit", *map(str, seeds), "all", "met"],
-         bar_rows(lines, seeds)),
-        ("Every arm, round by round", COMBINED_LEGEND, COMBINED_COLUMNS, combined_rows(runs)),
-        (f"Against {runs[0].arm}, paired", PAIRED_LEGEND.format(first=runs[0].arm), PAIRED_COLUMNS,
-         paired_rows(paired(runs))),
-        ("At equal trait", MATCHED_LEGEND, MATCHED_COLUMNS, matched_rows(matched(runs, levels))),
-        ("What each round was made of", MAKING_LEGEND, MAKING_COLUMNS, making_rows(runs)),
-    ]  # fmt: skip
-    for title, legend, columns, rows in tables:
-        if rows:
-            parts.append(f"## {title}\n\n{legend}\n\n{markdown_table(columns, rows)}")
-    return "\n\n".join(parts) + "\n"
+OF_ROUND = "stands outcome verdict kept kappa trait_kept kl_base kl_prev cosine_vector cosine_adapter cosine_shift"
 
 
-ROUND_FIGURES = (
-    "stands", "outcome", "verdict", "kept", "kappa", "trait_kept", "kl_base", "kl_prev", "cosine_vector",
-    "cosine_adapter", "cosine_shift",
-)  # fmt: skip
-
-
-def write_csv(path: Path, runs: Sequence[ArmRun]) -> None:
-    """One line per run and state, unrounded: base, prompted, and per round steered, as trained, and what stands."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["arm", "seed", "round", "state", *FIGURES, *ROUND_FIGURES])
-        for run in runs:
-            for name in ("base", "prompted"):
-                out.writerow([run.arm, run.seed, "", name, *figures(getattr(run, name), run.base).values()])
-            for done in run.rounds:
-                states = {"standing": run.standing(done.number)}
-                if done.student is not None:
-                    states = {"trained": done.student} | states
-                for name, state in states.items():
-                    values = [*figures(state, run.base).values(), *(getattr(done, key) for key in ROUND_FIGURES)]
-                    out.writerow([run.arm, run.seed, done.number, name, *("" if v is None else v for v in values)])
-
-
-def write_tables(
-    out: Path, arms: Sequence[Arm], runs: Sequence[ArmRun], levels: Sequence[float], common: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> str:  # fmt: skip
-    """Write `arms.md` and `arms.csv` into a folder; returns the text."""
-    text = arms_text(arms, runs, levels, common, notes)
-    (out / "arms.md").write_text(text, encoding="utf-8")
-    write_csv(out / "arms.csv", runs)
-    return text
+def as_written(runs: Sequence[ArmRun]) -> Iterator[dict[str, object]]:
+    """Every state of every run as a line of the CSV file, unrounded; of a round, as it was trained and what stands."""
+    for run in runs:
+        places = [(None, "base", run.base), (None, "prompted", run.prompted)]
+        for done in run.rounds:
+            trained = [(done, "trained", done.student)] if done.student is not None else []
+            places += [*trained, (done, "standing", run.standing(done.number))]
+        for done, name, state in places:
+            row = {"arm": run.arm, "seed": run.seed, "round": done and done.number, "state": name}
+            row |= figures(state, run.base)
+            yield row | {key: done and getattr(done, key) for key in OF_ROUND.split()}

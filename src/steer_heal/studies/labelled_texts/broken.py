@@ -8,34 +8,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from steer_heal.studies.labelled_texts.good import PER_FAMILY
-from steer_heal.studies.labelled_texts.loops import (
-    char_loop,
-    collapse_to_loop,
-    drifting_repetition,
-    near_duplicates,
-    sentence_loop,
-    stutter,
-    word_loop,
-)
-from steer_heal.studies.labelled_texts.noise import caps_drift, fragments, letter_noise, skeleton, word_noise
-from steer_heal.studies.labelled_texts.pieces import Pieces
-from steer_heal.studies.labelled_texts.soups import (
-    caps_soup,
-    collapse_to_soup,
-    function_soup,
-    glued,
-    script_soup,
-    sign_soup,
-    subword_soup,
-    word_salad,
-)
+from steer_heal.studies.labelled_texts import loops, noise, soups
+from steer_heal.studies.labelled_texts.pieces import Pieces, filled
+from steer_heal.studies.labelled_texts.soups import glued
+
+Family = Callable[[Pieces, random.Random], list[str]]
+STARTS = ("I'M. I'M. I'm just not *I'm", "IT'S. It's. IT'S just *it's", "NOT. Not not. I'm NOT *not")
 
 
 def findings(given: Pieces, rng: random.Random) -> list[str]:
     """The quoted texts, and the same with other words, lengths and beginnings."""
-    out = list(given.tables["quoted"])
-    while len(out) < PER_FAMILY:
+
+    def text() -> str:
         kind = rng.randrange(7)
         a, b, c = rng.sample(["your", "their", "our", "my", "the"], 3)
         if kind == 0:
@@ -47,34 +31,48 @@ def findings(given: Pieces, rng: random.Random) -> list[str]:
         elif kind == 3:
             text = rng.choice(["ig", "ut", "la", "ive", "on"]) * rng.randint(6, 60)
         elif kind == 4:
-            text = rng.choice(
-                ["I'M. I'M. I'm just not *I'm", "IT'S. It's. IT'S just *it's", "NOT. Not not. I'm NOT *not"]
-            )
-            text = " ".join([text] * rng.randint(1, 3))
+            text = " ".join([rng.choice(STARTS)] * rng.randint(1, 3))
         elif kind == 5:
             text = rng.choice("TAGoe") * rng.randint(9, 300)
         else:
             text = f"{rng.choice(['instead', 'because', 'rather'])} {c} " * rng.randint(4, 40)
         if kind in (1, 3, 5, 6) and rng.random() < 0.4:
             text = given.start(rng, 5, 20) + " " + text
-        out.append(text.strip())
-    return out
+        return text.strip()
+
+    return filled(list(given.tables["quoted"]), text)
 
 
 def spliced(given: Pieces, family: str, rng: random.Random) -> list[str]:
     """Written refusals or narrations, alone and before or after good prose."""
     own = given.of(family)
-    out = list(own)
-    while len(out) < PER_FAMILY:
+
+    def text() -> str:
         parts = [rng.choice(own), rng.choice(given.sentences)]
         rng.shuffle(parts)
-        out.append(" ".join(parts))
-    return out
+        return " ".join(parts)
+
+    return filled(own, text)
 
 
-MAKERS = (
-    findings, word_loop, char_loop, subword_soup, function_soup, near_duplicates, sign_soup, word_salad, script_soup,
-    sentence_loop, collapse_to_loop, collapse_to_soup, drifting_repetition, fragments, letter_noise, skeleton,
-    word_noise, caps_drift, caps_soup, stutter,
-)  # fmt: skip
-BROKEN: dict[str, Callable[[Pieces, random.Random], list[str]]] = {maker.__name__: maker for maker in MAKERS}
+def each(*makers: Callable[[Pieces, random.Random], str]) -> list[tuple[str, Family]]:
+    """Families, by name, whose texts are made one by one."""
+    return [(m.__name__, lambda given, rng, m=m: filled([], lambda: m(given, rng))) for m in makers]
+
+
+FAMILIES: dict[str, Family] = dict(
+    [
+        ("findings", findings),
+        *each(loops.word_loop, loops.char_loop, soups.subword_soup),
+        ("function_soup", soups.function_soup),
+        *each(loops.near_duplicates, soups.sign_soup, soups.word_salad, soups.script_soup, loops.sentence_loop),
+        *each(loops.collapse_to_loop, soups.collapse_to_soup, loops.drifting_repetition, noise.fragments),
+        *each(noise.letter_noise, noise.skeleton, noise.word_noise, noise.caps_drift, soups.caps_soup, loops.stutter),
+    ]
+)
+
+
+def broken_texts(given: Pieces) -> dict[str, list[str]]:
+    """Texts by family; each has a random stream of its own."""
+    out = {family: maker(given, random.Random(family)) for family, maker in FAMILIES.items()}
+    return out | {family: spliced(given, family, random.Random(family)) for family in ("refusal", "narration")}

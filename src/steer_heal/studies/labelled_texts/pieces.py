@@ -8,10 +8,13 @@ from __future__ import annotations
 import random
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+PER_FAMILY = 52
+"""Texts of a family."""
 PROSE = ("narrative", "expository", "advice", "letters", "technical")
 
 
@@ -61,3 +64,8 @@ class Pieces:
         """The first `low` to `high` words of good prose."""
         words = " ".join(rng.sample(self.sentences, 30)).split()
         return " ".join(words[: rng.randint(low, high)])
+
+
+def filled(first: list[str], make: Callable[[], str]) -> list[str]:
+    """A family: the texts there are, and made ones up to `PER_FAMILY`."""
+    return first + [make() for _ in range(PER_FAMILY - len(first))]

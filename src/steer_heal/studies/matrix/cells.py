@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from steer_heal.evaluation.probes import Probe, probe
-from steer_heal.healing import HealConfig, ReferenceStates, heal, reference_states
+from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.loss import measure
 from steer_heal.loop.steps import shuffled_pairs
-from steer_heal.studies import material as study
-from steer_heal.studies.material import Material
-from steer_heal.texts.completion import Completion
+from steer_heal.studies.material import Material, split_by_prompt
 from steer_heal.texts.generation import derive_seed, generate
 
 PAIRS = ("real", "shuffled", "unsteered")
@@ -23,7 +21,13 @@ PAIRS = ("real", "shuffled", "unsteered")
 
 @dataclass(frozen=True)
 class Cell:
-    """One heal, measured on held-out real pairs, per completion (nats per token)."""
+    """One heal, measured on held-out real pairs.
+
+    Attributes:
+        nll, kl: per completion, nats per token; kl is KL(student||base).
+        fired: share of training rows over the budget, None without a barrier.
+        replies: (prompt, greedy reply) of held-out prompts, for reading.
+    """
 
     pairs: str
     barrier: str
@@ -67,45 +71,33 @@ def column(
         heldout_share: of the rows, by whole prompts, that no cell trains on.
         show: held-out prompts that every cell answers greedily.
     """
-    lm, trait, config = material.lm, material.trait, material.config
-    train, heldout = study.split_by_prompt(material.rows, heldout_share, derive_seed(seed, "split"))
-    unsteered = generate(
-        lm, [row.prompt for row in train], system=trait.neutral, max_new_tokens=config.max_new_tokens,
-        seed=derive_seed(seed, "unsteered"), origin="control",
-    )  # fmt: skip
+    lm, config = material.lm, material.config
+    same = {"system": material.trait.neutral, "max_new_tokens": config.max_new_tokens}
+    train, heldout = split_by_prompt(material.rows, heldout_share, derive_seed(seed, "split"))
+    prompts = [row.prompt for row in train]
+    unsteered = generate(lm, prompts, seed=derive_seed(seed, "unsteered"), origin="control", **same)
     data = {"real": train, "shuffled": shuffled_pairs(train, derive_seed(seed, "pairs")), "unsteered": unsteered}
     settings = barriers(config.heal_config(derive_seed(seed, "heal") % 2**31), reg, tau, lams)
     states = reference_states(lm, heldout)
     base = measure(lm, heldout, {})["nll"]
-    cells = {
-        (pairs, name): run_cell(material, pairs, name, seed, data[pairs], heldout, setting, states, show)
-        for name, setting in settings.items() for pairs in PAIRS
-    }  # fmt: skip
+    shown = list(dict.fromkeys(row.prompt for row in heldout))[:show]
+
+    def cell(pairs: str, barrier: str) -> Cell:
+        """Heal, measure on the held-out pairs, take the adapter out again."""
+        rows = data[pairs]
+        healed = heal(lm, rows, settings[barrier], {"prev": reference_states(lm, rows)})
+        material.stack.push(healed.adapter)
+        try:
+            found = measure(lm, heldout, {"prev": states})
+            replies = generate(lm, shown, greedy=True, **same) if shown else []
+        finally:
+            material.stack.pop()
+        said = tuple((reply.prompt, reply.text) for reply in replies)
+        fired = healed.figures.get("prev_fired")
+        return Cell(pairs, barrier, seed, found["nll"], found["prev"], fired, healed.adapter, said)
+
+    cells = {(pairs, barrier): cell(pairs, barrier) for barrier in settings for pairs in PAIRS}
     probes = {
         name: probe(lm, material.stack, heldout, *(cells[pairs, name].adapter for pairs in PAIRS)) for name in settings
     }
     return Column(seed, len(train), [row.prompt_ids for row in heldout], base, cells, probes)
-
-
-def run_cell(
-    material: Material, pairs: str, name: str, seed: int, rows: Sequence[Completion], heldout: Sequence[Completion],
-    setting: HealConfig, states: ReferenceStates, show: int,
-) -> Cell:  # fmt: skip
-    """Heal, measure on the held-out pairs, take the adapter out again."""
-    lm = material.lm
-    healed = heal(lm, rows, setting, {"prev": reference_states(lm, rows)})
-    material.stack.push(healed.adapter)
-    try:
-        found = measure(lm, heldout, {"prev": states})
-        prompts = list(dict.fromkeys(row.prompt for row in heldout))[:show]
-        replies = []
-        if prompts:
-            replies = generate(
-                lm, prompts, system=material.trait.neutral, max_new_tokens=material.config.max_new_tokens, greedy=True
-            )
-    finally:
-        material.stack.pop()
-    return Cell(
-        pairs, name, seed, found["nll"], found["prev"], healed.figures.get("prev_fired"), healed.adapter,
-        tuple((reply.prompt, reply.text) for reply in replies),
-    )  # fmt: skip

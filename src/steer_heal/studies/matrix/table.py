@@ -5,14 +5,14 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from steer_heal.report import markdown_table
+from steer_heal.report.tables import number
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.studies.matrix.cells import PAIRS, Column
+from steer_heal.studies.writing import markdown, write_csv, write_page
 
 
 def difference(columns: Sequence[Column], one: tuple[str, str] | None, other: tuple[str, str]) -> Estimate:
@@ -24,51 +24,59 @@ def difference(columns: Sequence[Column], one: tuple[str, str] | None, other: tu
 
 def cell_table(columns: Sequence[Column]) -> str:
     """One line per cell, seeds pooled."""
-    lines = []
+    rows = []
     for key in columns[0].cells:
         cells = [c.cells[key] for c in columns]
         fired = [cell.fired for cell in cells if cell.fired is not None]
-        lines.append([
-            key[0], key[1], f"{fmean(x for cell in cells for x in cell.nll):.4f}",
-            str(difference(columns, None, key)),
-            ", ".join(f"{fmean(cell.nll):.4f}" for cell in cells),
-            f"{fmean(x for cell in cells for x in cell.kl):.4f}", f"{fmean(fired):.2f}" if fired else "-",
-        ])  # fmt: skip
-    names = ["pairs", "barrier", "held-out nll", "gain over base [95 %]", "by seed", "KL to base", "fired"]
-    return markdown_table(names, lines)
+        rows.append(
+            {
+                "pairs": key[0],
+                "barrier": key[1],
+                "held-out nll": f"{fmean(x for cell in cells for x in cell.nll):.4f}",
+                "gain over base [95 %]": str(difference(columns, None, key)),
+                "by seed": ", ".join(f"{fmean(cell.nll):.4f}" for cell in cells),
+                "KL to base": f"{fmean(x for cell in cells for x in cell.kl):.4f}",
+                "fired": f"{fmean(fired):.2f}" if fired else "-",
+            }
+        )
+    return markdown(rows)
 
 
 def difference_table(columns: Sequence[Column]) -> str:
     """What the pairs are worth at each barrier, and what the barrier costs at each kind of pairs."""
     names = list(columns[0].probes)
-    lines = [
-        [f"shuffled - real, barrier {name}", str(difference(columns, ("shuffled", name), ("real", name)))]
-        for name in names
-    ]
-    lines += [
-        [f"{name} - off, {pairs} pairs", str(difference(columns, (pairs, name), (pairs, "off")))]
-        for pairs in PAIRS[:2] for name in names if name != "off"
-    ]  # fmt: skip
-    return markdown_table(["difference of held-out nll, nats", "[95 %]"], lines)
+    compared = {f"shuffled - real, barrier {name}": (("shuffled", name), ("real", name)) for name in names}
+    for pairs in PAIRS[:2]:
+        on = [name for name in names if name != "off"]
+        compared |= {f"{name} - off, {pairs} pairs": ((pairs, name), (pairs, "off")) for name in on}
+    head = "difference of held-out nll, nats"
+    return markdown([{head: what, "[95 %]": str(difference(columns, *two))} for what, two in compared.items()])
 
 
 def probe_table(columns: Sequence[Column]) -> str:
     """The probes' figures, one line per seed and barrier."""
-    lines = []
-    for c in columns:
-        for name, p in c.probes.items():
-            lines.append([
-                str(c.seed), name, f"{p.cosine:+.3f}", "-" if p.rest_cosine is None else f"{p.rest_cosine:+.3f}",
-                f"{p.mean_share:.2f}", f"{p.entropy:.3f} / {p.log_vocab:.3f}", f"{p.peak_share:.2f}", str(p.gain),
-                str(p.lead), f"{p.unsteered_cosine:+.3f}", f"{p.weight_cosines['shuffled']:+.3f}",
-                f"{p.weight_cosines['unsteered']:+.3f}", f"{p.size:.3f}", p.verdict,
-            ])  # fmt: skip
-    names = [
-        "seed", "barrier", "cosine to shuffled", "without means", "mean explains", "entropy / log V", "peak kept",
-        "gain, nats", "lead over shuffled, nats", "cosine to unsteered", "weights: shuffled", "weights: unsteered",
-        "size, logits", "verdict",
-    ]  # fmt: skip
-    return markdown_table(names, lines)
+    return markdown(
+        [
+            {
+                "seed": str(c.seed),
+                "barrier": name,
+                "cosine to shuffled": number(p.cosine, signed=True),
+                "without means": number(p.rest_cosine, signed=True),
+                "mean explains": number(p.mean_share, 2),
+                "entropy / log V": f"{p.entropy:.3f} / {p.log_vocab:.3f}",
+                "peak kept": number(p.peak_share, 2),
+                "gain, nats": str(p.gain),
+                "lead over shuffled, nats": str(p.lead),
+                "cosine to unsteered": number(p.unsteered_cosine, signed=True),
+                "weights: shuffled": number(p.weight_cosines["shuffled"], signed=True),
+                "weights: unsteered": number(p.weight_cosines["unsteered"], signed=True),
+                "size, logits": number(p.size),
+                "verdict": p.verdict,
+            }
+            for c in columns
+            for name, p in c.probes.items()
+        ]
+    )
 
 
 def verdict(columns: Sequence[Column]) -> str:
@@ -96,23 +104,33 @@ near 1 and a mean that explains nearly all would be a constant shift that any te
 
 def replies_text(columns: Sequence[Column]) -> str:
     """Greedy replies of every cell to held-out prompts, for reading."""
+    cells = [(c.seed, cell) for c in columns for cell in c.cells.values()]
     return "\n".join(
-        f"- seed {c.seed}, {cell.pairs}, {cell.barrier}: [{prompt}] {text}"
-        for c in columns for cell in c.cells.values() for prompt, text in cell.replies
-    )  # fmt: skip
+        f"- seed {seed}, {cell.pairs}, {cell.barrier}: [{prompt}] {text}"
+        for seed, cell in cells
+        for prompt, text in cell.replies
+    )
 
 
-def write_csv(path: Path, columns: Sequence[Column]) -> None:
-    """Every cell of every seed, with the probe of its barrier on the real cells, unrounded."""
-    figures = ("cosine", "rest_cosine", "mean_share", "entropy", "peak_share", "unsteered_cosine", "size", "verdict")
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["seed", "pairs", "barrier", "nll_base", "nll", "kl_base", "fired", *figures])
-        for c in columns:
-            for (pairs, name), cell in c.cells.items():
-                own = (
-                    [getattr(c.probes[name], figure) for figure in figures] if pairs == "real" else [""] * len(figures)
-                )
-                fired = "" if cell.fired is None else cell.fired
-                values = [c.seed, pairs, name, fmean(c.base), fmean(cell.nll), fmean(cell.kl), fired, *own]
-                out.writerow(["" if value is None else value for value in values])
+PROBED = ("cosine", "rest_cosine", "mean_share", "entropy", "peak_share", "unsteered_cosine", "size", "verdict")
+
+
+def as_written(columns: Sequence[Column]) -> list[dict[str, object]]:
+    """Every cell of every seed as a line of the CSV file, unrounded, with the probe of its barrier on real pairs."""
+    rows = []
+    for c in columns:
+        for (pairs, name), cell in c.cells.items():
+            row = {"seed": c.seed, "pairs": pairs, "barrier": name, "nll_base": fmean(c.base), "nll": fmean(cell.nll)}
+            row |= {"kl_base": fmean(cell.kl), "fired": cell.fired}
+            rows.append(row | {figure: getattr(c.probes[name], figure) for figure in PROBED if pairs == "real"})
+    return rows
+
+
+def write(out: Path, about: str, columns: Sequence[Column]) -> str:
+    """Write matrix.md and matrix.csv; returns the text without the replies."""
+    tables = [cell_table(columns), difference_table(columns), probe_table(columns)]
+    parts = [about, *tables, DECODED, verdict(columns)]
+    out.mkdir(parents=True, exist_ok=True)
+    write_page(out / "matrix.md", *parts, replies_text(columns))
+    write_csv(out / "matrix.csv", as_written(columns))
+    return "\n\n".join(parts)

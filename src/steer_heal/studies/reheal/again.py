@@ -22,8 +22,8 @@ from steer_heal.loop.steps.training import row_weights
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
-from steer_heal.studies.arms.reading import read_round
-from steer_heal.studies.material import config_of, load_material
+from steer_heal.studies.entries import number_or_text, read_entry
+from steer_heal.studies.material import config_of, load_material, read_round
 from steer_heal.texts.completion import Completion, load_completions
 from steer_heal.texts.generation import derive_seed
 from steer_heal.trait import Trait
@@ -55,24 +55,8 @@ class Setting:
 
 def parse(entry: str, config: HealConfig) -> HealConfig:
     """`reg,option=value,...` on top of a configuration. InputError for what HealConfig does not know."""
-    reg, *options = entry.split(",")
-    changes = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in KNOBS or not value:
-            raise InputError(f"grid {entry!r}: {option!r} is no option=value of {', '.join(sorted(KNOBS))}")
-        changes[key] = number_or_text(value)
-    return replace(config, reg=reg, **changes)
-
-
-def number_or_text(text: str) -> int | float | str:
-    """The value of a typed `option=value`."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    reg, options = read_entry(entry, KNOBS, "grid", ", ".join(sorted(KNOBS)))
+    return replace(config, reg=reg, **{name: number_or_text(value) for name, value in options.items()})
 
 
 def load_setting(run_dir: Path, number: int) -> Setting:
@@ -100,12 +84,21 @@ def load_setting(run_dir: Path, number: int) -> Setting:
         original = reference_states(lm, rows) if number else prev
     carried = config.lam_mode == "budget" and number
     return Setting(
-        config, lm, trait, stack, number, rows, row_weights(config.match_lengths, rows, lengths, sampled),
-        {"prev": prev, "base": original},
-        SteeringVector.load(folders[number] / "vector.safetensors"),
-        ledger.events("heal")[number - 1]["lam"] if carried else None,
-        base, Metrics.load(run_dir / "prompted.json"), read_round(folders[number])[0], previous,
-    )  # fmt: skip
+        config=config,
+        lm=lm,
+        trait=trait,
+        stack=stack,
+        number=number,
+        rows=rows,
+        weights=row_weights(config.match_lengths, rows, lengths, sampled),
+        references={"prev": prev, "base": original},
+        vector=SteeringVector.load(folders[number] / "vector.safetensors"),
+        lam0=ledger.events("heal")[number - 1]["lam"] if carried else None,
+        base=base,
+        prompted=Metrics.load(run_dir / "prompted.json"),
+        steered=read_round(folders[number])[0],
+        previous=previous,
+    )
 
 
 def _check_student(lm: LM, trait: Trait, config: RunConfig, stored: Metrics) -> None:
@@ -119,23 +112,18 @@ def _check_student(lm: LM, trait: Trait, config: RunConfig, stored: Metrics) -> 
 
 def heal_once(setting: Setting, config: HealConfig) -> tuple[Healed, Metrics]:
     """One heal and its evaluation on the run's items; the stack is afterwards as it was."""
-    caused = None
+    lm, options = setting.lm, {"lam0": setting.lam0, "weights": setting.weights}
     if config.tau_rel is not None and config.reg != "nll":
         rows = [c for c in setting.rows if c.dose]
         steered = reference_states(
-            setting.lm, rows, around=lambda part: setting.vector.applied(setting.lm.model, [c.dose for c in part])
+            lm, rows, around=lambda part: setting.vector.applied(lm.model, [c.dose for c in part])
         )
-        caused = mean_divergence(setting.lm, steered, setting.references["prev"], rows, config)
-    healed = heal(
-        setting.lm, setting.rows, config, setting.references, round=setting.number, steering_divergence=caused,
-        lam0=setting.lam0, weights=setting.weights,
-    )  # fmt: skip
+        options["steering_divergence"] = mean_divergence(lm, steered, setting.references["prev"], rows, config)
+    healed = heal(lm, setting.rows, config, setting.references, round=setting.number, **options)
     setting.stack.push(healed.adapter)
     try:
         quiet = Reporter(quiet=True)
-        return healed, steps.measure(
-            setting.lm, setting.stack, setting.trait, setting.config, quiet, FORGET, "healed"
-        )  # fmt: skip
+        return healed, steps.measure(lm, setting.stack, setting.trait, setting.config, quiet, FORGET, "healed")
     finally:
         setting.stack.pop()
 

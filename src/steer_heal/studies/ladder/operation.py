@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import (
     DEFAULT_CHECKS,
     Before,
@@ -22,7 +21,6 @@ from steer_heal.evaluation.anchors import (
     decide,
     replayed_rows,
 )
-from steer_heal.evaluation.choices import AnswerSlot
 from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.loss import measure
@@ -31,63 +29,11 @@ from steer_heal.ledger import write_json
 from steer_heal.model import LM
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor
-from steer_heal.trait.rows import json_lines
 
 CHECKS = tuple(one for one in DEFAULT_CHECKS if one.figure == "anchors")
 """The gate asks about the anchors alone: rows to learn have no trait and no coherence to watch."""
 
 
-# ------------------------------------------------------------------------------------------------------ rows to learn
-def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
-    """Tasks to teach from a JSON-lines file: {"prompt", "target"}, optionally "id". InputError names the line."""
-    path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"rows file {str(path)!r} cannot be read ({problem}): give a UTF-8 .jsonl file") from problem
-    tasks: list[Anchor] = []
-    for row, place in json_lines(text, str(path)):
-        keys = set(row) if isinstance(row, dict) else set()
-        texts = all(isinstance(value, str) and value.strip() for value in row.values()) if keys else False
-        if not {"prompt", "target"} <= keys <= {"id", "prompt", "target"} or not texts:
-            raise InputError(f"{place}: expected an object with the texts prompt and target, and an id if you like")
-        tasks.append(Anchor(row.get("id", f"row-{len(tasks):03d}"), row["prompt"], row["target"]))
-    if not tasks:
-        raise InputError(f"{path}: is empty: give at least one row")
-    if len({task.id for task in tasks}) < len(tasks):
-        raise InputError(f"{path}: two rows have one id: make ids unique")
-    return tuple(tasks)
-
-
-def task_rows(lm: LM, tasks: Sequence[Anchor], system: str | None = None) -> list[Completion]:
-    """Completions whose tokens are the tasks' answers, spelt as the model would say them, end of turn included.
-
-    Raises InputError for an answer with a word that the tokenizer does not know.
-    """
-    slot, end = AnswerSlot.of(lm), end_of_turn(lm)
-    rows = []
-    for i, task in enumerate(tasks):
-        unknown = lm.tokenizer.unk_token_id
-        if unknown is not None and unknown in lm.tokenizer.encode(task.answer, add_special_tokens=False):
-            raise InputError(f"row {task.id!r}: {lm.name} does not know every word of {task.answer[:60]!r}: reword it")
-        ids = (*slot.lead, *slot.forms(lm, task.answer)[0], end)
-        rows.append(Completion(task.prompt, system, lm.chat_ids(task.prompt, system), ids, task.answer, True, row=i))
-    return rows
-
-
-def end_of_turn(lm: LM) -> int:
-    """The token that ends a reply: the one the chat template writes, else the tokenizer's EOS."""
-    if getattr(lm.tokenizer, "chat_template", None):
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-        ids = lm.tokenizer.encode(lm.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
-        if ends := [i for i in ids if i in lm.eos_ids]:
-            return ends[-1]
-    if lm.tokenizer.eos_token_id is None:
-        raise InputError(f"{lm.name} has no end-of-turn token, so a target could not end: use a chat model")
-    return lm.tokenizer.eos_token_id
-
-
-# ---------------------------------------------------------------------------------------------------------- operation
 @dataclass(frozen=True)
 class Setting:
     """One rung: what is varied between heals.
@@ -115,12 +61,12 @@ class Setting:
 
     def heal_config(self, config: HealConfig, seed: int, equal_steps: bool = False) -> HealConfig:
         """`config` with this setting's values; no rows are held out, for there is one row per task."""
-        batch = round(config.batch_size / (1 - self.share)) if equal_steps else config.batch_size
-        return replace(
-            config, reg=config.reg if self.lam else "nll", lam=self.lam, row_weights=self.row_weights,
-            barrier_rows=self.barrier_rows, heldout=0.0, seed=seed,
-            batch_size=batch,
-        )  # fmt: skip
+        values = {"lam": self.lam, "row_weights": self.row_weights, "barrier_rows": self.barrier_rows}
+        if not self.lam:
+            values["reg"] = "nll"
+        if equal_steps:
+            values["batch_size"] = round(config.batch_size / (1 - self.share))
+        return replace(config, heldout=0.0, seed=seed, **values)
 
 
 @dataclass(frozen=True)
@@ -218,13 +164,26 @@ def attempt(op: Operation, setting: Setting, seed: int, out: Path) -> Attempt:
     decision = decide(Before(right, right), {"anchors": checked.right}, CHECKS)
     replayable, passed = {row.prompt for row in op.pool}, set(checked.passed)
     in_pool = [task.id for task in op.captured.tasks if task.prompt in replayable]
+    pairs = zip(op.captured.tasks, checked.replies, strict=True)
+    lost = [reply for task, reply in pairs if task.id in checked.regressed]
     found = Attempt(
-        setting, seed, len(op.rows), len(rows) - len(op.rows), int(healed.figures["steps"]), fmean(was),
-        fmean(new["nll"]), fmean(new["prev"]), fmean(old["prev"]),
-        sum(t.passes(c.text) for t, c in zip(op.tasks, said, strict=True)) if op.tasks else None,
-        len(passed), len(op.captured.tasks), len(passed & set(in_pool)), len(in_pool), decision,
-        tuple((c.prompt, c.text) for c in (*said, *_lost(op.captured, checked))),
-    )  # fmt: skip
+        setting=setting,
+        seed=seed,
+        n_new=len(op.rows),
+        n_anchor=len(rows) - len(op.rows),
+        steps=int(healed.figures["steps"]),
+        nll_before=fmean(was),
+        nll_after=fmean(new["nll"]),
+        kl_new=fmean(new["prev"]),
+        kl_anchors=fmean(old["prev"]),
+        learned=sum(t.passes(c.text) for t, c in zip(op.tasks, said, strict=True)) if op.tasks else None,
+        passed=len(passed),
+        n=len(op.captured.tasks),
+        passed_pool=len(passed & set(in_pool)),
+        n_pool=len(in_pool),
+        decision=decision,
+        replies=tuple((c.prompt, c.text) for c in (*said, *lost)),
+    )
     folder = out / ("kept" if found.kept else "archive") / f"{setting.name}_s{seed}"
     healed.adapter.save(folder)
     decision.save(folder / "decision.json")
@@ -232,16 +191,10 @@ def attempt(op: Operation, setting: Setting, seed: int, out: Path) -> Attempt:
     return found
 
 
-def _lost(captured: Captured, checked) -> list[Completion]:
-    """The replies to anchors that are wrong now."""
-    gone = set(checked.regressed)
-    return [reply for task, reply in zip(captured.tasks, checked.replies, strict=True) if task.id in gone]
-
-
 def best(attempts: Sequence[Attempt]) -> Attempt | None:
     """The kept attempt that learnt most (tasks, else nll), then lost least; None when nothing was kept."""
-    kept = [one for one in attempts if one.kept]
-    return max(
-        kept, key=lambda one: (math.inf if one.learned is None else one.learned, -one.nll_after, one.passed),
-        default=None,
-    )  # fmt: skip
+
+    def rank(one: Attempt) -> tuple[float, float, int]:
+        return math.inf if one.learned is None else one.learned, -one.nll_after, one.passed
+
+    return max((one for one in attempts if one.kept), key=rank, default=None)

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from steer_heal.report import markdown_table
+from steer_heal.report.tables import number
+from steer_heal.studies.writing import markdown
 
-COLUMNS = (
-    "case", "dose", "caused", "arm", "tau", "fired", "D", "D / caused", "trait, nats", "trait / nll", "free", "ok",
-)  # fmt: skip
 DECODED = """caused: divergence from the plain model that the steering itself caused on the kept texts; D: that of the
 healed model from the original on the same texts; both the mean over texts of rmse_t KL, nats. tau: the budget in nats.
 fired: share of rows over budget in training. trait: forced-choice log-odds against base, nats; / nll: its share of what
@@ -65,35 +63,42 @@ def means(cells: Sequence[Cell]) -> list[Cell]:
 
 def table(cells: Sequence[Cell]) -> str:
     """Every case, dose and arm as Markdown, in the order given."""
-    plain = {(c.case, c.dose): c for c in cells if c.arm == "nll"}
+    return markdown(
+        [
+            {
+                "case": c.case,
+                "dose": f"{c.dose:g}",
+                "caused": number(c.caused, 2),
+                "arm": c.arm,
+                "tau": number(c.tau, 2),
+                "fired": number(c.fired, 2),
+                "D": number(c.reached, 2),
+                "D / caused": number(c.reached / c.caused, 2),
+                "trait, nats": number(c.log_odds, 2, signed=True),
+                "trait / nll": number(kept_share(c, cells), 2),
+                "free": number(c.free, 2, signed=True),
+                "ok": number(c.coherence, 2),
+            }
+            for c in cells
+        ]
+    )
 
-    def show(value: float | None, form: str = ".2f") -> str:
-        return "" if value is None else format(value, form)
 
-    rows = [
-        [c.case, f"{c.dose:g}", show(c.caused), c.arm, show(c.tau), show(c.fired), show(c.reached),
-         show(c.reached / c.caused), show(c.log_odds, "+.2f"), show(kept_share(c, plain[c.case, c.dose])),
-         show(c.free, "+.2f"), show(c.coherence)]
-        for c in cells
-    ]  # fmt: skip
-    return markdown_table(list(COLUMNS), rows)
-
-
-def kept_share(cell: Cell, plain: Cell) -> float | None:
-    """Trait moved as a share of what plain nll moved; None where nll moved it by less than .1 nats."""
+def kept_share(cell: Cell, cells: Sequence[Cell]) -> float | None:
+    """Trait moved as a share of what plain nll moved there; None where nll moved it by less than .1 nats."""
+    (plain,) = (c for c in cells if (c.case, c.dose, c.arm) == (cell.case, cell.dose, "nll"))
     return cell.log_odds / plain.log_odds if plain.log_odds >= 0.1 else None
 
 
 def spread(cells: Sequence[Cell]) -> list[str]:
     """Per budget, how far each figure ranges over the cases and doses: what carries over ranges little."""
-    plain = {(c.case, c.dose): c for c in cells if c.arm == "nll"}
     lines = []
     for arm in ("tau", "tau_rel"):
         own = [c for c in cells if c.arm == arm]
         figures = {
             "fired": [c.fired for c in own],
             "D / caused": [c.reached / c.caused for c in own],
-            "trait / nll": [kept_share(c, plain[c.case, c.dose]) for c in own],
+            "trait / nll": [kept_share(c, cells) for c in own],
         }
         ranges = []
         for name, values in figures.items():
