@@ -21,6 +21,7 @@ from steer_heal.healing import DivergedError
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
+from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import CONTROLS, against, run_controls
 from steer_heal.loop.preflight import check_barrier, check_texts
@@ -57,7 +58,7 @@ def run_rounds(
 
 def complete(run: Run) -> RunResult:
     """All rounds of a prepared run, the fall back to its best, its controls if asked for, and its end."""
-    started, ended = time.perf_counter(), None
+    since, ended = run.reporter.clock.since, None
     for number in range(run.config.n_rounds):
         ended = one_round(run, number)
         if ended is not None:
@@ -69,7 +70,7 @@ def complete(run: Run) -> RunResult:
     number = None if best is None else best.number
     gate.fall_back(run, number)
     controls = run_controls(run, complete) if run.config.controls == "all" else {}
-    return finish(run, verdict, number, ended, controls, time.perf_counter() - started)
+    return finish(run, verdict, number, ended, controls, time_passed(run.ledger.events(), since, time.time()))
 
 
 def one_round(run: Run, number: int) -> Verdict | None:

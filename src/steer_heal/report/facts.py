@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from steer_heal.config import RunConfig
 from steer_heal.ledger import Ledger, plain
 from steer_heal.report.folder import environment_of
-from steer_heal.report.headline import event, sure
-from steer_heal.report.tables import interval, number
+from steer_heal.report.headline import event
+from steer_heal.report.tables import interval, number, sure
 
-TONES = {
-    "healed": "good", "moved": "good", "unhealed": "fair", "broad": "fair", "throttled": "fair", "undone": "fair",
-    "no-op": "fair", "inconclusive": "fair", "collapsed": "bad", "starved": "bad", "diverged": "bad",
-    "reverted": "bad",
-}  # fmt: skip
-"""How a verdict is coloured."""
 MOVED = ("surely up", "surely down")
 NOT_OPTIONS = ("schema_version", "out", "quiet")
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger import Ledger
-from steer_heal.report.facts import TONES, cards, environment_rows, options
+from steer_heal.report.facts import cards, environment_rows, options
 from steer_heal.report.filtering import filtered_rounds
 from steer_heal.report.handover import snippets
 from steer_heal.report.headline import event, headline
@@ -26,6 +26,7 @@ from steer_heal.report.stories import SHIFT_COLUMNS, gate_stories, shift_rows, t
 from steer_heal.report.tables import (
     AGAINST_COLUMNS,
     ROUND_LEGEND,
+    TONES,
     VIGNETTE_LEGEND,
     against_legend,
     against_rows,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from steer_heal.evaluation.verdict import SHAPE
 from steer_heal.ledger import Ledger
-from steer_heal.report.headline import anchors_lost, event
-from steer_heal.report.tables import decided, interval
+from steer_heal.report.headline import event
+from steer_heal.report.tables import anchors_lost, decided, gate_reasons, interval
 
 SHIFT_COLUMNS = [
     "round", "verdict", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)",
@@ -54,9 +54,3 @@ class GateStory:
 def gate_stories(ledger: Ledger) -> dict[int, GateStory]:
     """By round: what the gate decided, and why."""
     return {e["round"]: GateStory(decided(e), tuple(gate_reasons(e))) for e in ledger.events("gate")}
-
-
-def gate_reasons(gate: dict) -> list[str]:
-    """The reasons that decided: all of them for a keep, else those that spoke against it."""
-    against = [r for r in gate["reasons"] if not ("surely within" in r or "stands on" in r)]
-    return against or gate["reasons"]

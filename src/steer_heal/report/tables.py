@@ -27,10 +27,41 @@ def interval(shift: dict | None, digits: int = 2) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def rises(shift: Mapping | None) -> bool:
+    """The whole 95 % interval is above 0."""
+    return shift is not None and (shift["low"] or 0) > 0
+
+
+def sure(shift: Mapping, more: str, less: str) -> str:
+    """`surely more`, `surely less` or `not surely different`, by the interval."""
+    if rises(shift):
+        return f"surely {more}"
+    return f"surely {less}" if (shift["high"] or 0) < 0 else "not surely different"
+
+
+WORDS = {"distinct4": "4-grams", "token_entropy": "entropy"}
+"""Figures whose name in events is not the one that readers see everywhere."""
+
+
+def in_words(text: str) -> str:
+    """A text of an event in the words that tables use."""
+    for name, word in WORDS.items():
+        text = text.replace(name, word)
+    return text
+
+
 def counted(n: int, thing: str) -> str:
     """`1 round`, `2 rounds`."""
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
+
+TONES = {
+    "good": ("healed", "moved"),
+    "fair": ("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"),
+    "bad": ("collapsed", "starved", "diverged", "reverted"),
+}
+TONES = {verdict: tone for tone, verdicts in TONES.items() for verdict in verdicts}
+"""How a verdict is coloured."""
 
 Figure = Callable[[Mapping], float | None]
 
@@ -48,6 +79,10 @@ class Column:
     digits: int = 2
     signed: bool = False
     of_trouble: bool = False
+
+    def told(self, state: Mapping | None) -> str:
+        """The figure of a state, a dash where there is none."""
+        return number(state and self.figure(state), self.digits, self.signed)
 
     def shown(self, states: Sequence[Mapping]) -> bool:
         if self.of_trouble:
@@ -92,13 +127,14 @@ STATE = (
 def state_table(named: Sequence[tuple[str, Mapping]]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of measured models, from their names and summaries."""
     columns = _shown(named)
-    rows = [[name, *(number(c.figure(state), c.digits, c.signed) for c in columns)] for name, state in named]
+    rows = [[name, *(c.told(state) for c in columns)] for name, state in named]
     return ["model", *(c.head for c in columns)], rows
 
 
-def state_legend(named: Sequence[tuple[str, Mapping]]) -> str:
-    """What the columns of `state_table` mean."""
-    return "; ".join(f"{c.head}: {c.meaning}" for c in _shown(named)) + "."
+def state_legend(named: Sequence[tuple[str, Mapping]], heads: Sequence[str] | None = None) -> str:
+    """What the columns of `state_table` mean, or some of them."""
+    columns = [c for c in _shown(named) if heads is None or c.head in heads]
+    return "; ".join(f"{c.head}: {c.meaning}" for c in columns) + "."
 
 
 def _shown(named: Sequence[tuple[str, Mapping]]) -> list[Column]:
@@ -163,10 +199,9 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         if "gate" not in e:
             continue
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
-        doses = [d["dose"] for d in walk["per_dose"] if d["kept"]]
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
         rows.append([
-            str(r), f"{min(doses):.2f} to {max(doses):.2f}", number(walk["survival"], 2),
+            str(r), kept_doses(walk), number(walk["survival"], 2),
             f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), lengths(e["heal"]),
             " -> ".join(nll), fired(e["heal"]),
             number(figures.get("kl_prev_after")), number(figures.get("kl_base_after")),
@@ -177,6 +212,12 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
         ])  # fmt: skip
     kept = [i for i in range(len(ROUND_COLUMNS)) if any(row[i] != "-" for row in rows)]
     return [ROUND_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def kept_doses(walk: Mapping) -> str:
+    """`0.50-1.00`: the lowest and the highest dose that texts were kept from, or else of all."""
+    doses = [d["dose"] for d in walk["per_dose"] if d["kept"]] or [d["dose"] for d in walk["per_dose"]]
+    return "-".join(f"{dose:.2f}" for dose in dict.fromkeys((min(doses), max(doses))))
 
 
 def lengths(heal: Mapping) -> str:
@@ -204,6 +245,17 @@ def decided(gate: Mapping) -> str:
     return outcome if outcome == follows else f"{outcome}: {'kept' if gate['stands'] else 'reverted'}"
 
 
+def gate_reasons(gate: Mapping) -> list[str]:
+    """The reasons that decided, in words: all of them for a keep, else those that spoke against it."""
+    against = [r for r in gate["reasons"] if not ("surely within" in r or "stands on" in r)]
+    return [in_words(reason) for reason in against or gate["reasons"]]
+
+
+def anchors_lost(gate: Mapping) -> str:
+    """`2 of 94`, or a dash where the model had none to lose."""
+    return f"{len(gate['regressed'].get('anchors', ()))} of {gate['anchors']}" if gate["anchors"] else "-"
+
+
 def result_line(end: Mapping) -> str:
     """Which rounds are in the weights that the run hands over."""
     if end["best_round"] is None:
@@ -225,9 +277,7 @@ AGAINST_LEGEND = (
 )
 WITH_CONTROLS = (
     "A control runs with the same budget and seed and is compared after as many rounds as the result has; the gate "
-    "only watches it. SHOULD: unsteered and random vector move nothing, or away from the trait, and healed is surely "
-    "above both; else it was not the vector's content that moved it. Shuffled pairs may carry the trait, in their "
-    "words, but lose coherence; if they lose none, the prompts did not matter."
+    "only watches it. Shuffled pairs may carry the trait, in their words."
 )
 NO_CONTROLS = (
     "No controls were run: what the same training does without a vector, with a random one, or with shuffled pairs is "
