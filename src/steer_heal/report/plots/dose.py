@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from steer_heal.ledger import Ledger
-from steer_heal.report.plots.drawing import Key, Panel, Plot
-from steer_heal.report.plots.marks import FEW, apart, label
-from steer_heal.report.plots.theme import Theme, ramp
+from steer_heal.report.expectations import legend
+from steer_heal.report.plots.drawing import Key, Panel, Plot, Theme, ramp
+from steer_heal.report.plots.maps import FEW, apart, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,18 +30,25 @@ def dose_plot(ledger: Ledger) -> Plot | None:
         return None
     panels = [
         Panel(title, "dose (times the vector)", y, alt(title, key, walks), by_dose(key, walks))
-        for title, y, key in BY_DOSE if any(d[key] is not None for w in walks for d in w["per_dose"])
-    ]  # fmt: skip
+        for title, y, key in BY_DOSE
+        if any(d[key] is not None for w in walks for d in w["per_dose"])
+    ]
     told = "; ".join(f"round {w['round']}: kappa {w['kappa']:.2f}, survival {w['survival']:.2f}" for w in walks)
-    panels.append(Panel("The walk", "round (a point per batch of texts)", "share, or multiplier",
-                        f"Survival and kappa by batch. {told}", walk_drawer(walks, ledger.config)))  # fmt: skip
+    panels.append(
+        Panel(
+            "The walk",
+            "round (a point per batch of texts)",
+            "share, or multiplier",
+            f"Survival and kappa by batch. {told}",
+            walk_drawer(walks, ledger.config),
+        )
+    )
     ramp = "by dose, one line per round" if len(walks) == 1 else "by dose, one line per round: pale early, full late"
     keys = (Key("steered", "circle", ramp), Key("muted", "step", "kappa, multiplier of the doses"))
     keys += (Key("base", "dotted", "survival that the walk aims at"),)
     reading = (
         "Texts are sampled at several doses; the filter keeps the coherent ones, and the walk lowers its multiplier "
-        "kappa when too few survive. SHOULD: the trait rises with the dose while survival falls; where survival is "
-        "high at the highest dose, a stronger one would have been affordable."
+        "kappa when too few survive. " + legend(ledger.events(), "dose", "bites")
     )
     return Plot("dose", "Dose", reading, tuple(panels), keys)
 

@@ -9,8 +9,8 @@ import shlex
 from dataclasses import dataclass
 
 from steer_heal.ledger import Ledger
-from steer_heal.report.folder import base_of, round_folders
 from steer_heal.report.headline import event
+from steer_heal.report.pages.folder import base_of, round_folders
 
 ADAPTER = "healed-adapter"
 """Folder that the snippets export to, where they are run."""
