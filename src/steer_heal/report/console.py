@@ -194,7 +194,7 @@ class Reporter:
             words_column = TextColumn("{task.fields[words]}", markup=False)
             self._bar = Progress(*columns, words_column, console=self.console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(self._named(stage), total=None)
+            self._task = self._bar.add_task(self._named(stage), total=None, words="")
         total = total if total > 1 else None
         self._bar.update(self._task, completed=done, total=total, words=f"{counts} {words}")
 

@@ -43,7 +43,7 @@ def headline(ledger: Ledger) -> list[tuple[str, str]]:
         *((f"Is it more than {named(row)}?", against_line(row)) for row in end["against"] if row["difference"]),
         *([] if end["controls"] == "all" else [("Was it the method?", NO_CONTROLS)]),
         ("How sure is this?", UNCERTAINTY),
-    ]  # fmt: skip
+    ]
 
 
 def trait_line(best: Mapping) -> str:
@@ -110,9 +110,9 @@ def shape_words(state: Mapping, base: Mapping) -> str:
 def against_line(row: Mapping) -> str:
     """One comparison in words, with how sure it is."""
     parts = []
-    for key, label, digits in (
-        ("free_trait", "trait of replies", 2), ("log_odds", "log-odds in nats", 2), ("coherence", "coherence", 3),
-    ):  # fmt: skip
+    labels = {"free_trait": "trait of replies", "log_odds": "log-odds in nats", "coherence": "coherence"}
+    for key, label in labels.items():
+        digits = 3 if key == "coherence" else 2
         if found := row["difference"][key]:
             own = interval(row["shift"][key], digits)
             parts.append(f"{label} {interval(found, digits)}, {sure(found, 'more', 'less')} (its own shift: {own})")

@@ -12,11 +12,10 @@ from rich.table import Table
 
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
-from steer_heal.report.screen import diverged_line, memory_line
+from steer_heal.report.screen import asides
 from steer_heal.report.tables import (
-    AGAINST_COLUMNS,
     against_legend,
-    against_rows,
+    against_table,
     counted,
     decided,
     in_words,
@@ -44,6 +43,8 @@ LEGEND = (
 
 def show(console: Console, event: dict, found: Sequence[Found]) -> None:
     """Print an event, then what it SHOULD show, each with whether it holds; a failure in colour."""
+    if line := asides(event):
+        console.print(line, markup=False, soft_wrap=True)
     if event["stage"] in SHOW:
         SHOW[event["stage"]](console, event)
         for one in found:
@@ -144,15 +145,13 @@ def _round(e: dict) -> str:
 
 
 def _extract(console: Console, e: dict) -> None:
-    rows = [
-        [f"{block} steered" if int(block) in e["layers"] else str(block), number(q["norm"]), number(q["relative_norm"]),
-         number(q["split_half_cosine"]), number(q["auc"])]
-        for block, q in e["quality"].items()
-    ]  # fmt: skip
-    columns = ["block", "norm", "norm / residual", "split-half cosine", "held-out AUC"]
+    keys = {"norm": "norm", "norm / residual": "relative_norm", "split-half cosine": "split_half_cosine"}
+    keys["held-out AUC"] = "auc"
+    names = {block: f"{block} steered" if int(block) in e["layers"] else block for block in e["quality"]}
+    rows = [[names[block], *(number(q[key]) for key in keys.values())] for block, q in e["quality"].items()]
     skipped = f", {e['n_skipped']} too long and left out" if e["n_skipped"] else ""
     title = f"extract: vector from {e['n_contexts']} contexts ({e['kind']}{skipped})"
-    console.print(table(_round(e) + title, columns, rows))
+    console.print(table(_round(e) + title, ["block", *keys], rows))
     console.print(f"Blocks {e['reason']}.", markup=False)
     if unit := e.get("unit"):
         reached = "" if unit["reached"] else " (the target is out of reach)"
@@ -172,13 +171,13 @@ def _walk(console: Console, e: dict) -> None:
         for s in e["curve"]
     ]
     console.print(table(_round(e) + "walk-C", ["kappa", "sampled", "kept", "share", "banked", "decision"], rows))
+    keys = {"trait": "trait", "trait of kept": "trait_kept"}
+    keys |= {"sentence ok": "sentence_ok", "sentence ok of kept": "sentence_ok_kept"}
     rows = [
-        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", number(d["trait"], 2), number(d["trait_kept"], 2),
-         number(d["sentence_ok"]), number(d["sentence_ok_kept"])]
+        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", *(number(d[key]) for key in keys.values())]
         for d in e["per_dose"]
-    ]  # fmt: skip
-    columns = ["dose", "sampled", "kept share", "trait", "trait of kept", "sentence ok", "sentence ok of kept"]
-    console.print(table("", columns, rows))
+    ]
+    console.print(table("", ["dose", "sampled", "kept share", *keys], rows))
     dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
@@ -197,10 +196,8 @@ def _walk(console: Console, e: dict) -> None:
 def _heal(console: Console, e: dict) -> None:
     console.print(LEGEND, markup=False)
     f, n = e["figures"], e["lengths"]
-    keys = {
-        "nll train": "train_nll", "nll held-out": "heldout_nll", "KL to prev": "kl_prev", "KL to base": "kl_base",
-        "KL to prev, replay": "kl_prev_replay", "KL to base, replay": "kl_base_replay",
-    }  # fmt: skip
+    keys = {"nll train": "train_nll", "nll held-out": "heldout_nll", "KL to prev": "kl_prev", "KL to base": "kl_base"}
+    keys |= {"KL to prev, replay": "kl_prev_replay", "KL to base, replay": "kl_base_replay"}
     keys = {head: key for head, key in keys.items() if f"{key}_after" in f}
     rows = [[when, *(number(f[f"{key}_{when}"]) for key in keys.values())] for when in ("before", "after")]
     title = f"heal: {e['rows']} rows ({e['tokens_cut']} cut by length), {f['steps']} steps, {e['seconds']:.1f} s"
@@ -224,10 +221,6 @@ def _heal(console: Console, e: dict) -> None:
             "token off it. Near 0 = the adapter cannot express it (rank, blocks, lr); large = it can, and where the "
             "trait does not move, training set or evaluation are what to look at."
         )
-
-
-def _diverged(console: Console, e: dict) -> None:
-    console.print(diverged_line(e), markup=False, soft_wrap=True)
 
 
 def _bake(console: Console, e: dict) -> None:
@@ -291,18 +284,12 @@ def _gate(console: Console, e: dict) -> None:
     console.print()
 
 
-def _memory(console: Console, e: dict) -> None:
-    console.print(memory_line(e), markup=False)
-
-
 def _end(console: Console, e: dict) -> None:
     states = [(t["name"], t["state"]) for t in e["trajectory"]]
     console.print(table("base -> steered -> healed", *state_table(states)))
     console.print(state_legend(states), markup=False)
-    compared = against_rows(e["against"])
-    used = [i for i in range(len(AGAINST_COLUMNS)) if any(row[i] != "-" for row in compared)]
-    narrow = [[row[i].replace(" [", "\n[") for i in used] for row in compared]
-    heads = [AGAINST_COLUMNS[i] for i in used]
+    heads, compared = against_table(e["against"])
+    narrow = [[cell.replace(" [", "\n[") for cell in row] for row in compared]
     console.print(table("the result against the prompted model and controls", heads, narrow))
     console.print(against_legend(e), markup=False)
     console.print(f"[bold]verdict: {e['verdict']}[/bold]. {in_words(e['text'])}")
@@ -312,19 +299,5 @@ def _end(console: Console, e: dict) -> None:
     console.print(f"written: {e['folder']}; open report.html there", markup=False, soft_wrap=True)
 
 
-SHOW: dict[str, Callable[[Console, dict], None]] = {
-    "start": _start,
-    "calibrate": _calibrate,
-    "capture": _capture,
-    "baseline": _baseline,
-    "extract": _extract,
-    "walk": _walk,
-    "heal": _heal,
-    "diverged": _diverged,
-    "bake": _bake,
-    "evaluate": _evaluate,
-    "verdict": _verdict,
-    "gate": _gate,
-    "end": _end,
-    "memory": _memory,
-}
+STAGES = (_start, _calibrate, _capture, _baseline, _extract, _walk, _heal, _bake, _evaluate, _verdict, _gate, _end)
+SHOW: dict[str, Callable[[Console, dict], None]] = {stage.__name__[1:]: stage for stage in STAGES}

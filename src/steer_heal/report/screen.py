@@ -14,7 +14,7 @@ from rich.table import Table
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
-from steer_heal.report.tables import STATE, TONES, in_words, interval, kept_doses, result_line, state_legend
+from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, result_line, state_legend
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "red"}
 LEFT, KEPT, VERDICT, GATE = 14, 7, 12, 9
@@ -46,10 +46,8 @@ class Screen:
             self._header(event)
         elif stage == "baseline":
             self._baseline(event)
-        elif stage == "memory":
-            self._line(memory_line(event))
-        elif stage == "diverged":
-            self._line(diverged_line(event))
+        elif line := asides(event):
+            self._line(line)
         elif stage == "gate" or (stage == "verdict" and event["verdict"] in ("starved", "diverged")):
             self._round(number, {e["stage"]: e for e in events if e["round"] == number})
         self._failures(found)
@@ -63,10 +61,8 @@ class Screen:
     def control(self, name: str, events: Sequence[Mapping]) -> None:
         """The line of a control that came to its end: its last round, and its verdict."""
         rounds = {e["stage"]: e for e in events if e["round"] is not None}
-        end = events[-1]
-        many = sum(e["stage"] == "verdict" for e in events)
-        told = "1 round" if many == 1 else f"{many} rounds"
-        self._row(name, rounds.get("walk"), rounds.get("evaluate"), end["verdict"], told)
+        told = counted(sum(e["stage"] == "verdict" for e in events), "round")
+        self._row(name, rounds.get("walk"), rounds.get("evaluate"), events[-1]["verdict"], told)
 
     def _header(self, e: Mapping) -> None:
         self.console.print(
@@ -82,7 +78,7 @@ class Screen:
         self.columns = [column for column in self.columns if column.shown([e["base"]])]
         legend = state_legend(states, [column.head for column in self.columns])
         self.console.print(DECODE.format(figures=legend), markup=False, style="dim")
-        heads = [f"{column.head:>{len(column.head)}}" for column in self.columns]
+        heads = [column.head for column in self.columns]
         head = [f"{'round, doses':<{LEFT}}", f"{'kept':>{KEPT}}", *heads, f"{'verdict':<{VERDICT}}", "gate"]
         self._line(" ".join(head), "bold")
         for name, state in states:
@@ -160,13 +156,12 @@ def gate_mark(gate: Mapping) -> str:
     return ("kept" if gate["stands"] else "reverted") + ("?" if gate["outcome"] == "inconclusive" else "")
 
 
-def memory_line(e: Mapping) -> str:
-    """Batches were halved."""
-    rows = f"{e['rows']} row{'' if e['rows'] == 1 else 's'}"
-    return f"memory ran out in {e['unit']}: on with {rows} per batch; a run without this has other bits."
-
-
-def diverged_line(e: Mapping) -> str:
-    """A heal broke off, and where what it left lies."""
-    left = "the rows and the last good adapter" if e["adapter"] else "the rows (no step had been taken)"
-    return f"round {e['round']} heal stopped; {left} are in {e['folder']}"
+def asides(event: Mapping) -> str:
+    """What is told in one line wherever a run is shown: batches that were halved, a heal that broke off."""
+    if event["stage"] == "memory":
+        rows = counted(event["rows"], "row")
+        return f"memory ran out in {event['unit']}: on with {rows} per batch; a run without this has other bits."
+    if event["stage"] != "diverged":
+        return ""
+    left = "the rows and the last good adapter" if event["adapter"] else "the rows (no step had been taken)"
+    return f"round {event['round']} heal stopped; {left} are in {event['folder']}"

@@ -55,12 +55,9 @@ def counted(n: int, thing: str) -> str:
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
-TONES = {
-    "good": ("healed", "moved"),
-    "fair": ("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"),
-    "bad": ("collapsed", "starved", "diverged", "reverted"),
-}
-TONES = {verdict: tone for tone, verdicts in TONES.items() for verdict in verdicts}
+TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"), "fair")
+TONES |= dict.fromkeys(("healed", "moved"), "good")
+TONES |= dict.fromkeys(("collapsed", "starved", "diverged", "reverted"), "bad")
 """How a verdict is coloured."""
 
 Figure = Callable[[Mapping], float | None]
@@ -166,11 +163,6 @@ def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]
     return columns, rows
 
 
-ROUND_COLUMNS = [
-    "round", "doses", "survival", "kept", "trait of kept", "tokens", "nll held-out", "fired", "KL to previous",
-    "KL to base", "KL to base on replay", "cos vector, round 0", "cos delta, round 0", "cos shift, vector",
-    "shift as dose", "rounding loss", "gate",
-]  # fmt: skip
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
     "kept; trait of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held-out: of kept "
@@ -192,6 +184,12 @@ def by_round(events: Sequence[Mapping]) -> dict[int, dict[str, Mapping]]:
     return rounds
 
 
+def filled(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of rows by column; a column in which none has a figure is left out."""
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] != "-" for row in rows)]
+    return columns, [[row[name] for name in columns] for row in rows]
+
+
 def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows): what each trained round did, from the events of a run; columns without a figure are left out."""
     rows = []
@@ -200,18 +198,27 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
             continue
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
-        rows.append([
-            str(r), kept_doses(walk), number(walk["survival"], 2),
-            f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), lengths(e["heal"]),
-            " -> ".join(nll), fired(e["heal"]),
-            number(figures.get("kl_prev_after")), number(figures.get("kl_base_after")),
-            number(figures.get("kl_base_replay_after")),
-            number(e["extract"]["cosine_first"], 2), number(bake["cosine_first"], 2),
-            number(bake["cosine_vector"], 2), number(bake["shift_dose"], 2), f"{bake['rounding_loss']:.1g}",
-            decided(e["gate"]),
-        ])  # fmt: skip
-    kept = [i for i in range(len(ROUND_COLUMNS)) if any(row[i] != "-" for row in rows)]
-    return [ROUND_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        row = {
+            "round": str(r),
+            "doses": kept_doses(walk),
+            "survival": number(walk["survival"], 2),
+            "kept": f"{walk['kept']}/{walk['sampled']}",
+            "trait of kept": number(walk["trait_kept"], 2),
+            "tokens": lengths(e["heal"]),
+            "nll held-out": " -> ".join(nll),
+            "fired": fired(e["heal"]),
+            "KL to previous": number(figures.get("kl_prev_after")),
+            "KL to base": number(figures.get("kl_base_after")),
+            "KL to base on replay": number(figures.get("kl_base_replay_after")),
+            "cos vector, round 0": number(e["extract"]["cosine_first"], 2),
+            "cos delta, round 0": number(bake["cosine_first"], 2),
+            "cos shift, vector": number(bake["cosine_vector"], 2),
+            "shift as dose": number(bake["shift_dose"], 2),
+            "rounding loss": f"{bake['rounding_loss']:.1g}",
+            "gate": decided(e["gate"]),
+        }
+        rows.append(row)
+    return filled(rows)
 
 
 def kept_doses(walk: Mapping) -> str:
@@ -267,10 +274,6 @@ def result_line(end: Mapping) -> str:
     return f"Result: the student of round {end['best_round']} ({adapters} folded in)."
 
 
-AGAINST_COLUMNS = [
-    "compared with", "rounds", "its verdict", "its trait - base", "its log-odds - base", "healed - it: trait",
-    "healed - it: log-odds", "healed - it: coherence",
-]  # fmt: skip
 AGAINST_LEGEND = (
     "Each row: paired differences with 95 % intervals on the same items. trait: in free text, share of replies; "
     "log-odds: in forced choice, nats; coherence: sound sentences, or coherent replies without a checker."
@@ -286,19 +289,21 @@ NO_CONTROLS = (
 
 
 def against_legend(end: Mapping) -> str:
-    """What the table of `against_rows` shows, and of controls what it SHOULD, or that there are none."""
+    """What the table of `against_table` shows, and of controls what it SHOULD, or that there are none."""
     return f"{AGAINST_LEGEND} {WITH_CONTROLS if end['controls'] == 'all' else NO_CONTROLS}"
 
 
-def against_rows(against: Sequence[Mapping]) -> list[list[str]]:
-    """One row per comparison of the run's result (see `AGAINST_COLUMNS`)."""
+def against_table(against: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows), a row per comparison of the run's result; columns without a figure are left out."""
     rows = []
     for row in against:
         shift, difference = row["shift"] or {}, row["difference"] or {}
-        rows.append([
-            row["name"], "-" if row["rounds"] is None else str(row["rounds"]), row["verdict"] or "-",
-            interval(shift.get("free_trait")), interval(shift.get("log_odds")),
-            interval(difference.get("free_trait")), interval(difference.get("log_odds")),
-            interval(difference.get("coherence"), 3),
-        ])  # fmt: skip
-    return rows
+        told = {"compared with": row["name"], "rounds": "-" if row["rounds"] is None else str(row["rounds"])}
+        told["its verdict"] = row["verdict"] or "-"
+        told["its trait - base"] = interval(shift.get("free_trait"))
+        told["its log-odds - base"] = interval(shift.get("log_odds"))
+        told["healed - it: trait"] = interval(difference.get("free_trait"))
+        told["healed - it: log-odds"] = interval(difference.get("log_odds"))
+        told["healed - it: coherence"] = interval(difference.get("coherence"), 3)
+        rows.append(told)
+    return filled(rows)

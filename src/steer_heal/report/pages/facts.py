@@ -16,11 +16,10 @@ from steer_heal.report import expectations
 from steer_heal.report.headline import event
 from steer_heal.report.pages.folder import environment_of
 from steer_heal.report.tables import (
-    AGAINST_COLUMNS,
     ROUND_LEGEND,
     VIGNETTE_LEGEND,
     against_legend,
-    against_rows,
+    against_table,
     anchors_lost,
     decided,
     gate_reasons,
@@ -57,7 +56,7 @@ def tables(ledger: Ledger) -> dict[str, Table]:
         "state": Table(*state_table(states), state_legend(states)),
         "shift": Table(SHIFT_COLUMNS, shift_rows(ledger)),
         "rounds": Table(*round_table(events), ROUND_LEGEND),
-        "against": Table(AGAINST_COLUMNS, against_rows(end["against"]), f"{against_legend(end)} {of_controls}".strip()),
+        "against": Table(*against_table(end["against"]), f"{against_legend(end)} {of_controls}".strip()),
     }
     if shifts := vignette_table(ledger.events("evaluate")):
         found["vignettes"] = Table(*shifts, VIGNETTE_LEGEND)
