@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -65,7 +66,7 @@ def test_four_rounds_with_controls_fit_a_screen_of_45_lines_and_each_has_one_row
     for controls in ((), ("unsteered", "random vector", "shuffled pairs")):
         lines = printed([*log[:-1], *later, log[-1]], controls=controls).splitlines()
         assert len(lines) <= 45
-        assert [line[0] for line in lines if line[:1].isdigit()] == ["0", "1", "2", "3"]
+        assert [line[0] for line in lines if re.match(r"\d \d", line)] == ["0", "1", "2", "3"]
         assert sum(line.endswith("4 rounds") and line.startswith(controls) for line in lines) == len(controls)
 
 
@@ -75,7 +76,7 @@ def test_a_row_has_dose_kept_figures_verdict_and_gate_and_fits_80_columns(log, e
     (row,) = [line for line in lines if line.startswith("0 ")]
     assert f"{walk['kept']}/{walk['sampled']}" in row and f"{evaluated['healed']['log_odds']:+.2f}" in row
     assert events["verdict", 0]["verdict"] in row and row.endswith(gate_mark(events["gate", 0]))
-    assert max(len(line) for line in lines if line[:1].isdigit() or line.startswith(("base", "prompted"))) <= 80
+    assert max(len(line) for line in lines if re.match(r"\d \d|base|prompted", line)) <= 80
     assert "round, doses" in " ".join(lines) and lines[-1].startswith("Open ")
 
 

@@ -120,8 +120,10 @@ def _calibrate(console: Console, e: dict) -> None:
         bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
         rows = [[rule.words, rule.gate, bound] for rule, bound in zip(own, bounds, strict=True)]
         console.print(table("limits from the model's own text", ["dropped for", "gate", "limit"], rows))
-    console.print("All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it.")
-    console.print("A completion beyond any limit is dropped.")
+    console.print(
+        "A completion beyond any limit is dropped. All other limits are fixed; each round's filter.txt has every one, "
+        "with the texts nearest to it."
+    )
 
 
 def _capture(console: Console, e: dict) -> None:

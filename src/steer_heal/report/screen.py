@@ -51,8 +51,6 @@ class Screen:
         elif stage == "gate" or (stage == "verdict" and event["verdict"] in ("starved", "diverged")):
             self._round(number, {e["stage"]: e for e in events if e["round"] == number})
         self._failures(found)
-        if stage == "gate" and not event["stands"]:
-            self._line(f"  taken out of the weights again; the next walk starts at kappa {event['kappa_next']:.2f}")
         if stage == "gate" and event["ended"]:
             self._line(f"The run ends: {in_words(event['ended'])}")
         if stage == "end":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from operator import itemgetter
 
 
@@ -89,14 +90,7 @@ class Column:
 
 def _of_vignettes(*path: str) -> Figure:
     """A figure of the vignettes of a state, None where there are none."""
-
-    def figure(state: Mapping) -> float | None:
-        found = state["vignettes"]
-        for name in path:
-            found = found and found[name]
-        return found
-
-    return figure
+    return lambda state: reduce(lambda found, name: found and found[name], path, state["vignettes"])
 
 
 STATE = (
@@ -175,15 +169,6 @@ ROUND_LEGEND = (
 )
 
 
-def by_round(events: Sequence[Mapping]) -> dict[int, dict[str, Mapping]]:
-    """The events of each round by stage."""
-    rounds: dict[int, dict[str, Mapping]] = {}
-    for e in events:
-        if e["round"] is not None:
-            rounds.setdefault(e["round"], {})[e["stage"]] = e
-    return rounds
-
-
 def filled(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of rows by column; a column in which none has a figure is left out."""
     columns = [name for name in (rows[0] if rows else ()) if any(row[name] != "-" for row in rows)]
@@ -193,9 +178,8 @@ def filled(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]
 def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows): what each trained round did, from the events of a run; columns without a figure are left out."""
     rows = []
-    for r, e in by_round(events).items():
-        if "gate" not in e:
-            continue
+    for r in (e["round"] for e in events if e["stage"] == "gate"):
+        e = {one["stage"]: one for one in events if one["round"] == r}
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
         row = {

@@ -101,9 +101,11 @@ def gate_is_sure(e: Mapping, events: Events) -> Seen:
 
 
 def _first_reason(gate: Mapping) -> str:
-    """The reason that decided, without the sentences behind it, and how many more there are."""
+    """The reason that decided, without the sentences behind it, how many more there are, and what followed."""
     first, *others = gate_reasons(gate)
-    return first.split(". ")[0] + (f" (and {len(others)} more)" if others else "")
+    more = f" (and {len(others)} more)" if others else ""
+    follows = "" if gate["stands"] else f"; out of the weights again, the next walk at kappa {gate['kappa_next']:.2f}"
+    return f"{first.split('. ')[0]}{more}{follows}"
 
 
 @expected(

@@ -113,6 +113,12 @@ class Plot:
     keys: tuple[Key, ...]
 
 
+def ring(axis: Axes, x: float, y: float, theme: Theme) -> None:
+    """Marks the result."""
+    look = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": theme.healed, "markeredgewidth": 1.2}
+    axis.plot([x], [y], "o", zorder=5, **look)
+
+
 def svg(panel: Panel) -> str:
     """A panel in light colours on transparent ground; the same panel gives the same text."""
     with _settings(LIGHT):

@@ -6,14 +6,15 @@ Knows nothing of pages.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from steer_heal.ledger import Ledger
 from steer_heal.report.expectations import legend
 from steer_heal.report.headline import event
-from steer_heal.report.plots.course import Course, Pick, Span, Step, shifts
-from steer_heal.report.plots.drawing import MARKS, Key, Panel, Plot, Theme
+from steer_heal.report.plots.course import Course, Span, Step, shifts
+from steer_heal.report.plots.drawing import MARKS, Key, Panel, Plot, Theme, ring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,16 +112,7 @@ def draw_map(axis: Axes, theme: Theme, x: Course, y: Course) -> None:
             kind = "circle" if across.stands else "hollow"
             mark(axis, across.healed, up.healed, kind, theme.healed, across.number in shown, zorder=4)
             if across.best:
-                axis.plot(
-                    [across.healed.value],
-                    [up.healed.value],
-                    "o",
-                    markersize=12,
-                    markerfacecolor="none",
-                    markeredgecolor=theme.healed,
-                    markeredgewidth=1.2,
-                    zorder=4,
-                )
+                ring(axis, across.healed.value, up.healed.value, theme)
             if across.number in shown:
                 label(axis, across.healed.value, up.healed.value, str(across.number), theme, theme.healed, (6, -12))
     for name, found in x.others:
@@ -161,7 +153,7 @@ def trait_coherence_plot(ledger: Ledger) -> Plot | None:
         ("Free text", "trait - base, share of replies", shifts(ledger, lambda s: s["free_trait"])),
     ]
     panels = [
-        Panel(title, x, y, cost_in_words(title, course, coherence), with_floor(course, coherence, floor))
+        Panel(title, x, y, f"{title}, {in_words(course, coherence)}", partial(with_floor, course, coherence, floor))
         for title, x, course in found
         if course.known and coherence.known
     ]
@@ -176,28 +168,24 @@ def trait_coherence_plot(ledger: Ledger) -> Plot | None:
     return Plot("trait_coherence", "Trait against coherence", reading, tuple(panels), map_keys(coherence))
 
 
-def cost_in_words(title: str, trait: Course, coherence: Course) -> str:
-    """The picture in words."""
+def in_words(x: Course, y: Course) -> str:
+    """A map in words."""
     told = [
-        f"round {a.number} steered {a.steered.value:+.2f} trait {b.steered.value:+.2f} coherence, healed "
-        f"{a.healed.value:+.2f} and {b.healed.value:+.2f}"
-        for a, b in zip(trait.steps, coherence.steps, strict=True)
-        if a.steered and b.steered and a.healed and b.healed
+        f"round {a.number} {state} {getattr(a, state).value:+.2f} and {getattr(b, state).value:+.2f}"
+        for a, b in zip(x.steps, y.steps, strict=True)
+        for state in ("steered", "healed")
+        if getattr(a, state) and getattr(b, state)
     ]
-    return f"{title}, trait against coherence, differences to base: {'; '.join(told)}"
+    return f"differences to base, across and upwards: {'; '.join(told)}"
 
 
-def with_floor(trait: Course, coherence: Course, floor: float | None):
-    """How to draw one map."""
-
-    def draw(axis: Axes, theme: Theme) -> None:
-        draw_map(axis, theme, trait, coherence)
-        if floor is not None:
-            axis.axhline(floor, color=theme.muted, linewidth=1.1, linestyle=":")
-        low, high = axis.get_ylim()
-        axis.set_ylim(min(low, -0.12), max(high, 0.06))
-
-    return draw
+def with_floor(trait: Course, coherence: Course, floor: float | None, axis: Axes, theme: Theme) -> None:
+    """Draws trait against coherence, with the floor of the gate."""
+    draw_map(axis, theme, trait, coherence)
+    if floor is not None:
+        axis.axhline(floor, color=theme.muted, linewidth=1.1, linestyle=":")
+    low, high = axis.get_ylim()
+    axis.set_ylim(min(low, -0.12), max(high, 0.06))
 
 
 def off_target_plot(ledger: Ledger) -> Plot | None:
@@ -206,14 +194,16 @@ def off_target_plot(ledger: Ledger) -> Plot | None:
     if not rounds:
         return None
     choice = shifts(ledger, lambda s: s["log_odds"])
-    found = [
-        (name, choice, shifts(ledger, of("off_target", name)), "forced choice")
-        for name in rounds[0]["shift"]["off_target"]
-    ]
+    first = rounds[0]["shift"]
+    found = [(name, choice, "off_target", "forced choice") for name in first["off_target"]]
     contrast = shifts(ledger, lambda s: s["vignette_contrast"])
     if contrast.known:
-        others = [n for n in rounds[0]["shift"]["vignettes"] if n not in rounds[0]["shift"]["vignette_target"]]
-        found += [(name, contrast, shifts(ledger, of("vignettes", name)), "vignettes") for name in others]
+        others = [name for name in first["vignettes"] if name not in first["vignette_target"]]
+        found += [(name, contrast, "vignettes", "vignettes") for name in others]
+    found = [
+        (name, target, shifts(ledger, lambda s, group=group, name=name: s[group].get(name)), where)
+        for name, target, group, where in found
+    ]
     found = [entry for entry in found if entry[2].known]
     shown = sorted(found, key=lambda entry: -furthest(entry[2]))[:MOST]
     if not shown:
@@ -223,8 +213,8 @@ def off_target_plot(ledger: Ledger) -> Plot | None:
             f"Target against {name} ({where})",
             "target - base (nats)",
             f"{name} - base (nats)",
-            shift_in_words(name, target, other),
-            with_diagonals(target, other),
+            f"Target against {name}, {in_words(target, other)}",
+            partial(with_diagonals, target, other),
         )
         for name, target, other, where in shown
     )
@@ -237,40 +227,17 @@ def off_target_plot(ledger: Ledger) -> Plot | None:
     return Plot("off_target", "Target against off-target", reading, panels, map_keys(choice))
 
 
-def of(group: str, name: str) -> Pick:
-    """The shift of one category."""
-
-    def pick(shift: Mapping) -> Mapping | None:
-        return shift[group].get(name)
-
-    return pick
-
-
 def furthest(course: Course) -> float:
     """Largest shift of a healed student, either way."""
     return max((abs(step.healed.value) for step in course.steps if step.healed), default=0.0)
 
 
-def shift_in_words(name: str, target: Course, other: Course) -> str:
-    """The picture in words."""
-    told = [
-        f"round {a.number} healed {a.healed.value:+.2f} and {b.healed.value:+.2f}"
-        for a, b in zip(target.steps, other.steps, strict=True)
-        if a.healed and b.healed
-    ]
-    return f"Shift of the target against that of {name}, nats: {'; '.join(told)}"
-
-
-def with_diagonals(target: Course, other: Course) -> Callable[[Axes, Theme], None]:
-    """How to draw one map."""
-
-    def draw(axis: Axes, theme: Theme) -> None:
-        draw_map(axis, theme, target, other)
-        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-        tall = max(abs(low), abs(high), 0.45 * max(abs(left), abs(right)))
-        for slope in (1, -1):
-            axis.axline((0, 0), slope=slope, color=theme.muted, linewidth=1, linestyle=":")
-        axis.set_xlim(left, right)
-        axis.set_ylim(-tall, tall)
-
-    return draw
+def with_diagonals(target: Course, other: Course, axis: Axes, theme: Theme) -> None:
+    """Draws a category against the target, with the lines on which both move alike."""
+    draw_map(axis, theme, target, other)
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    tall = max(abs(low), abs(high), 0.45 * max(abs(left), abs(right)))
+    for slope in (1, -1):
+        axis.axline((0, 0), slope=slope, color=theme.muted, linewidth=1, linestyle=":")
+    axis.set_xlim(left, right)
+    axis.set_ylim(-tall, tall)

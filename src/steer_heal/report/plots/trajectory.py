@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from steer_heal.ledger import Ledger
 from steer_heal.report.expectations import legend
 from steer_heal.report.plots.course import Course, levels, shifts
-from steer_heal.report.plots.drawing import Key, Panel, Plot, Theme
+from steer_heal.report.plots.drawing import Key, Panel, Plot, Theme, ring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,16 +96,7 @@ def drawer(course: Course, limits: tuple[float, float] | None):
         axis.plot([-1], [course.base], "s", color=theme.base, zorder=5)
         for step in course.steps:
             if step.best and step.healed:
-                axis.plot(
-                    [step.number],
-                    [inside(step.healed.value)],
-                    "o",
-                    markersize=12,
-                    markerfacecolor="none",
-                    markeredgecolor=theme.healed,
-                    markeredgewidth=1.2,
-                    zorder=5,
-                )
+                ring(axis, step.number, inside(step.healed.value), theme)
         every = max(1, -(-(last + 1) // 11))
         axis.set_xticks([-1, *range(0, last + 1, every)], ["base", *map(str, range(0, last + 1, every))])
         axis.set_xlim(-1.4, last + 0.4)
