@@ -97,7 +97,7 @@ def test_auto_measures_every_block_in_one_pass_and_keeps_its_reason(tiny, tmp_pa
 def test_a_run_records_and_prints_why_and_keeps_its_blocks(tiny, tmp_path, capsys):
     config = RunConfig(model="tiny-random", layers="auto", target_kl=0.0)
     trait = SimpleNamespace(pos=POS, neg=NEG, contexts=[*CONTEXTS, "word " * 3000])
-    ledger, reporter = Ledger.create(tmp_path, "auto", {}), Reporter()
+    ledger, reporter = Ledger.create(tmp_path, "auto", {}), Reporter(verbose=True)
     ledger.listeners.append(reporter.on_event)
     run = SimpleNamespace(
         config=replace(config, too_long="skip"),

@@ -7,10 +7,11 @@ from rich.console import Console
 
 from steer_heal.commands.main import main
 from steer_heal.ledger import Ledger
-from steer_heal.ledger.clock import LEGS, Clock, duration
+from steer_heal.ledger.clock import LEGS, Clock, duration, time_passed
 from steer_heal.model import memory
 from steer_heal.report import console
 from steer_heal.report.console import Reporter
+from steer_heal.texts import generation
 from steer_heal.texts.generation import generate
 
 TOOK = {"calibrate": 5.0, "capture": 2.0, "baseline": 8.0}
@@ -89,10 +90,20 @@ def test_durations_are_read_at_a_glance():
     assert [duration(x) for x in (8.4, 600, 7200, 864000)] == ["8 s", "10 min", "2 h", "10 days"]
 
 
+def test_the_time_of_a_run_is_all_of_it_but_for_the_pause_before_it_went_on():
+    def at(*times):
+        return [{"time": time} for time in times]
+
+    assert time_passed(at(100.0, 130.0, 160.0), since=100.5, now=180.0) == pytest.approx(79.5)
+    assert time_passed(at(100.0, 160.0, 5010.0), since=5000.0, now=5040.0) == pytest.approx(60 + 40)
+    assert time_passed([], since=5.0, now=9.0) == 4.0
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """A reporter that prints every progress line to a text, and that text."""
     monkeypatch.setattr(console, "PLAIN_INTERVAL", -1.0)
+    monkeypatch.setattr(console, "VERBOSE_INTERVAL", -1.0)
 
     def make(terminal=False, **options):
         text = io.StringIO()
@@ -101,20 +112,30 @@ def shown(monkeypatch):
     return make
 
 
-def test_a_stage_begins_with_the_memory_in_use_and_goes_on_with_rate_and_remaining_time(shown, monkeypatch):
+def test_a_progress_line_has_rate_remaining_time_and_the_memory_in_use(shown, monkeypatch):
     reporter, text = shown()
     now = iter(range(1000))
     monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
     for done in range(1, 5):
         reporter.progress("heal", done, 40, "nll 1.2")
-    header, *lines = text.getvalue().splitlines()
-    assert "heal (process" in header and "MiB)" in header
-    assert "heal: 4/40 nll 1.2, " in lines[-1] and "/s" in lines[-1] and " left" in lines[-1]
-    reporter.progress("extract", 0, 1)
-    assert "extract (process" in text.getvalue().splitlines()[-1]
+    last = text.getvalue().splitlines()[-1]
+    assert "heal: 4/40 nll 1.2, " in last and "/s" in last and " left" in last
+    assert "(process" in last and "MiB)" in last
 
 
-def test_the_time_of_the_whole_run_stands_in_lines_and_in_the_bar(shown, monkeypatch):
+def test_without_a_terminal_only_a_stage_that_takes_minutes_prints_a_line_and_ever_more_rarely(monkeypatch):
+    text, now = io.StringIO(), iter(range(100000))
+    reporter = Reporter(Console(file=text, width=160))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
+    for done in range(50):
+        reporter.progress("extract", done, 50)
+    assert text.getvalue() == ""
+    for done in range(1000):
+        reporter.progress("heal", done, 1000)
+    assert len(text.getvalue().splitlines()) == 4  # after about 1, 3, 7 and 15 minutes
+
+
+def test_the_time_of_the_whole_run_stands_in_lines_and_in_the_live_line(shown, monkeypatch):
     for terminal in (False, True):
         reporter, text = shown(terminal)
         monkeypatch.setattr(reporter.clock, "remaining", lambda training=None: 600.0)
@@ -122,6 +143,29 @@ def test_the_time_of_the_whole_run_stands_in_lines_and_in_the_bar(shown, monkeyp
         reporter.progress("extract", 2, 9)
         reporter._end_bar()
         assert "whole run about 10 min left" in text.getvalue()
+
+
+def test_the_live_line_says_which_round_of_what_it_belongs_to(shown):
+    reporter, text = shown()
+    for stage in ("start", "baseline"):
+        reporter.clock.event({"stage": stage, "time": 1.0})
+    reporter.progress("heal", 1, 9)
+    assert "round 0 heal: 1/9" in text.getvalue()
+    listener = reporter.of_control("unsteered")
+    for stage in ("start", "baseline", "gate"):
+        listener({"stage": stage, "time": 2.0, "round": None})
+    reporter.progress("extract", 1, 9)
+    assert "control unsteered, round 1 extract: 1/9" in text.getvalue()
+
+
+def test_replies_count_as_they_end_and_not_when_their_batch_does(tiny, monkeypatch):
+    monkeypatch.setattr(generation, "TICK", 0.0)
+    first = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=3)
+    seen = []
+    again = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=3, on_batch=lambda done, now: seen.append(now.done))
+    ended = [sum(c.finished and len(c.token_ids) <= n for c in first) for n in range(1, 61)]
+    assert again == first and 0 < ended[40] < 40
+    assert seen == [*ended[: len(seen) - 1], 40]
 
 
 def test_verbose_tells_of_every_batch_and_quiet_of_none(shown, tiny):
@@ -168,22 +212,17 @@ def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown):
     assert text.getvalue().startswith(f"going on with a stopped run: {committed} results") and committed > 2
 
 
-def test_steps_of_a_heal_make_about_a_dozen_rows_and_the_last_says_how_many_there_were(shown):
-    reporter, text = shown()
-    for i in range(53):
-        reporter.step({"step": i, "nll": 1.0, "grad_norm": 0.5, "lr": 1e-3}, 53)
-    reporter.epoch({"epoch": 0, "train_nll": 1.0, "train_nll_before": 2.0})
-    rows = [line.split() for line in text.getvalue().splitlines() if line.strip()[:1].isdigit()]
-    assert [row[0] for row in rows] == ["5", "10", "15", "20", "25", "30", "35", "40", "45", "50", "53"]
-
-
-def test_verbose_shows_every_step(shown):
+def test_verbose_shows_every_step_and_epoch_of_a_heal_and_nobody_else_any(shown, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 1e9)
     row = {"nll": 1.0, "grad_norm": 0.5, "lr": 1e-3}
-    for options, expected in (({"verbose": True}, 48), ({}, 12)):
+    for options, expected in (({"verbose": True}, 48), ({}, 0)):
         reporter, text = shown(**options)
         for i in range(48):
             reporter.step({"step": i, **row}, 48)
-        assert sum(line.strip()[:1].isdigit() for line in text.getvalue().splitlines()) == expected
+        reporter.epoch({"epoch": 0, "train_nll": 1.0, "train_nll_before": 2.0})
+        rows = [line.split() for line in text.getvalue().splitlines() if line.strip()[:1].isdigit()]
+        assert [line[0] for line in rows] == [str(i + 1) for i in range(expected)]
+        assert ("epoch 0: nll train 1.000 (before training 2.000)" in text.getvalue()) == bool(expected)
 
 
 def test_verbose_is_no_part_of_a_run_and_prints_the_texts_at_the_filters_limits(tmp_path, capsys):

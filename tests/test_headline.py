@@ -8,8 +8,8 @@ import pytest
 
 from steer_heal.evaluation import AnchorRow, ChoiceRow, Metrics, ReplyRow, VignetteRow, compare
 from steer_heal.ledger import plain
-from steer_heal.report.headline import against_line, cost_line, off_target_line, sure, trait_line
-from steer_heal.report.tables import interval, round_table, state_legend, state_table, vignette_table
+from steer_heal.report.headline import against_line, cost_line, off_target_line, trait_line
+from steer_heal.report.tables import interval, round_table, state_legend, state_table, sure, vignette_table
 from steer_heal.trait import FOUNDATIONS
 
 

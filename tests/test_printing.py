@@ -1,45 +1,212 @@
-"""What a run prints of its events: it says what was seen, in grammar, and nothing twice."""
+"""What a run prints of its events: one screen, every SHOULD judged, and all tables for those who ask."""
 
 import io
+import json
+import re
 
 import pytest
 from rich.console import Console
 
 from steer_heal.loop.rounds import run_rounds
+from steer_heal.report.console import Reporter
+from steer_heal.report.expectations import EXPECTATIONS, Found, judge, judged, outcome
 from steer_heal.report.printing import SHOW
-from steer_heal.report.tables import counted, fired, result_line, share
+from steer_heal.report.screen import Screen, gate_mark
+from steer_heal.report.tables import counted, fired, in_words, result_line, share
 from steer_heal.texts.coherence.rules import RULES, default_limits
 
 
 @pytest.fixture(scope="module")
-def events(tmp_path_factory):
-    """The events of a fast run of two standing rounds, by stage and round."""
+def log(tmp_path_factory):
+    """The events of a fast run of two standing rounds, as they are in the file."""
     from steer_heal.config import RunConfig
 
     out = tmp_path_factory.mktemp("printed")
-    result = run_rounds(RunConfig(fast_dev_run=True, gate="watch", n_rounds=2, out=str(out)))
-    return {(e["stage"], e["round"]): e for e in result.run.ledger.events()}
+    return run_rounds(RunConfig(fast_dev_run=True, gate="watch", n_rounds=2, out=str(out))).run.ledger.events()
+
+
+@pytest.fixture(scope="module")
+def events(log):
+    """The same by stage and round."""
+    return {(e["stage"], e["round"]): e for e in log}
+
+
+def printed(log, width=120, controls=(), **options):
+    """A run as it is printed where the output is no terminal."""
+    text = io.StringIO()
+    reporter = Reporter(Console(file=text, width=width, highlight=False), **options)
+    for e in log[:-1]:
+        reporter.on_event(e)
+    for name in controls:
+        listener = reporter.of_control(name)
+        for e in log:
+            listener(e)
+    reporter.on_event(log[-1])
+    return text.getvalue()
 
 
 def shown(event, **changes):
-    """A stage as it is printed, in one line of words."""
+    """A stage as its verbose table is printed, in one line of words."""
     text = io.StringIO()
     SHOW[event["stage"]](Console(file=text, width=120, highlight=False), {**event, **changes})
     return " ".join(text.getvalue().split())
 
 
-def healed(event, fired, ratio):
-    """A heal whose barrier fired on so many rows."""
-    return shown(event, figures=event["figures"] | {"base_fired": fired, "base_ratio": ratio}, notes=[])
+def seen(name, event, log=(), **changes):
+    """Whether an expectation holds on a changed event; None where it is not judged."""
+    event = {**event, **changes}
+    return next((found.holds for found in judge(event, [*log, event]) if found.of.name == name), None)
+
+
+# one screen
+
+
+def test_four_rounds_with_controls_fit_a_screen_of_45_lines_and_each_has_one_row(log):
+    later = [{**e, "round": n} for n in (2, 3) for e in log if e["round"] == 1]
+    for controls in ((), ("unsteered", "random vector", "shuffled pairs")):
+        lines = printed([*log[:-1], *later, log[-1]], controls=controls).splitlines()
+        assert len(lines) <= 45
+        assert [line[0] for line in lines if re.match(r"\d \d", line)] == ["0", "1", "2", "3"]
+        assert sum(line.endswith("4 rounds") and line.startswith(controls) for line in lines) == len(controls)
+
+
+def test_a_row_has_dose_kept_figures_verdict_and_gate_and_fits_80_columns(log, events):
+    walk, evaluated = events["walk", 0], events["evaluate", 0]
+    lines = printed(log, width=80).splitlines()
+    (row,) = [line for line in lines if line.startswith("0 ")]
+    assert f"{walk['kept']}/{walk['sampled']}" in row and f"{evaluated['healed']['log_odds']:+.2f}" in row
+    assert events["verdict", 0]["verdict"] in row and row.endswith(gate_mark(events["gate", 0]))
+    assert max(len(line) for line in lines if re.match(r"\d \d|base|prompted", line)) <= 80
+    assert "round, doses" in " ".join(lines) and lines[-1].startswith("Open ")
+
+
+def test_the_marks_of_the_gate_tell_unsure_and_watched_rounds_apart():
+    def mark(outcome, stands=True, mode="on"):
+        return gate_mark({"mode": mode, "outcome": outcome, "stands": stands})
+
+    assert (mark("keep"), mark("revert", False)) == ("kept", "reverted")
+    assert (mark("inconclusive"), mark("inconclusive", False)) == ("kept?", "reverted?")
+    assert (mark("revert", mode="watch"), mark("inconclusive", mode="watch")) == ("(revert)", "(unsure)")
+
+
+def test_the_end_has_intervals_the_verdict_and_what_to_open(log, events):
+    text = " ".join(printed(log).split())
+    assert f"verdict: {events['end', None]['verdict']}:" in text and "Result: " in text and "report.html" in text
+    if events["end", None]["best_round"] is not None:
+        assert "minus" in text and "95 % intervals" in text and "No controls" in text
+
+
+def test_quiet_leaves_the_end_only(log):
+    lines = printed(log, quiet=True).strip().splitlines()
+    assert "steer_heal" not in lines[0] and len(lines) <= 10 and lines[-1].startswith("Open ")
+
+
+def test_a_round_that_starved_or_diverged_has_its_row_too(log, events):
+    text = io.StringIO()
+    screen = Screen(Console(file=text, width=120))
+    for verdict in ("starved", "diverged"):
+        last = {**events["verdict", 0], "verdict": verdict}
+        screen.show(last, [events["walk", 0], last], [])
+    assert ["starved" in line or "diverged" in line for line in text.getvalue().splitlines()] == [True, True]
+
+
+# SHOULD
+
+
+def test_a_should_that_fails_is_printed_with_its_meaning_and_one_that_holds_is_silent(events):
+    base = events["baseline", None]["base"]
+    above, below = ({**base, "log_odds": base["log_odds"] + by} for by in (2.0, -2.0))
+    start = events["start", None]
+    for prompted, fails in ((above, False), (below, True)):
+        log = [start, {**events["baseline", None], "prompted": prompted}, events["end", None]]
+        for options in ({}, {"verbose": True}):
+            text = " ".join(printed(log, **options).split())
+            assert ("the trait's items do not measure it" in text) == fails
+        assert ("SHOULD: prompted clearly above base" in " ".join(printed(log).split())) == fails
+    assert "Holds: " in printed([start, {**events["baseline", None], "prompted": above}, events["end", None]],
+                                verbose=True)  # fmt: skip
+
+
+def test_a_failure_that_comes_again_is_told_without_its_meaning(events):
+    heal = {**events["heal", 0], "figures": events["heal", 0]["figures"] | {"train_nll_after": 99.0}}
+    text = " ".join(printed([events["start", None], heal, {**heal, "round": 1}, events["end", None]]).split())
+    assert text.count("SHOULD: the training nll falls") == 1 and text.count("-> 99.000") == 2
+    assert "As in round 0." in text
+
+
+def test_prompted_against_base_is_judged_with_its_interval_once_the_end_has_it(events):
+    base = events["baseline", None]["base"]
+    event = {**events["baseline", None], "prompted": {**base, "log_odds": base["log_odds"] + 2.0}}
+    unsure = {"name": "prompted", "shift": {"free_trait": None, "log_odds": {"value": 2.0, "low": -1.0, "high": 5.0}}}
+    assert seen("prompted", event) and not seen("prompted", event, [{**events["end", None], "against": [unsure]}])
+    ceiling = {**base, "free_trait": 0.97}, {**base, "free_trait": 0.97, "log_odds": base["log_odds"] + 1}
+    assert seen("prompted", event, base=ceiling[0], prompted=ceiling[1])
+
+
+@pytest.mark.parametrize(
+    ("nll", "holds"),
+    [((1.9, 1.8, 1.7), True), ((1.9, 1.80, 1.81), True), ((1.9, 1.7, 1.8), False), ((2.0, 2.0, 2.0), False),
+     ((2.1, 2.2, 2.3), False)],
+)  # fmt: skip
+def test_a_held_out_nll_that_rises_after_its_best_epoch_is_not_as_it_should_be(events, nll, holds):
+    epochs = [{"epoch": i, "heldout_nll": x, "heldout_nll_before": 2.0} for i, x in enumerate(nll)]
+    assert seen("held_out_nll", events["heal", 0], epochs=epochs) == holds
+    assert seen("held_out_nll", events["heal", 0], epochs=[{"epoch": 0, "train_nll": 1.0}]) is None
 
 
 def test_a_barrier_that_hardly_fired_is_not_as_it_should_be(events):
     heal = events["heal", 0]
-    rare = healed(heal, 0.0016, 0.001)
-    assert "fired on 0.16% of rows" in rare and "the barrier against base hardly fired" in rare
-    assert "as it should be" not in rare
-    assert "Here: as it should be." in healed(heal, 0.2, 0.1)
-    assert "Here: as it should be." in healed(heal, 0.005, 0.1)  # on few rows, but hard
+
+    def holds(fired, ratio, notes=()):
+        figures = heal["figures"] | {"base_fired": fired, "base_ratio": ratio}
+        return seen("barrier", heal, figures=figures, notes=list(notes))
+
+    assert not holds(0.0016, 0.001) and holds(0.2, 0.1) and holds(0.005, 0.1)  # on few rows, but hard
+    assert not holds(0.0, 0.0, ["the barrier against base never fired: this was a plain nll heal; lower tau"])
+    assert holds(0.0, 0.0)  # in budget mode a multiplier may come to rest
+    assert seen("barrier", heal, tau={}) is None
+
+
+def test_controls_that_move_the_trait_fail_what_should_be_seen_of_them(events):
+    def row(name, shift, difference):
+        of = {"free_trait": None, "log_odds": shift, "coherence": None}
+        return {"name": name, "shift": of, "difference": {**of, "log_odds": difference, "coherence": difference}}
+
+    up, flat = ({"value": v, "low": v - 0.1, "high": v + 0.1} for v in (1.0, 0.0))
+    end = events["end", None]
+    assert seen("content", end) is None
+    assert seen("content", end, against=[row("unsteered", flat, up), row("random vector", flat, up)])
+    assert not seen("content", end, against=[row("unsteered", flat, up), row("random vector", up, flat)])
+    assert not seen("above_controls", end, against=[row("random vector", up, flat)])
+    assert seen("pairs", end, against=[row("shuffled pairs", up, up)])
+    assert not seen("pairs", end, against=[row("shuffled pairs", up, flat)])
+
+
+def test_every_should_is_a_sentence_of_its_own_and_a_run_is_held_to_most(log):
+    assert len({one.should for one in EXPECTATIONS}) == len({one.name for one in EXPECTATIONS}) == len(EXPECTATIONS)
+    assert not any(one.should.endswith(".") or one.meaning.endswith(".") for one in EXPECTATIONS)
+    stages = {found.of.stage for found in judged(log)}
+    assert stages == {"calibrate", "capture", "baseline", "extract", "walk", "heal", "bake", "evaluate", "gate", "end"}
+    holds, fails = (Found(EXPECTATIONS[0], n, ok, "x") for n, ok in ((0, True), (1, False)))
+    assert outcome([holds]) == "holds" and outcome([holds, fails]).startswith("fails: in round 1, x. It means: ")
+
+
+# the verbose tables
+
+
+def test_verbose_prints_a_table_per_stage_and_every_should_with_its_verdict(log):
+    text = printed(log, verbose=True)
+    told = " ".join(text.split())
+    for found in judged(log[:-1]):
+        assert f"SHOULD: {found.of.should}. {'Holds' if found.holds else 'FAILS'}:" in told
+    assert "walk-C" in text and "held-out AUC" in text and text.count("evaluate: same items") == 2
+
+
+def test_gate_lines_use_the_words_of_the_tables(log, events):
+    assert "distinct4" in json.dumps(events["gate", 0])
+    for options in ({}, {"verbose": True}):
+        assert "distinct4" not in printed(log, **options) and "token_entropy" not in printed(log, **options)
+    assert in_words("distinct4 and token_entropy") == "4-grams and entropy"
 
 
 def test_a_small_share_never_reads_as_none():
@@ -74,7 +241,7 @@ def test_limits_that_the_model_set_are_told_in_words_and_fixed_ones_are_not(even
     assert words["rep_word2.high"] in shown(calibrated, limits=default_limits() | {"rep_word2.high": 0.6})
 
 
-def test_the_end_says_what_its_comparison_shows_and_what_to_open(events):
+def test_the_verbose_end_says_what_its_comparison_shows_and_what_to_open(events):
     end = shown(events["end", None])
     assert "paired differences with 95 % intervals" in end and "No controls were run" in end
     assert end.endswith("open report.html there")

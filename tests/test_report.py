@@ -23,20 +23,21 @@ from steer_heal.ledger import Ledger
 from steer_heal.loop import gate
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.report import html, markdown_table, plots, summary, write_pages
-from steer_heal.report.course import Course, Span, Step, levels, shifts
-from steer_heal.report.facts import TONES, cards, options
-from steer_heal.report.filtering import filtered_rounds
-from steer_heal.report.folder import measured
-from steer_heal.report.handover import snippets
-from steer_heal.report.plots.drawing import Panel, png, svg
-from steer_heal.report.plots.marks import apart, numbered
-from steer_heal.report.plots.theme import DARK, LIGHT, darkened
+from steer_heal.report.expectations import judged
+from steer_heal.report.pages.facts import cards, options
+from steer_heal.report.pages.filtering import filtered_rounds
+from steer_heal.report.pages.folder import measured
+from steer_heal.report.pages.handover import snippets
+from steer_heal.report.pages.replies import diary, side_by_side
+from steer_heal.report.pages.summary import quoted
+from steer_heal.report.plots.course import Course, Span, Step, levels, shifts
+from steer_heal.report.plots.drawing import DARK, LIGHT, Panel, darkened, png, svg
+from steer_heal.report.plots.maps import apart, numbered
 from steer_heal.report.plots.trajectory import drawer
-from steer_heal.report.replies import diary, side_by_side
-from steer_heal.report.summary import quoted
+from steer_heal.report.tables import TONES
 
-SECTIONS = ("short", "trajectory", "trait_coherence", "off_target", "rounds", "dose", "filter", "replies", "diary",
-            "made", "load")  # fmt: skip
+SECTIONS = ("short", "trajectory", "trait_coherence", "off_target", "should", "rounds", "dose", "filter", "replies")
+SECTIONS += ("diary", "made", "load")
 PNGS = ("trajectory.png", "trait_coherence.png", "off_target.png", "dose.png")
 NASTY = '</td></details><script>alert("x")</script> <img src=x onerror=alert(1)> & `$\\frac{1}{0}$` {{ 7*7 }} | **b**'
 
@@ -171,7 +172,7 @@ def test_every_held_out_prompt_is_there_with_what_each_model_said_for_the_search
     rounds = measured(ledger, 1 if best is None else best)
     assert [p.prompt for p in shown.prompts] == [row["prompt"] for row in base] and len(base) == 8
     for i, prompt in enumerate(shown.prompts):
-        said = [reply.text for reply in prompt.replies]
+        said = [reply.row.text for reply in prompt.replies]
         assert said == [base[i]["text"], rounds.steered.replies[i].text, rounds.healed.replies[i].text]
         assert [reply.kind for reply in prompt.replies] == ["base", "steered", "healed"]
     page = Page((folder / "report.html").read_text("utf-8"))
@@ -188,7 +189,7 @@ def test_the_diary_asks_every_round_the_same_question(folder):
     assert [entry.number for entry in found.entries] == [0, 1]
     for entry in found.entries:
         shown = measured(ledger, entry.number)
-        assert [r.text for r in entry.replies] == [shown.steered.replies[0].text, shown.healed.replies[0].text]
+        assert [r.row.text for r in entry.replies] == [shown.steered.replies[0].text, shown.healed.replies[0].text]
         assert [r.kind for r in entry.replies] == ["steered", "healed"]
 
 
@@ -198,20 +199,37 @@ def test_the_filters_counts_are_those_of_the_walk_and_thresholds_show_both_sides
     limits = ledger.events("calibrate")[0]["limits"]
     for found in filtered_rounds(ledger):
         walk = walks[found.number]
-        assert (found.kept, found.n) == (walk["kept"], walk["sampled"])
+        assert (found.report.kept, found.report.n) == (walk["kept"], walk["sampled"])
         assert {g.name: g.count for g in found.gates if g.count} == walk["dropped"]
-        assert [(dose, pytest.approx(kept / n)) for dose, kept, n in found.doses] == [
+        assert [(dose, pytest.approx(kept / n)) for dose, (kept, n) in found.report.by_dose.items()] == [
             (d["dose"], d["kept"]) for d in walk["per_dose"]
         ]
         assert all(g.example.dropped_by == g.name and g.reason for g in found.gates if g.count)
         assert found.drawn and found.quiet
         for threshold in found.drawn:
-            figure, bound = threshold.rule.split(" at ")[0], threshold.rule.split()[-1]
-            side = "high" if "at most" in threshold.rule else "low"
-            assert float(bound) == pytest.approx(limits[f"{figure}.{side}"], rel=5e-3)
-            assert threshold.sides[-1].name == "just outside"
-            outside = float(threshold.sides[-1].value)
-            assert (outside >= float(bound)) if side == "high" else (outside <= float(bound))
+            rule, outside = threshold.rule, threshold.outside.scores[threshold.rule.figure]
+            assert threshold.limit == pytest.approx(limits[rule.key])
+            assert rule.breach(outside, threshold.limit) and not threshold.outside.kept
+            assert threshold.inside is None or threshold.inside.kept
+
+
+def test_every_should_is_in_the_summary_and_on_the_page_with_what_was_seen(folder):
+    founds = judged(Ledger.open(folder).events())
+    told, page = (folder / "summary.md").read_text("utf-8"), Page((folder / "report.html").read_text("utf-8"))
+    shown = "".join(page.texts)
+    assert {found.holds for found in founds} == {True, False}
+    for found in founds:
+        assert found.of.should in told and found.of.should in shown
+        if not found.holds:
+            assert found.seen in told and f"It means: {found.of.meaning}" in told and found.seen in shown
+
+
+def test_readers_see_the_words_of_the_tables_and_the_events_keep_their_own(folder):
+    reasons = [reason for e in Ledger.open(folder).events("gate") for reason in e["reasons"]]
+    assert any(reason.startswith("distinct4") for reason in reasons)
+    for name in ("summary.md", "report.html"):
+        text = (folder / name).read_text("utf-8")
+        assert "distinct4" not in text and "token_entropy" not in text and "4-grams" in text
 
 
 def test_figures_by_round_are_base_plus_the_recorded_shift_with_its_interval(folder):

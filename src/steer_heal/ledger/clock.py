@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 LEGS = ("extract", "walk", "heal", "bake", "evaluate", "gate")
 """Events that end a part of a round, in their order."""
@@ -17,6 +17,8 @@ SETUP = ("start", "calibrate", "capture", "baseline")
 class Clock:
     """Hears of every event of a run and its controls, and estimates the seconds that are left.
 
+    `since` is when this process took up the run, or the control, that is under way.
+
     The first round needs a guess for what it has not come to yet: measuring a student takes as long as measuring one
     of the two baselines, folding as long as extracting, the gate's anchors as long as capturing them. For walk and heal
     there is no such guess, so there is no estimate before the first heal is under way.
@@ -25,6 +27,7 @@ class Clock:
     def __init__(self, now: Callable[[], float] = time.time):
         self.now, self.started = now, now()
         self.n_rounds, self.parts, self.part, self.round = 0, 1, -1, 0
+        self.since = self.started
         self.seconds: dict[str, list[float]] = {}
         self._last: tuple[str, float] | None = None
 
@@ -38,7 +41,7 @@ class Clock:
         if stage not in (*SETUP, *LEGS):
             return
         if stage == "start":
-            self.part, self.round = self.part + 1, 0
+            self.part, self.round, self.since = self.part + 1, 0, self.now()
         elif self._last and not (self.part and stage in SETUP):  # a control takes its setup over
             before = self._last[1]
             if (before < self.started) == (at < self.started):  # else the run was stopped in between
@@ -46,13 +49,18 @@ class Clock:
         self.round += stage == "gate"
         self._last = stage, at
 
+    @property
+    def in_rounds(self) -> bool:
+        """The setup is done: what comes belongs to a round."""
+        return self._last is not None and self._last[0] in ("baseline", *LEGS)
+
     def remaining(self, training: tuple[float, int, int] | None = None) -> float | None:
         """About the seconds to the end of the run; None as long as nothing can be said.
 
         Args:
             training: of the heal that is under way: its seconds so far, its steps done and in all.
         """
-        if self._last is None or self._last[0] not in ("baseline", *LEGS):
+        if not self.in_rounds:
             return None
         last, at = self._last
         leg = LEGS[(LEGS.index(last) + 1) % len(LEGS) if last in LEGS else 0]
@@ -86,6 +94,15 @@ class Clock:
             leg, (leg, 1.0)
         )
         return statistics.median(self.seconds[like]) * share if like in self.seconds else None
+
+
+def time_passed(events: Sequence[Mapping], since: float, now: float) -> float:
+    """Seconds that a run took: until the last event before `since`, when this process took it up, and after that.
+
+    So the pause before a run went on is not in it; where it was stopped more than once, the earlier pauses are.
+    """
+    before = [event["time"] for event in events if event["time"] < since]
+    return now - since + (before[-1] - before[0] if before else 0.0)
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ Knows nothing of what a round does.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
+from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import CONTROLS, against
 from steer_heal.loop.preflight import check_barrier, check_texts
@@ -86,9 +88,9 @@ def finish(
     best: int | None,
     ended: Verdict | None,
     controls: Mapping[str, RunResult],
-    seconds: float,
+    since: float,
 ) -> RunResult:
-    """The end event and the files a reader opens first."""
+    """The end event and the files a reader opens first; `since` is when this process took up the run."""
     from steer_heal.report import write_report
 
     student = next((r.healed for r in run.rounds if r.number == best), None)
@@ -106,7 +108,7 @@ def finish(
         best_round=best,
         folded=[r.number for r in run.standing[: len(run.stack)]],
         ended_by=ended and ended.text,
-        seconds=seconds,
+        seconds=time_passed(run.ledger.events(), since, time.time()),
         trajectory=[{"name": name, "state": state} for name, state in states.items()],
         against=compared,
         controls=run.config.controls,

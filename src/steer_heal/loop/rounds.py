@@ -5,7 +5,6 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 
 from steer_heal.config import RunConfig
@@ -48,7 +47,7 @@ def run_rounds(
 
 def complete(run: Run) -> RunResult:
     """All rounds of a prepared run, the fall back to its best, its controls if asked for, and its end."""
-    started, ended = time.perf_counter(), None
+    since, ended = run.reporter.clock.since, None
     for number in range(run.config.n_rounds):
         ended = one_round(run, number)
         if ended is not None:
@@ -56,7 +55,7 @@ def complete(run: Run) -> RunResult:
     verdict, best = steps.judge_rounds(run, ended)
     gate.fall_back(run, best)
     controls = run_controls(run, complete) if run.config.controls == "all" else {}
-    return finish(run, verdict, best, ended, controls, time.perf_counter() - started)
+    return finish(run, verdict, best, ended, controls, since)
 
 
 def one_round(run: Run, number: int) -> Verdict | None:

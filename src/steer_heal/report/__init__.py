@@ -1,17 +1,24 @@
-"""What a finished run leaves for readers: `report.html`, `summary.md`, plots, and its line in `results.tsv`.
+"""What a run shows: the screen while it runs, pages, pictures and a line in `results.tsv` when it is done.
 
-Reads a run folder only, knows nothing of models; every figure and text comes from its events, metrics and completions.
+Knows nothing of how a figure was made; everything comes from a run folder's events, metrics and completions.
 """
 
-from steer_heal.report.page import html
+from steer_heal.report.console import Reporter
+from steer_heal.report.pages import (
+    RESULT_COLUMNS,
+    html,
+    markdown_table,
+    result_row,
+    summary,
+    write_pages,
+    write_report,
+)
 from steer_heal.report.plots import Plot, plots
-from steer_heal.report.results import RESULT_COLUMNS, result_row
-from steer_heal.report.summary import markdown_table, summary
-from steer_heal.report.writing import write_pages, write_report
 
 __all__ = [
     "RESULT_COLUMNS",
     "Plot",
+    "Reporter",
     "html",
     "markdown_table",
     "plots",

@@ -1,6 +1,6 @@
-"""Live output of a run: progress with the remaining time, the live table of a heal, and every event as it comes.
+"""Live output of a run: one line for the stage at work, with the remaining time, and every event as it comes.
 
-Knows nothing of models and of what an event looks like (`printing`).
+Knows nothing of models and of what an event looks like (`screen`, `printing`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from steer_heal.ledger.clock import Clock, duration
 from steer_heal.model.memory import memory_in_use
-from steer_heal.report import heal_table
-from steer_heal.report.printing import SHOW
+from steer_heal.report import printing
+from steer_heal.report.expectations import judge
+from steer_heal.report.screen import Screen
 from steer_heal.report.tables import counted
 
-PLAIN_INTERVAL = 10.0
-"""Seconds between progress lines when the output is no terminal."""
+PLAIN_INTERVAL = 60.0
+"""Seconds until a stage's first progress line when the output is no terminal; each wait after it is twice as long."""
+VERBOSE_INTERVAL = 10.0
+"""Seconds between all of them for those who asked for everything."""
 
 
 @runtime_checkable
@@ -45,8 +48,8 @@ class Batches(Protocol):
 class Reporter:
     """Prints events as they are recorded, and progress in between.
 
-    `quiet` leaves the final table only; `verbose` adds the plan and speed of every batch, every step of a heal, and
-    the texts on both sides of each of the filter's limits.
+    `quiet` leaves the final table only; `verbose` prints every stage's tables, the plan and speed of every batch, every
+    step of a heal, and the texts on both sides of each of the filter's limits.
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False, verbose: bool = False):
@@ -54,13 +57,15 @@ class Reporter:
         self.quiet, self.verbose = quiet, verbose and not quiet
         self.started = time.monotonic()
         self.clock = Clock()
+        self.screen = Screen(self.console)
+        self._events: list[dict] = []
         self._device = "cpu"
         self._bar: Progress | None = None
         self._task = None
+        self._part = ""
         self._stage = ""
-        self._last_line = 0.0
+        self._wait = self._next_line = 0.0
         self._counted = (0, 0.0, 0)  # in all, since when, and how many were done then
-        self._steps: list[dict] = []
 
     def plan(self, n_rounds: int, parts: int) -> None:
         """Rounds of the run, and how many runs of so many rounds it is made of: itself and its controls."""
@@ -71,34 +76,44 @@ class Reporter:
         if not self.quiet:
             self.console.print(
                 f"going on with a stopped run: {counted(committed, 'result')} of it will be read from its folder, the "
-                "rest is computed; tables that it had printed come again"
+                "rest is computed; what it had printed comes again"
             )
 
     def on_event(self, event: dict) -> None:
         """Print one ledger event."""
-        self._end_bar()
-        self.clock.event(event)
-        self._device = event.get("device", self._device)
-        self._stage = ""
-        show = SHOW.get(event["stage"])
-        if show is None or (self.quiet and event["stage"] != "end"):
-            return
-        show(self.console, event)
-        left = self.clock.remaining() if event["stage"] == "gate" and not event["ended"] else None
-        if left:
-            self.console.print(f"{counted(self.clock.rounds_left() + 1, 'round')} to go, about {duration(left)}\n")
+        self._heard(event)
+        self._events = [*([] if event["stage"] == "start" else self._events), event]
+        found = [] if self.quiet else judge(event, self._events)
+        if self.verbose:
+            printing.show(self.console, event, found)
+            left = self.clock.remaining() if event["stage"] == "gate" and not event["ended"] else None
+            if left:
+                self.console.print(f"{counted(self.clock.rounds_left() + 1, 'round')} to go, about {duration(left)}\n")
+        elif not self.quiet:
+            self.screen.show(event, self._events, found)
+        elif event["stage"] == "end":
+            self.screen.end(event, self._events)
 
     def of_control(self, name: str) -> Callable[[dict], None]:
-        """A listener for a control's own ledger: one line per round, its tables are in its own report."""
+        """A listener for a control's own ledger: a line when it has ended (verbose: per round), no more than that."""
+        events = []
 
         def on_event(event: dict) -> None:
-            self.clock.event(event)
-            if event["stage"] == "verdict" and not self.quiet:
-                self._end_bar()
+            self._heard(event)
+            self._part = "" if event["stage"] == "end" else f"control {name}, "
+            events.append(event)
+            if self.verbose and event["stage"] == "verdict":
                 line = f"control {name}, round {event['round']}: {event['verdict']}. {event['text']}"
-                self.console.print(line, markup=False)
+                self.console.print(printing.in_words(line), markup=False)
+            elif event["stage"] == "end" and not (self.quiet or self.verbose):
+                self.screen.control(name, events)
 
         return on_event
+
+    def _heard(self, event: dict) -> None:
+        self._end_bar()
+        self.clock.event(event)
+        self._device, self._stage = event.get("device", self._device), ""
 
     def batches(self, stage: str) -> Callable[[Sequence[Sampled], Batches], None]:
         """A progress callback for sampling: replies done and tokens/s; verbose, a line for every batch."""
@@ -108,13 +123,7 @@ class Reporter:
             nonlocal before
             self.progress(stage, now.done, now.total, f"{now.tokens_per_second:.0f} tokens/s")
             if done and self.verbose:
-                tokens, seconds = now.tokens - before[0], now.seconds - before[1]
-                speed = f"{tokens / max(seconds, 1e-9):.0f} tokens/s" if tokens else "read from the run folder"
-                doses = ", ".join(f"{dose:.3g}" for dose in sorted({reply.dose for reply in done}))
-                self.note(
-                    f"  batch of {len(done)} (planned: {now.total} replies, up to {now.rows} at once), doses {doses}, "
-                    f"longest {max(len(reply.token_ids) for reply in done)} tokens, {speed}"
-                )
+                self.note(printing.batch_line(done, now, *before))
                 before = now.tokens, now.seconds
 
         return report
@@ -126,56 +135,43 @@ class Reporter:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def step(self, row: dict, total: int) -> None:
-        """A step of a heal: its progress, and every so often (verbose: each time) a row of the heal's live table."""
+        """A step of a heal: its progress; verbose, a row of the heal's live table as well."""
         self.progress("heal", min(row["step"] + 1, total), total, f"nll {row['nll']:.3f}")
-        if self.quiet:
-            return
-        if row["step"] == 0:
-            self._steps.clear()
-            self._end_bar()
-            self.console.print(heal_table.header(row), markup=False, soft_wrap=True)
-        self._steps.append(row)
-        if self.verbose or len(self._steps) >= -(-total // heal_table.ROWS):
-            self._print_steps()
+        if self.verbose:
+            self.note("\n".join([printing.steps_header(row)] * (row["step"] == 0) + [printing.steps_line(row)]))
 
     def epoch(self, row: dict) -> None:
-        """The end of an epoch of a heal: training and held-out nll against their values before the training."""
-        if self.quiet:
-            return
-        self._print_steps()
-        self._end_bar()
-        self.console.print(heal_table.epoch_line(row), markup=False)
-
-    def _print_steps(self) -> None:
-        """One row of the live table for the steps since the last one."""
-        if self._steps:
-            self._end_bar()
-            self.console.print(heal_table.line(self._steps), markup=False, soft_wrap=True)
-            self._steps.clear()
+        """The end of an epoch of a heal, verbose: training and held-out nll against their values before it."""
+        self.note(printing.epoch_line(row))
 
     def progress(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show how far a stage has come; `note` is its rate or current figures.
 
-        A stage begins with a header that has the memory in use; then a bar on a terminal, else a line now and then.
+        On a terminal one line that goes when the stage is done, else a line now and then in a stage that takes long.
         """
         if self.quiet:
             return
         now = time.monotonic()
-        header = stage != self._stage
-        if header or total != self._counted[0]:
+        begins = stage != self._stage
+        if begins or total != self._counted[0]:
             self._counted = (total, now, done if done < total else 0)
-        if header:
+        if begins:
             self._end_bar()
-            self._stage, self._last_line = stage, now
-            self._line(f"{stage} ({memory_in_use(self._device)})")
-        if total <= 1:
-            return
-        words = self._words(stage, done, total, note, now)
+            self._stage, self._wait = stage, VERBOSE_INTERVAL if self.verbose else PLAIN_INTERVAL
+            self._next_line = now + self._wait
+            if self.verbose:
+                self._line(f"{stage} ({memory_in_use(self._device)})")
+        words = self._words(stage, done, total, note, now) if total > 1 else ""
         if self.console.is_terminal:
             self._draw_bar(stage, done, total, words)
-        elif now - self._last_line > PLAIN_INTERVAL:
-            self._last_line = now
-            self._line(f"{stage}: {done}/{total} {words}")
+        elif total > 1 and now > self._next_line:
+            self._wait *= 1 if self.verbose else 2
+            self._next_line = now + self._wait
+            self._line(f"{self._named(stage)}: {done}/{total} {words} ({memory_in_use(self._device)})")
+
+    def _named(self, stage: str) -> str:
+        """A stage with the control and the round that it is part of."""
+        return f"{self._part}round {self.clock.round} {stage}" if self.clock.in_rounds else f"{self._part}{stage}"
 
     def _words(self, stage: str, done: int, total: int, note: str, now: float) -> str:
         """Rate, figures, and the remaining time of the stage and of the run, as far as they are known."""
@@ -192,12 +188,15 @@ class Reporter:
         self.console.print(f"[{time.monotonic() - self.started:6.1f} s] {text}", markup=False)
 
     def _draw_bar(self, stage: str, done: int, total: int, words: str) -> None:
+        counts = f"{done}/{total}" if total > 1 else ""
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[words]}"), console=self.console, transient=True)
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
+            words_column = TextColumn("{task.fields[words]}", markup=False)
+            self._bar = Progress(*columns, words_column, console=self.console, transient=True)
             self._bar.start()
-            self._task = self._bar.add_task(stage, total=total, words=words)
-        self._bar.update(self._task, completed=done, total=total, words=words)
+            self._task = self._bar.add_task(self._named(stage), total=None, words="")
+        total = total if total > 1 else None
+        self._bar.update(self._task, completed=done, total=total, words=f"{counts} {words}")
 
     def _end_bar(self) -> None:
         if self._bar is not None:

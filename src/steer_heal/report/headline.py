@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 from steer_heal.evaluation.verdict import SHAPE
 from steer_heal.ledger import Ledger
-from steer_heal.report.tables import NO_CONTROLS, counted, interval, number, result_line
+from steer_heal.report.tables import NO_CONTROLS, anchors_lost, counted, in_words, interval, number, result_line, sure
 
-SHAPE_LABELS = dict(zip(SHAPE, ("words", "distinct 4-grams", "token entropy"), strict=True))
 UNCERTAINTY = (
     "All intervals are 95 %, over the items or prompts of this run; they do not cover the spread over seeds: for that, "
     "run other seeds."
@@ -44,7 +43,7 @@ def headline(ledger: Ledger) -> list[tuple[str, str]]:
         *((f"Is it more than {named(row)}?", against_line(row)) for row in end["against"] if row["difference"]),
         *([] if end["controls"] == "all" else [("Was it the method?", NO_CONTROLS)]),
         ("How sure is this?", UNCERTAINTY),
-    ]  # fmt: skip
+    ]
 
 
 def trait_line(best: Mapping) -> str:
@@ -104,16 +103,16 @@ def cost_line(best: Mapping, gate: Mapping) -> str:
 
 def shape_words(state: Mapping, base: Mapping) -> str:
     """Length and diversity of a state as shares of base's."""
-    known = {label: (state[name], base[name]) for name, label in SHAPE_LABELS.items() if state[name] and base[name]}
-    return ", ".join(f"{label} {ours / theirs:.2f}" for label, (ours, theirs) in known.items())
+    known = [name for name in SHAPE if state[name] and base[name]]
+    return ", ".join(f"{in_words(name)} {state[name] / base[name]:.2f}" for name in known)
 
 
 def against_line(row: Mapping) -> str:
     """One comparison in words, with how sure it is."""
     parts = []
-    for key, label, digits in (
-        ("free_trait", "trait of replies", 2), ("log_odds", "log-odds in nats", 2), ("coherence", "coherence", 3),
-    ):  # fmt: skip
+    labels = {"free_trait": "trait of replies", "log_odds": "log-odds in nats", "coherence": "coherence"}
+    for key, label in labels.items():
+        digits = 3 if key == "coherence" else 2
         if found := row["difference"][key]:
             own = interval(row["shift"][key], digits)
             parts.append(f"{label} {interval(found, digits)}, {sure(found, 'more', 'less')} (its own shift: {own})")
@@ -123,15 +122,3 @@ def against_line(row: Mapping) -> str:
 def named(row: Mapping) -> str:
     """What a row of comparisons compares with, in words."""
     return "simply asking (the persona as system prompt)" if row["name"] == "prompted" else f"control {row['name']!r}"
-
-
-def sure(difference: Mapping, more: str, less: str) -> str:
-    """`surely more`, `surely less` or `not surely different`, by the interval."""
-    if (difference["low"] or 0) > 0:
-        return f"surely {more}"
-    return f"surely {less}" if (difference["high"] or 0) < 0 else "not surely different"
-
-
-def anchors_lost(gate: dict) -> str:
-    """`2 of 94`, or a dash where the model had none to lose."""
-    return f"{len(gate['regressed'].get('anchors', ()))} of {gate['anchors']}" if gate["anchors"] else "-"

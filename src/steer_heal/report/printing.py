@@ -1,22 +1,24 @@
-"""Ledger events as a reader sees them: one table per stage, its columns explained, and what it SHOULD show.
+"""Ledger events in full, for `--verbose`: a table per stage, its columns explained, and what it SHOULD show, judged.
 
 Knows nothing of models; it prints what the events say, so a finished run can be printed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from steer_heal.report.heal_table import LEGEND, hardly_fired
+from steer_heal.ledger.clock import duration
+from steer_heal.report.expectations import Found
+from steer_heal.report.screen import asides
 from steer_heal.report.tables import (
-    AGAINST_COLUMNS,
     against_legend,
-    against_rows,
+    against_table,
     counted,
     decided,
+    in_words,
     interval,
     number,
     result_line,
@@ -29,6 +31,24 @@ from steer_heal.texts.coherence.rules import from_text
 
 NAMED = 6
 """Anchors that are named where a list of them would fill the screen; the event has all."""
+FIGURES = {"mean": 3, "agg": 3, "max": 2, "fired": 2, "ratio": 2, "lam": 2}
+"""Figures of a barrier in a step's row (`NAME_mean` and so on), and their digits in the table."""
+LEGEND = (
+    "step: steps taken. nll: per token; D: divergence from the reference over a completion's tokens, as mean, "
+    "aggregated (what the budget is about) and its largest, nats; fired: share of the rows over budget; ratio: "
+    "gradient norm at the hidden states, barrier / nll; lam: weight of the barrier; grad: norm of the adapter's "
+    "gradient; lr: learning rate."
+)
+
+
+def show(console: Console, event: dict, found: Sequence[Found]) -> None:
+    """Print an event, then what it SHOULD show, each with whether it holds; a failure in colour."""
+    if line := asides(event):
+        console.print(line, markup=False, soft_wrap=True)
+    if event["stage"] in SHOW:
+        SHOW[event["stage"]](console, event)
+        for one in found:
+            console.print(str(one), markup=False, style=None if one.holds else "yellow")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
@@ -39,6 +59,48 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     for row in rows:
         out.add_row(*row)
     return out
+
+
+def barriers(step: Mapping) -> list[str]:
+    """The references whose barrier a step's row has figures of; none in a plain nll heal."""
+    return [key.removesuffix("_agg") for key in step if key.endswith("_agg")]
+
+
+def steps_header(step: Mapping) -> str:
+    """Names of the columns of `steps_line`; a barrier's begin with its reference."""
+    cells = [f"{'step':>5}", f"{'nll':>6}"]
+    cells += [f"| D {name}:" + "".join(f"{label:>6}" for label in FIGURES) for name in barriers(step)]
+    return " ".join([*cells, f"| {'grad':>6}", f"{'lr':>8}"])
+
+
+def steps_line(step: Mapping) -> str:
+    """One step of a heal as a row of its live table."""
+    cells = [f"{step['step'] + 1:>5}", f"{step['nll']:>6.3f}"]
+    for name in barriers(step):
+        # + 0.0: a divergence of -1e-9 is rounding, and no negative zero.
+        figures = (f"{round(step[f'{name}_{key}'], n) + 0.0:>6.{n}f}" for key, n in FIGURES.items())
+        cells.append("| " + " " * len(f"D {name}:") + "".join(figures))
+    return " ".join([*cells, f"| {step['grad_norm']:>6.2f}", f"{step['lr']:>8.1e}"])
+
+
+def epoch_line(row: Mapping) -> str:
+    """Training and held-out nll of an epoch, each against its value before the training."""
+    train = f"nll train {number(row['train_nll'])} (before training {number(row['train_nll_before'])})"
+    if "heldout_nll" not in row:
+        return f"epoch {row['epoch']}: {train}, nothing held out"
+    held_out = f"held-out {number(row['heldout_nll'])} (before {number(row['heldout_nll_before'])})"
+    return f"epoch {row['epoch']}: {train}, {held_out}"
+
+
+def batch_line(done: Sequence, now, tokens: int, seconds: float) -> str:
+    """A batch of replies: its plan, doses, longest reply, and speed since so many tokens and seconds."""
+    tokens, seconds = now.tokens - tokens, now.seconds - seconds
+    speed = f"{tokens / max(seconds, 1e-9):.0f} tokens/s" if tokens else "read from the run folder"
+    doses = ", ".join(f"{dose:.3g}" for dose in sorted({reply.dose for reply in done}))
+    return (
+        f"  batch of {len(done)} (planned: {now.total} replies, up to {now.rows} at once), doses {doses}, "
+        f"longest {max(len(reply.token_ids) for reply in done)} tokens, {speed}"
+    )
 
 
 def _start(console: Console, e: dict) -> None:
@@ -52,17 +114,15 @@ def _start(console: Console, e: dict) -> None:
 
 
 def _calibrate(console: Console, e: dict) -> None:
-    c = e["calibration"]
     own = [rule for rule in from_text(e["limits"]) if rule.gate in e["gates"]]
     console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
     if own:
         bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
         rows = [[rule.words, rule.gate, bound] for rule, bound in zip(own, bounds, strict=True)]
         console.print(table("limits from the model's own text", ["dropped for", "gate", "limit"], rows))
-    console.print("All other limits are fixed; each round's filter.txt has every one, with the texts nearest to it.")
     console.print(
-        f"A completion beyond any limit is dropped. SHOULD: at most {c['false_drop']:.0%} of the model's own unsteered "
-        f"text dropped in all; here {c['dropped']} of {c['completions']}."
+        "A completion beyond any limit is dropped. All other limits are fixed; each round's filter.txt has every one, "
+        "with the texts nearest to it."
     )
 
 
@@ -73,7 +133,6 @@ def _capture(console: Console, e: dict) -> None:
     more = f" and {len(e['failed']) - NAMED} more" if len(e["failed"]) > NAMED else ""
     missed = f" (not held against it: {', '.join(e['failed'][:NAMED])}{more})" if e["failed"] else ""
     console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
-    console.print("SHOULD: most of them right; only these can be seen to be lost.")
 
 
 def _baseline(console: Console, e: dict) -> None:
@@ -81,7 +140,6 @@ def _baseline(console: Console, e: dict) -> None:
     title = "baseline on held-out items; prompted: the persona as system prompt"
     console.print(table(title, *state_table(states)))
     console.print(state_legend(states), markup=False)
-    console.print("SHOULD: prompted clearly above base on the trait; else the trait's items do not measure it.")
 
 
 def _round(e: dict) -> str:
@@ -89,15 +147,13 @@ def _round(e: dict) -> str:
 
 
 def _extract(console: Console, e: dict) -> None:
-    rows = [
-        [f"{block} steered" if int(block) in e["layers"] else str(block), number(q["norm"]), number(q["relative_norm"]),
-         number(q["split_half_cosine"]), number(q["auc"])]
-        for block, q in e["quality"].items()
-    ]  # fmt: skip
-    columns = ["block", "norm", "norm / residual", "split-half cosine", "held-out AUC"]
+    keys = {"norm": "norm", "norm / residual": "relative_norm", "split-half cosine": "split_half_cosine"}
+    keys["held-out AUC"] = "auc"
+    names = {block: f"{block} steered" if int(block) in e["layers"] else block for block in e["quality"]}
+    rows = [[names[block], *(number(q[key]) for key in keys.values())] for block, q in e["quality"].items()]
     skipped = f", {e['n_skipped']} too long and left out" if e["n_skipped"] else ""
     title = f"extract: vector from {e['n_contexts']} contexts ({e['kind']}{skipped})"
-    console.print(table(_round(e) + title, columns, rows))
+    console.print(table(_round(e) + title, ["block", *keys], rows))
     console.print(f"Blocks {e['reason']}.", markup=False)
     if unit := e.get("unit"):
         reached = "" if unit["reached"] else " (the target is out of reach)"
@@ -107,10 +163,8 @@ def _extract(console: Console, e: dict) -> None:
         "the vectors of two halves of the contexts; held-out AUC: how well it tells the personas apart on contexts "
         "that it was not made from (0.5 = not at all)."
     )
-    console.print("SHOULD: split-half cosine and AUC near 1 (a reliable direction that separates the personas).")
     if e["round"]:
-        cosine = number(e["cosine_first"], 2)
-        console.print(f"Cosine with round 0's vector: {cosine}. SHOULD: near 1; low means the direction drifts.")
+        console.print(f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}.")
 
 
 def _walk(console: Console, e: dict) -> None:
@@ -119,22 +173,20 @@ def _walk(console: Console, e: dict) -> None:
         for s in e["curve"]
     ]
     console.print(table(_round(e) + "walk-C", ["kappa", "sampled", "kept", "share", "banked", "decision"], rows))
+    keys = {"trait": "trait", "trait of kept": "trait_kept"}
+    keys |= {"sentence ok": "sentence_ok", "sentence ok of kept": "sentence_ok_kept"}
     rows = [
-        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", number(d["trait"], 2), number(d["trait_kept"], 2),
-         number(d["sentence_ok"]), number(d["sentence_ok_kept"])]
+        [f"{d['dose']:.2f}", str(d["n"]), f"{d['kept']:.2f}", *(number(d[key]) for key in keys.values())]
         for d in e["per_dose"]
-    ]  # fmt: skip
-    columns = ["dose", "sampled", "kept share", "trait", "trait of kept", "sentence ok", "sentence ok of kept"]
-    console.print(table("", columns, rows))
+    ]
+    console.print(table("", ["dose", "sampled", "kept share", *keys], rows))
     dropped = ", ".join(f"{gate} {n}" for gate, n in e["dropped"].items()) or "none"
     heat = "the model's own" if e["temperature"] is None else f"{e['temperature']:.2f}"
     console.print(
         "kappa multiplies every dose; share: of the sampled that passed the filter; banked: kept so far; decision: "
         "shrink lowers kappa, enough ends the walk; trait and sentence ok: shares by the trait's checker, of all and "
         "of the kept.\n"
-        f"Sampling temperature: {heat}. Dropped by gate: {dropped}.\n"
-        f"SHOULD: trait of kept well above base ({number(e['trait_base'], 2)}); equal means that steering did not bite "
-        "and there is nothing to learn."
+        f"Sampling temperature: {heat}. Dropped by gate: {dropped}. Trait of base: {number(e['trait_base'], 2)}."
     )
     console.print("A few of them in full; read them:")
     for x in e["examples"]:
@@ -146,10 +198,8 @@ def _walk(console: Console, e: dict) -> None:
 def _heal(console: Console, e: dict) -> None:
     console.print(LEGEND, markup=False)
     f, n = e["figures"], e["lengths"]
-    keys = {
-        "nll train": "train_nll", "nll held-out": "heldout_nll", "KL to prev": "kl_prev", "KL to base": "kl_base",
-        "KL to prev, replay": "kl_prev_replay", "KL to base, replay": "kl_base_replay",
-    }  # fmt: skip
+    keys = {"nll train": "train_nll", "nll held-out": "heldout_nll", "KL to prev": "kl_prev", "KL to base": "kl_base"}
+    keys |= {"KL to prev, replay": "kl_prev_replay", "KL to base, replay": "kl_base_replay"}
     keys = {head: key for head, key in keys.items() if f"{key}_after" in f}
     rows = [[when, *(number(f[f"{key}_{when}"]) for key in keys.values())] for when in ("before", "after")]
     title = f"heal: {e['rows']} rows ({e['tokens_cut']} cut by length), {f['steps']} steps, {e['seconds']:.1f} s"
@@ -165,12 +215,8 @@ def _heal(console: Console, e: dict) -> None:
         for name, tau in e["tau"].items()
     ]
     console.print(f"Barrier {e['reg']} {'; '.join(barriers) or '(none)'}.", markup=False)
-    remarks = "; ".join([*e["notes"], *hardly_fired(e)]) or "as it should be"
-    console.print(
-        "SHOULD: both nll fall and the barrier fires on some rows. It never fired = plain nll; held-out rises = "
-        f"overfit; neither falls = nothing to learn. Here: {remarks}.",
-        markup=False,
-    )
+    for note in e["notes"]:
+        console.print(f"Note: {note}.", markup=False)
     if e["overfit"] is not None:
         console.print(
             f"Overfit check: plain training on the one most trait-laden completion took {e['overfit']:.2f} nats per "
@@ -179,21 +225,15 @@ def _heal(console: Console, e: dict) -> None:
         )
 
 
-def _diverged(console: Console, e: dict) -> None:
-    left = "the rows and the last good adapter" if e["adapter"] else "the rows (no step had been taken)"
-    console.print(f"{_round(e)}heal stopped; {left} are in {e['folder']}", markup=False, soft_wrap=True)
-
-
 def _bake(console: Console, e: dict) -> None:
     warned = f" {e['warning']}" if e["warning"] else ""
     console.print(
         f"{_round(e)}bake: {counted(e['depth'], 'adapter')} folded: the adapted weights change by "
-        f"{e['relative_change']:.1%}, and {e['rounding_loss']:.1g} of that change is lost to rounding. SHOULD: a loss "
-        f"under .3.{warned}"
+        f"{e['relative_change']:.1%}, and {e['rounding_loss']:.1g} of that change is lost to rounding.{warned}"
     )
     console.print(
         f"The student's mean states moved as far along the vector as a dose of {number(e['shift_dose'], 2)}; cosine of "
-        f"their shift with the vector {number(e['cosine_vector'], 2)}. SHOULD: above 0 where the trait moved."
+        f"their shift with the vector {number(e['cosine_vector'], 2)}."
     )
     if e["round"]:
         console.print(
@@ -217,24 +257,19 @@ def _evaluate(console: Console, e: dict) -> None:
         )
     if shifts := vignette_table([e]):
         console.print(table("vignettes: healed - base, nats, 95 % intervals", *shifts))
-    console.print(
-        "Columns as under the baseline; shifts are paired item by item. SHOULD: healed near steered on the trait and "
-        "near base on sentence ok, 4-grams, words and entropy; off-target shifts small beside that of the trait."
-    )
+    console.print("Columns as under the baseline; shifts are paired item by item.")
 
 
 def _verdict(console: Console, e: dict) -> None:
-    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {e['text']}")
+    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {in_words(e['text'])}")
     if "retain" in e["text"]:
         console.print("retain: the student's shift as a share of the steered model's; a cluster: one prompt or item.")
 
 
 def _gate(console: Console, e: dict) -> None:
-    console.print(
-        f"[bold]{_round(e)}gate: {decided(e)}[/bold]. SHOULD: kept; each line is one check, with what it allows."
-    )
+    console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]. Each line is one check, with what it allows.")
     for reason in e["reasons"]:
-        console.print(f"  {reason}", markup=False)
+        console.print(f"  {in_words(reason)}", markup=False)
     if lost := e["regressed"].get("anchors"):
         console.print(f"  anchors lost: {', '.join(lost)}", markup=False)
     if e["outcome"] == "inconclusive":
@@ -251,44 +286,20 @@ def _gate(console: Console, e: dict) -> None:
     console.print()
 
 
-def _memory(console: Console, e: dict) -> None:
-    console.print(
-        f"memory ran out in {e['unit']}: on with {counted(e['rows'], 'row')} per batch; a run without this has other "
-        "bits.",
-        markup=False,
-    )
-
-
 def _end(console: Console, e: dict) -> None:
     states = [(t["name"], t["state"]) for t in e["trajectory"]]
     console.print(table("base -> steered -> healed", *state_table(states)))
     console.print(state_legend(states), markup=False)
-    compared = against_rows(e["against"])
-    used = [i for i in range(len(AGAINST_COLUMNS)) if any(row[i] != "-" for row in compared)]
-    narrow = [[row[i].replace(" [", "\n[") for i in used] for row in compared]
-    heads = [AGAINST_COLUMNS[i] for i in used]
+    heads, compared = against_table(e["against"])
+    narrow = [[cell.replace(" [", "\n[") for cell in row] for row in compared]
     console.print(table("the result against the prompted model and controls", heads, narrow))
     console.print(against_legend(e), markup=False)
-    console.print(f"[bold]verdict: {e['verdict']}[/bold]. {e['text']}")
+    console.print(f"[bold]verdict: {e['verdict']}[/bold]. {in_words(e['text'])}")
     if e["ended_by"]:
-        console.print(f"ended early: {e['ended_by']}", markup=False)
-    console.print(f"{result_line(e)}  time {e['seconds']:.0f} s")
+        console.print(f"ended early: {in_words(e['ended_by'])}", markup=False)
+    console.print(f"{result_line(e)}  time {duration(e['seconds'])}")
     console.print(f"written: {e['folder']}; open report.html there", markup=False, soft_wrap=True)
 
 
-SHOW: dict[str, Callable[[Console, dict], None]] = {
-    "start": _start,
-    "calibrate": _calibrate,
-    "capture": _capture,
-    "baseline": _baseline,
-    "extract": _extract,
-    "walk": _walk,
-    "heal": _heal,
-    "diverged": _diverged,
-    "bake": _bake,
-    "evaluate": _evaluate,
-    "verdict": _verdict,
-    "gate": _gate,
-    "end": _end,
-    "memory": _memory,
-}
+STAGES = (_start, _calibrate, _capture, _baseline, _extract, _walk, _heal, _bake, _evaluate, _verdict, _gate, _end)
+SHOW: dict[str, Callable[[Console, dict], None]] = {stage.__name__[1:]: stage for stage in STAGES}

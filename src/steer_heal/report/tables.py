@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from operator import itemgetter
 
 
@@ -27,10 +28,38 @@ def interval(shift: dict | None, digits: int = 2) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def rises(shift: Mapping | None) -> bool:
+    """The whole 95 % interval is above 0."""
+    return shift is not None and (shift["low"] or 0) > 0
+
+
+def sure(shift: Mapping, more: str, less: str) -> str:
+    """`surely more`, `surely less` or `not surely different`, by the interval."""
+    if rises(shift):
+        return f"surely {more}"
+    return f"surely {less}" if (shift["high"] or 0) < 0 else "not surely different"
+
+
+WORDS = {"distinct4": "4-grams", "token_entropy": "entropy"}
+"""Figures whose name in events is not the one that readers see everywhere."""
+
+
+def in_words(text: str) -> str:
+    """A text of an event in the words that tables use."""
+    for name, word in WORDS.items():
+        text = text.replace(name, word)
+    return text
+
+
 def counted(n: int, thing: str) -> str:
     """`1 round`, `2 rounds`."""
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
+
+TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"), "fair")
+TONES |= dict.fromkeys(("healed", "moved"), "good")
+TONES |= dict.fromkeys(("collapsed", "starved", "diverged", "reverted"), "bad")
+"""How a verdict is coloured."""
 
 Figure = Callable[[Mapping], float | None]
 
@@ -49,6 +78,10 @@ class Column:
     signed: bool = False
     of_trouble: bool = False
 
+    def told(self, state: Mapping | None) -> str:
+        """The figure of a state, a dash where there is none."""
+        return number(state and self.figure(state), self.digits, self.signed)
+
     def shown(self, states: Sequence[Mapping]) -> bool:
         if self.of_trouble:
             return any(map(self.figure, states))
@@ -57,14 +90,7 @@ class Column:
 
 def _of_vignettes(*path: str) -> Figure:
     """A figure of the vignettes of a state, None where there are none."""
-
-    def figure(state: Mapping) -> float | None:
-        found = state["vignettes"]
-        for name in path:
-            found = found and found[name]
-        return found
-
-    return figure
+    return lambda state: reduce(lambda found, name: found and found[name], path, state["vignettes"])
 
 
 STATE = (
@@ -92,13 +118,14 @@ STATE = (
 def state_table(named: Sequence[tuple[str, Mapping]]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of measured models, from their names and summaries."""
     columns = _shown(named)
-    rows = [[name, *(number(c.figure(state), c.digits, c.signed) for c in columns)] for name, state in named]
+    rows = [[name, *(c.told(state) for c in columns)] for name, state in named]
     return ["model", *(c.head for c in columns)], rows
 
 
-def state_legend(named: Sequence[tuple[str, Mapping]]) -> str:
-    """What the columns of `state_table` mean."""
-    return "; ".join(f"{c.head}: {c.meaning}" for c in _shown(named)) + "."
+def state_legend(named: Sequence[tuple[str, Mapping]], heads: Sequence[str] | None = None) -> str:
+    """What the columns of `state_table` mean, or some of them."""
+    columns = [c for c in _shown(named) if heads is None or c.head in heads]
+    return "; ".join(f"{c.head}: {c.meaning}" for c in columns) + "."
 
 
 def _shown(named: Sequence[tuple[str, Mapping]]) -> list[Column]:
@@ -130,11 +157,6 @@ def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]
     return columns, rows
 
 
-ROUND_COLUMNS = [
-    "round", "doses", "survival", "kept", "trait of kept", "tokens", "nll held-out", "fired", "KL to previous",
-    "KL to base", "KL to base on replay", "cos vector, round 0", "cos delta, round 0", "cos shift, vector",
-    "shift as dose", "rounding loss", "gate",
-]  # fmt: skip
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
     "kept; trait of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held-out: of kept "
@@ -147,36 +169,46 @@ ROUND_LEGEND = (
 )
 
 
-def by_round(events: Sequence[Mapping]) -> dict[int, dict[str, Mapping]]:
-    """The events of each round by stage."""
-    rounds: dict[int, dict[str, Mapping]] = {}
-    for e in events:
-        if e["round"] is not None:
-            rounds.setdefault(e["round"], {})[e["stage"]] = e
-    return rounds
+def filled(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) of rows by column; a column in which none has a figure is left out."""
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] != "-" for row in rows)]
+    return columns, [[row[name] for name in columns] for row in rows]
 
 
 def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows): what each trained round did, from the events of a run; columns without a figure are left out."""
     rows = []
-    for r, e in by_round(events).items():
-        if "gate" not in e:
-            continue
+    for r in (e["round"] for e in events if e["stage"] == "gate"):
+        e = {one["stage"]: one for one in events if one["round"] == r}
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
-        doses = [d["dose"] for d in walk["per_dose"] if d["kept"]]
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
-        rows.append([
-            str(r), f"{min(doses):.2f} to {max(doses):.2f}", number(walk["survival"], 2),
-            f"{walk['kept']}/{walk['sampled']}", number(walk["trait_kept"], 2), lengths(e["heal"]),
-            " -> ".join(nll), fired(e["heal"]),
-            number(figures.get("kl_prev_after")), number(figures.get("kl_base_after")),
-            number(figures.get("kl_base_replay_after")),
-            number(e["extract"]["cosine_first"], 2), number(bake["cosine_first"], 2),
-            number(bake["cosine_vector"], 2), number(bake["shift_dose"], 2), f"{bake['rounding_loss']:.1g}",
-            decided(e["gate"]),
-        ])  # fmt: skip
-    kept = [i for i in range(len(ROUND_COLUMNS)) if any(row[i] != "-" for row in rows)]
-    return [ROUND_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows]
+        row = {
+            "round": str(r),
+            "doses": kept_doses(walk),
+            "survival": number(walk["survival"], 2),
+            "kept": f"{walk['kept']}/{walk['sampled']}",
+            "trait of kept": number(walk["trait_kept"], 2),
+            "tokens": lengths(e["heal"]),
+            "nll held-out": " -> ".join(nll),
+            "fired": fired(e["heal"]),
+            "KL to previous": number(figures.get("kl_prev_after")),
+            "KL to base": number(figures.get("kl_base_after")),
+            "KL to base on replay": number(figures.get("kl_base_replay_after")),
+            "cos vector, round 0": number(e["extract"]["cosine_first"], 2),
+            "cos delta, round 0": number(bake["cosine_first"], 2),
+            "cos shift, vector": number(bake["cosine_vector"], 2),
+            "shift as dose": number(bake["shift_dose"], 2),
+            "rounding loss": f"{bake['rounding_loss']:.1g}",
+            "gate": decided(e["gate"]),
+        }
+        rows.append(row)
+    return filled(rows)
+
+
+def kept_doses(walk: Mapping) -> str:
+    """`0.50-1.00`: the lowest and the highest dose that texts were kept from, or else of all."""
+    doses = [d["dose"] for d in walk["per_dose"] if d["kept"]] or [d["dose"] for d in walk["per_dose"]]
+    return "-".join(f"{dose:.2f}" for dose in dict.fromkeys((min(doses), max(doses))))
 
 
 def lengths(heal: Mapping) -> str:
@@ -204,6 +236,17 @@ def decided(gate: Mapping) -> str:
     return outcome if outcome == follows else f"{outcome}: {'kept' if gate['stands'] else 'reverted'}"
 
 
+def gate_reasons(gate: Mapping) -> list[str]:
+    """The reasons that decided, in words: all of them for a keep, else those that spoke against it."""
+    against = [r for r in gate["reasons"] if not ("surely within" in r or "stands on" in r)]
+    return [in_words(reason) for reason in against or gate["reasons"]]
+
+
+def anchors_lost(gate: Mapping) -> str:
+    """`2 of 94`, or a dash where the model had none to lose."""
+    return f"{len(gate['regressed'].get('anchors', ()))} of {gate['anchors']}" if gate["anchors"] else "-"
+
+
 def result_line(end: Mapping) -> str:
     """Which rounds are in the weights that the run hands over."""
     if end["best_round"] is None:
@@ -215,19 +258,13 @@ def result_line(end: Mapping) -> str:
     return f"Result: the student of round {end['best_round']} ({adapters} folded in)."
 
 
-AGAINST_COLUMNS = [
-    "compared with", "rounds", "its verdict", "its trait - base", "its log-odds - base", "healed - it: trait",
-    "healed - it: log-odds", "healed - it: coherence",
-]  # fmt: skip
 AGAINST_LEGEND = (
     "Each row: paired differences with 95 % intervals on the same items. trait: in free text, share of replies; "
     "log-odds: in forced choice, nats; coherence: sound sentences, or coherent replies without a checker."
 )
 WITH_CONTROLS = (
     "A control runs with the same budget and seed and is compared after as many rounds as the result has; the gate "
-    "only watches it. SHOULD: unsteered and random vector move nothing, or away from the trait, and healed is surely "
-    "above both; else it was not the vector's content that moved it. Shuffled pairs may carry the trait, in their "
-    "words, but lose coherence; if they lose none, the prompts did not matter."
+    "only watches it. Shuffled pairs may carry the trait, in their words."
 )
 NO_CONTROLS = (
     "No controls were run: what the same training does without a vector, with a random one, or with shuffled pairs is "
@@ -236,19 +273,21 @@ NO_CONTROLS = (
 
 
 def against_legend(end: Mapping) -> str:
-    """What the table of `against_rows` shows, and of controls what it SHOULD, or that there are none."""
+    """What the table of `against_table` shows, and of controls what it SHOULD, or that there are none."""
     return f"{AGAINST_LEGEND} {WITH_CONTROLS if end['controls'] == 'all' else NO_CONTROLS}"
 
 
-def against_rows(against: Sequence[Mapping]) -> list[list[str]]:
-    """One row per comparison of the run's result (see `AGAINST_COLUMNS`)."""
+def against_table(against: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows), a row per comparison of the run's result; columns without a figure are left out."""
     rows = []
     for row in against:
         shift, difference = row["shift"] or {}, row["difference"] or {}
-        rows.append([
-            row["name"], "-" if row["rounds"] is None else str(row["rounds"]), row["verdict"] or "-",
-            interval(shift.get("free_trait")), interval(shift.get("log_odds")),
-            interval(difference.get("free_trait")), interval(difference.get("log_odds")),
-            interval(difference.get("coherence"), 3),
-        ])  # fmt: skip
-    return rows
+        told = {"compared with": row["name"], "rounds": "-" if row["rounds"] is None else str(row["rounds"])}
+        told["its verdict"] = row["verdict"] or "-"
+        told["its trait - base"] = interval(shift.get("free_trait"))
+        told["its log-odds - base"] = interval(shift.get("log_odds"))
+        told["healed - it: trait"] = interval(difference.get("free_trait"))
+        told["healed - it: log-odds"] = interval(difference.get("log_odds"))
+        told["healed - it: coherence"] = interval(difference.get("coherence"), 3)
+        rows.append(told)
+    return filled(rows)

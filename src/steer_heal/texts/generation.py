@@ -39,7 +39,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a call of `generate` has come: replies of finished batches, and tokens of the running one as well.
+    """How far a call of `generate` has come: replies that have ended and tokens, those of the running batch as well.
 
     `rows` is the number of replies in a batch as planned. Tokens are those sampled now, not what is read back.
     """
@@ -167,9 +167,10 @@ def generate_requests(
     out: dict[int, Completion] = {}
     started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
-    def report(done: list[Completion], running: int = 0) -> None:
+    def report(done: list[Completion], ended: int = 0, running: int = 0) -> None:
         if on_batch:
-            on_batch(done, Progress(len(out), len(requests), rows, tokens + running, time.perf_counter() - started))
+            replies, seconds = len(out) + ended, time.perf_counter() - started
+            on_batch(done, Progress(replies, len(requests), rows, tokens + running, seconds))
 
     def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
         r = requests[i]
@@ -189,7 +190,7 @@ def generate_requests(
         picked = order[len(out) : len(out) + rows]
         if rows < full:
             torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
-        batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], lambda n: report([], n))
+        batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], partial(report, []))
         batch_seed = derive_seed("batch", seed, number)
         try:
             done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked, batch_seed), COMPLETIONS)
@@ -218,7 +219,7 @@ def generate_requests(
 class _Batch(StoppingCriteria):
     """One left-padded batch being sampled. As a stopping criterion that never stops it sees every token as it comes."""
 
-    def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int], None]):
+    def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int, int], None]):
         self.lm, self.prompts, self.tick = lm, prompts, tick
         self.inputs = lm.pad_left(prompts)
         self.never = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
@@ -228,7 +229,8 @@ class _Batch(StoppingCriteria):
     def __call__(self, input_ids: Int[Tensor, "row position"], scores, **kwargs) -> Bool[Tensor, " row"]:
         self.ids = input_ids
         if time.perf_counter() - self.ticked > TICK:
-            self.tick(sum(map(len, self.replies())))
+            replies = self.replies()
+            self.tick(sum(reply[-1] in self.lm.eos_ids for reply in replies), sum(map(len, replies)))
             self.ticked = time.perf_counter()
         return self.never
 

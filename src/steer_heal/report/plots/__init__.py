@@ -1,16 +1,15 @@
-"""The pictures of a run, one file per picture; each answers one question.
+"""The pictures of a run; each answers one question. A picture that the run has no figures for does not exist.
 
-Know nothing of pages. A picture that the run has no figures for does not exist.
+Know nothing of pages.
 """
 
 from steer_heal.ledger import Ledger
 from steer_heal.report.plots.dose import dose_plot
-from steer_heal.report.plots.drawing import Key, Panel, Plot, png, svg
-from steer_heal.report.plots.off_target import off_target_plot
-from steer_heal.report.plots.trait_coherence import trait_coherence_plot
+from steer_heal.report.plots.drawing import DARK, LIGHT, Key, Panel, Plot, png, svg
+from steer_heal.report.plots.maps import off_target_plot, trait_coherence_plot
 from steer_heal.report.plots.trajectory import trajectory_plot
 
-__all__ = ["Key", "Panel", "Plot", "plots", "png", "svg"]
+__all__ = ["DARK", "LIGHT", "Key", "Panel", "Plot", "plots", "png", "svg"]
 
 
 def plots(ledger: Ledger) -> list[Plot]:

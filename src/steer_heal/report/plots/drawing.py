@@ -1,4 +1,4 @@
-"""Panels to pictures: SVG for the page, in a light and a dark rendering, and PNG beside the summary.
+"""Panels to pictures: colours and marks, SVG for the page in a light and a dark rendering, PNG beside the summary.
 
 Knows nothing of runs. Names in pictures come from traits and models, so no text is read as mathematics.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
-
-from steer_heal.report.plots.theme import LIGHT, Theme, darkened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +35,44 @@ MARKS = {
 }
 """How a kind of model is drawn, in panels and legends."""
 FONT = "DejaVu Sans"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours as `#rrggbb`: of the models, of text, of quiet lines, and of the paper that a picture lies on.
+
+    Kinds are also told apart by marker and line, so that no reader depends on colour.
+    """
+
+    base: str
+    steered: str
+    healed: str
+    prompted: str
+    control: str
+    text: str
+    muted: str
+    line: str
+    paper: str
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """By name, for a style sheet."""
+        return asdict(self)
+
+
+LIGHT = Theme("#6b7280", "#cf3e53", "#12835f", "#2f6fd0", "#8a5aa8", "#1f2430", "#626b78", "#d5d9e0", "#ffffff")
+DARK = Theme("#9aa3b0", "#ff7d8a", "#4cc99a", "#7fb2ff", "#c79be6", "#e4e7ec", "#9aa3b0", "#3a414d", "#1a1e26")
+
+
+def ramp(i: int, n: int) -> float:
+    """Opacity of round i of n: from pale for early rounds to full for the last."""
+    return 1.0 if n <= 1 else 0.3 + 0.7 * i / (n - 1)
+
+
+def darkened(drawn: str) -> str:
+    """An SVG drawn in light colours, in dark ones."""
+    swap = dict(zip(LIGHT.colours.values(), DARK.colours.values(), strict=True))
+    return re.sub("|".join(swap), lambda found: swap[found[0]], drawn)
 
 
 @dataclass(frozen=True)
@@ -74,6 +111,12 @@ class Plot:
     reading: str
     panels: tuple[Panel, ...]
     keys: tuple[Key, ...]
+
+
+def ring(axis: Axes, x: float, y: float, theme: Theme) -> None:
+    """Marks the result."""
+    look = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": theme.healed, "markeredgewidth": 1.2}
+    axis.plot([x], [y], "o", zorder=5, **look)
 
 
 def svg(panel: Panel) -> str:
@@ -115,10 +158,13 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, room: 
     figure = Figure(figsize=(width, height))
     across, down = EDGES["left"] + EDGES["right"], EDGES["top"] + EDGES["bottom"]
     figure.subplots_adjust(
-        left=EDGES["left"] / width, right=1 - EDGES["right"] / width, bottom=EDGES["bottom"] / height,
-        top=1 - (EDGES["top"] + room) / height, wspace=across / (width / columns - across),
+        left=EDGES["left"] / width,
+        right=1 - EDGES["right"] / width,
+        bottom=EDGES["bottom"] / height,
+        top=1 - (EDGES["top"] + room) / height,
+        wspace=across / (width / columns - across),
         hspace=down / ((height - room) / rows - down),
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -140,11 +186,9 @@ def _draw(axis: Axes, panel: Panel, theme: Theme) -> None:
 def _settings(theme: Theme) -> Iterator[None]:
     import matplotlib
 
-    changed = {
-        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "steer_heal", "font.family": ["sans-serif"],
-        "font.sans-serif": [FONT], "font.size": 9, "axes.labelcolor": theme.muted, "text.color": theme.text,
-        "xtick.labelcolor": theme.muted, "ytick.labelcolor": theme.muted, "axes.unicode_minus": True,
-        "lines.markersize": 5.5, "lines.linewidth": 1.7,
-    }  # fmt: skip
+    changed = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "steer_heal", "text.color": theme.text}
+    changed |= dict.fromkeys(("axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), theme.muted)
+    changed |= {"font.family": ["sans-serif"], "font.sans-serif": [FONT], "font.size": 9, "axes.unicode_minus": True}
+    changed |= {"lines.markersize": 5.5, "lines.linewidth": 1.7}
     with matplotlib.rc_context(changed):
         yield

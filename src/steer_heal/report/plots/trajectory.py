@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steer_heal.ledger import Ledger
-from steer_heal.report.course import Course, levels, shifts
-from steer_heal.report.plots.drawing import Key, Panel, Plot
-from steer_heal.report.plots.theme import Theme
+from steer_heal.report.expectations import legend
+from steer_heal.report.plots.course import Course, levels, shifts
+from steer_heal.report.plots.drawing import Key, Panel, Plot, Theme, ring
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,15 +27,16 @@ def trajectory_plot(ledger: Ledger) -> Plot:
         ("Trait in forced choice", "log-odds (nats)", levels(ledger, "log_odds", lambda s: s["log_odds"]), None),
         ("Trait in free text", "share of replies", levels(ledger, "free_trait", lambda s: s["free_trait"]), SHARE),
         ("Coherence", "sound sentences (share)", coherence, SHARE),
-        ("Diversity", "distinct 4-grams (share)", levels(ledger, "distinct4"), SHARE),
+        ("Diversity", "4-grams (distinct, share)", levels(ledger, "distinct4"), SHARE),
     ]
     if coherence is None:
         less = shifts(ledger, lambda s: s["coherence"])
         found[2] = ("Coherence", "coherent replies, difference to base", less if less.known else None, None)
     panels = [
         Panel(title, "round", y, alt(title, course), drawer(course, limits))
-        for title, y, course, limits in found if course is not None
-    ]  # fmt: skip
+        for title, y, course, limits in found
+        if course is not None
+    ]
     steps = next(course for _, _, course, _ in found if course is not None).steps
     keys = [Key("steered", "triangle", "steered, unfiltered"), Key("healed", "circle", "healed (ring: the result)")]
     if any(not step.stands for step in steps):
@@ -43,8 +44,8 @@ def trajectory_plot(ledger: Ledger) -> Plot:
     keys += [Key("base", "line", "base"), Key("prompted", "dotted", "persona as system prompt")]
     reading = (
         "Each round steers the student, trains on what the filter kept, and measures both on the same held-out items. "
-        "Bars are 95 % intervals of the paired difference to base. SHOULD: healed climbs in trait while its coherence "
-        "stays on base's; steered falling under it is what there is to heal."
+        "Bars are 95 % intervals of the paired difference to base. Steered falling under base in coherence is what "
+        "there is to heal. " + legend(ledger.events(), "trajectory")
     )
     return Plot("trajectory", "Trajectory", reading, tuple(panels), tuple(keys))
 
@@ -70,8 +71,10 @@ def drawer(course: Course, limits: tuple[float, float] | None):
         x = [number + shift for number, _ in points]
         y = [inside(found.value) for _, found in points]
         ends = [(inside(f.value - f.arms[0]), inside(f.value + f.arms[1])) for _, f in points]
-        arms = [[v - low for v, (low, _) in zip(y, ends, strict=True)],
-                [high - v for v, (_, high) in zip(y, ends, strict=True)]]  # fmt: skip
+        arms = [
+            [v - low for v, (low, _) in zip(y, ends, strict=True)],
+            [high - v for v, (_, high) in zip(y, ends, strict=True)],
+        ]
         axis.errorbar(x, y, yerr=arms, fmt="none", ecolor=colour, elinewidth=1.1, alpha=0.55)
         fill = {"markerfacecolor": "none"} if kind == "hollow" else {}
         axis.plot(x, y, "^" if kind == "triangle" else "o", color=colour, zorder=4, **fill)
@@ -93,8 +96,7 @@ def drawer(course: Course, limits: tuple[float, float] | None):
         axis.plot([-1], [course.base], "s", color=theme.base, zorder=5)
         for step in course.steps:
             if step.best and step.healed:
-                axis.plot([step.number], [inside(step.healed.value)], "o", markersize=12, markerfacecolor="none",
-                          markeredgecolor=theme.healed, markeredgewidth=1.2, zorder=5)  # fmt: skip
+                ring(axis, step.number, inside(step.healed.value), theme)
         every = max(1, -(-(last + 1) // 11))
         axis.set_xticks([-1, *range(0, last + 1, every)], ["base", *map(str, range(0, last + 1, every))])
         axis.set_xlim(-1.4, last + 0.4)

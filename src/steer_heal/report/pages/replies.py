@@ -9,19 +9,17 @@ from dataclasses import dataclass
 
 from steer_heal.evaluation import ReplyRow
 from steer_heal.ledger import Ledger
-from steer_heal.report.folder import Measured, base_of, measured
 from steer_heal.report.headline import event
+from steer_heal.report.pages.folder import Measured, base_of, measured
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What one model said, and what the instruments say of it. `kind`: base, steered or healed."""
+    """What one model said, with its figures. `kind`: base, steered or healed."""
 
     kind: str
     name: str
-    text: str
-    notes: tuple[str, ...]
-    trouble: tuple[str, ...]
+    row: ReplyRow
 
 
 @dataclass(frozen=True)
@@ -46,36 +44,17 @@ class Entry:
 
     number: int
     fate: str
-    stands: bool
     best: bool
     replies: tuple[Reply, ...]
 
 
 @dataclass(frozen=True)
 class Diary:
-    """One question, base's reply, and a steered and a healed reply per round; None without held-out prompts."""
+    """One question, base's reply, and a steered and a healed reply per round."""
 
     prompt: str
     base: Reply
     entries: tuple[Entry, ...]
-
-
-def reply_of(kind: str, name: str, row: ReplyRow) -> Reply:
-    """A reply with its figures in words."""
-    notes, trouble = [], []
-    if row.trait is not None:
-        notes.append(f"trait {row.trait:.2g}")
-    if row.sentence_ok is not None:
-        (notes if row.sentence_ok >= 1 else trouble).append(f"sound sentences {row.sentence_ok:.0%}")
-    if row.nll is not None:
-        notes.append(f"nll {row.nll:.2f}")
-    if row.loop:
-        trouble.append("loops")
-    if not row.finished:
-        trouble.append("cut by length")
-    if row.words == 0:
-        trouble.append("no word")
-    return Reply(kind, name, row.text, tuple(notes), tuple(trouble))
 
 
 def side_by_side(ledger: Ledger) -> Shown:
@@ -84,21 +63,24 @@ def side_by_side(ledger: Ledger) -> Shown:
     rounds = [e["round"] for e in ledger.events("evaluate")]
     if not rounds:
         told = "No round came to a measurement: these are the original model's replies alone."
-        return Shown(told, tuple(SideBySide(b.prompt, (reply_of("base", "base", b),)) for b in base.replies))
+        return Shown(told, tuple(SideBySide(b.prompt, (of_base(b),)) for b in base.replies))
     shown = measured(ledger, rounds[-1] if number is None else number)
     told = f"Steered and healed of round {shown.number}, the run's result."
     if number is None:
         told = f"No round stands; steered and healed are those of the last measured round, {shown.number}."
     rows = zip(base.replies, shown.steered.replies, shown.healed.replies, strict=True)
-    return Shown(
-        told, tuple(SideBySide(b.prompt, (reply_of("base", "base", b), *pair(shown, s, h))) for b, s, h in rows)
-    )
+    return Shown(told, tuple(SideBySide(b.prompt, (of_base(b), *pair(shown, s, h))) for b, s, h in rows))
+
+
+def of_base(row: ReplyRow) -> Reply:
+    """The original model's reply."""
+    return Reply("base", "base", row)
 
 
 def pair(shown: Measured, steered: ReplyRow, healed: ReplyRow) -> tuple[Reply, Reply]:
     """A round's steered and healed reply."""
     name = f"steered, dose {shown.steered.dose:.2f}"
-    return reply_of("steered", name, steered), reply_of("healed", f"healed, round {shown.number}", healed)
+    return Reply("steered", name, steered), Reply("healed", f"healed, round {shown.number}", healed)
 
 
 def diary(ledger: Ledger) -> Diary | None:
@@ -106,13 +88,12 @@ def diary(ledger: Ledger) -> Diary | None:
     base = base_of(ledger)
     if not base.replies:
         return None
-    end, entries = event(ledger, "end"), []
+    best, entries = event(ledger, "end")["best_round"], []
     verdicts = {e["round"]: e["verdict"] for e in ledger.events("verdict")}
     stands = {e["round"]: e["stands"] for e in ledger.events("gate")}
     for number in (e["round"] for e in ledger.events("evaluate")):
         shown = measured(ledger, number)
-        kept = stands.get(number, True)
-        fate = verdicts[number] if kept else f"{verdicts[number]}, reverted"
+        fate = verdicts[number] if stands.get(number, True) else f"{verdicts[number]}, reverted"
         replies = pair(shown, shown.steered.replies[0], shown.healed.replies[0])
-        entries.append(Entry(number, fate, kept, number == end["best_round"], replies))
-    return Diary(base.replies[0].prompt, reply_of("base", "base", base.replies[0]), tuple(entries))
+        entries.append(Entry(number, fate, number == best, replies))
+    return Diary(base.replies[0].prompt, of_base(base.replies[0]), tuple(entries))

@@ -9,32 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steer_heal.ledger import Ledger
-from steer_heal.report.folder import completions, filter_of, round_folders
 from steer_heal.report.headline import event
+from steer_heal.report.pages.folder import completions, filter_of, round_folders
 from steer_heal.texts.coherence import CoherenceFilter
-from steer_heal.texts.coherence.report import Borderline
+from steer_heal.texts.coherence.report import Borderline, FilterReport
 from steer_heal.texts.completion import Completion
-
-
-@dataclass(frozen=True)
-class Side:
-    """A text beside a threshold: its figure there, the dose it was sampled at."""
-
-    name: str
-    value: str
-    dose: str
-    prompt: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """One rule of the filter: what a breach means, the limit, and the nearest text on either side."""
-
-    gate: str
-    meaning: str
-    rule: str
-    sides: tuple[Side, ...]
 
 
 @dataclass(frozen=True)
@@ -50,16 +29,22 @@ class Gate:
 
 @dataclass(frozen=True)
 class Filtered:
-    """One round's texts. `drawn`: thresholds that texts lie beyond; `quiet`: those that none broke."""
+    """One round's texts: the filter's report, its gates by how much they dropped, and a few kept texts in full."""
 
     number: int
-    n: int
-    kept: int
+    report: FilterReport
     gates: tuple[Gate, ...]
-    doses: tuple[tuple[float, int, int], ...]
-    drawn: tuple[Threshold, ...]
-    quiet: tuple[Threshold, ...]
     examples: tuple[Completion, ...]
+
+    @property
+    def drawn(self) -> list[Borderline]:
+        """Thresholds that texts lie beyond."""
+        return [entry for entry in self.report.borderline if entry.outside is not None]
+
+    @property
+    def quiet(self) -> list[Borderline]:
+        """Thresholds that no text broke."""
+        return [entry for entry in self.report.borderline if entry.outside is None]
 
 
 def filtered_rounds(ledger: Ledger, examples: int = 2) -> list[Filtered]:
@@ -70,32 +55,12 @@ def filtered_rounds(ledger: Ledger, examples: int = 2) -> list[Filtered]:
 
 def filtered(number: int, fitted: CoherenceFilter, judged: Sequence[Completion], examples: int) -> Filtered:
     """The filter's report on one round."""
-    report = fitted.report(judged)
-    gates = []
-    for name, count in report.by_gate.items():
+    report, gates = fitted.report(judged), []
+    for name, count in sorted(report.by_gate.items(), key=lambda item: -item[1]):
         example = next((c for c in judged if c.dropped_by == name), None)
         reason = fitted.reason(example) if example else ""
         gates.append(Gate(name, count, count / report.n if report.n else 0.0, example, reason))
-    thresholds = [(entry.outside is not None, threshold(entry)) for entry in report.borderline]
-    return Filtered(
-        number, report.n, report.kept, tuple(sorted(gates, key=lambda gate: -gate.count)),
-        tuple((dose, kept, n) for dose, (kept, n) in report.by_dose.items()),
-        tuple(t for broken, t in thresholds if broken), tuple(t for broken, t in thresholds if not broken),
-        tuple(c for c in judged if c.kept)[:examples],
-    )  # fmt: skip
-
-
-def threshold(entry: Borderline) -> Threshold:
-    """A rule with its limit in words and the texts beside it."""
-    rule = entry.rule
-    sides = [("just inside", entry.inside), ("just outside", entry.outside)]
-    bound = "at most" if rule.side == "high" else "at least"
-    return Threshold(
-        rule.gate, rule.words, f"{rule.figure} {bound} {entry.limit:.3g}",
-        tuple(
-            Side(name, f"{c.scores[rule.figure]:.3g}", f"{c.dose:.2f}", c.prompt, c.text) for name, c in sides if c
-        ),
-    )  # fmt: skip
+    return Filtered(number, report, tuple(gates), tuple([c for c in judged if c.kept][:examples]))
 
 
 def borderline(ledger: Ledger, each: int = 2) -> list[tuple[str, Completion]]:

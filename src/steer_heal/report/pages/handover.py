@@ -9,8 +9,8 @@ import shlex
 from dataclasses import dataclass
 
 from steer_heal.ledger import Ledger
-from steer_heal.report.folder import base_of, round_folders
 from steer_heal.report.headline import event
+from steer_heal.report.pages.folder import base_of, round_folders
 
 ADAPTER = "healed-adapter"
 """Folder that the snippets export to, where they are run."""
@@ -32,27 +32,27 @@ def snippets(ledger: Ledger) -> list[Snippet]:
     if event(ledger, "end")["best_round"] is None:
         return [without_result(ledger)]
     run = shlex.quote(str(ledger.folder.resolve()))
+    export = f"steer-heal export {run} --to {ADAPTER}"
+    chat = f"steer-heal chat {run} --prompt {shlex.quote(question(ledger))}"
+    told = "With this library, the rounds' adapters folded into the original weights:"
     return [
-        Snippet("With this library, the rounds' adapters folded into the original weights:", "python", folded(ledger)),
-        Snippet("As one adapter for plain peft (--merged: a whole model):", "sh",
-                f"steer-heal export {run} --to {ADAPTER}"),
+        Snippet(told, "python", folded(ledger)),
+        Snippet("As one adapter for plain peft (--merged: a whole model):", "sh", export),
         Snippet("and then, without this run's folder:", "python", with_peft(ledger)),
-        Snippet("Base, steered and healed on a question of your own:", "sh",
-                f"steer-heal chat {run} --prompt {shlex.quote(question(ledger))}"),
-    ]  # fmt: skip
+        Snippet("Base, steered and healed on a question of your own:", "sh", chat),
+    ]
 
 
 def folded(ledger: Ledger) -> str:
     """Lines that load the student and let it reply."""
     rounds = tuple(event(ledger, "end")["folded"])
-    return "\n".join([
-        *original(ledger),
+    lines = [
         f"run = {str(ledger.folder.resolve())!r}",
         "stack = sh.AdapterStack(lm.model)",
         f"for number in {rounds!r}:  # the rounds that stand, up to the best one",
         '    stack.push(sh.Adapter.load(f"{run}/rounds/{number:02d}/adapter"))',
-        *asked(ledger),
-    ])  # fmt: skip
+    ]
+    return "\n".join([*original(ledger), *lines, *asked(ledger)])
 
 
 def with_peft(ledger: Ledger) -> str:

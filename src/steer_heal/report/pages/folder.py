@@ -6,6 +6,8 @@ Knows nothing of pages.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,19 @@ class Measured:
     healed: Metrics
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises InputError for a file that is missing or is not what the run wrote."""
+    try:
+        yield
+    except InputError:  # names the line already
+        raise
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
+    except (ValueError, TypeError, KeyError) as problem:
+        raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
+
+
 def round_folders(ledger: Ledger) -> dict[int, Path]:
     """By number the folders of the rounds that were judged. Raises InputError for a missing one."""
     judged = [e["round"] for e in ledger.events("verdict") if e["verdict"] != LEFT_NO_FOLDER]
@@ -47,22 +62,16 @@ def base_of(ledger: Ledger) -> Metrics:
 def measured(ledger: Ledger, number: int) -> Measured:
     """A round's models. Raises InputError when its metrics are missing or damaged."""
     path = round_folders(ledger)[number] / "metrics.json"
-    try:
+    with reading(path):
         data = json.loads(path.read_text("utf-8"))
         return Measured(number, Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"]))
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
-    except (ValueError, TypeError, KeyError) as problem:
-        raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
 
 
 def completions(ledger: Ledger, number: int) -> list[Completion]:
     """All texts of a round's walk. Raises InputError when the file is missing or damaged."""
     path = round_folders(ledger)[number] / "completions.jsonl"
-    try:
+    with reading(path):
         return load_completions(path)
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
 
 
 def filter_of(ledger: Ledger) -> CoherenceFilter:
@@ -73,12 +82,8 @@ def filter_of(ledger: Ledger) -> CoherenceFilter:
 def environment_of(ledger: Ledger) -> dict:
     """What the run was made with. Raises InputError when the file is missing or damaged."""
     path = ledger.folder / "environment.json"
-    try:
+    with reading(path):
         found = json.loads(path.read_text("utf-8"))
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
-    except ValueError as problem:
-        raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: damaged, no JSON object: restore the file")
-    return found
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+        return found

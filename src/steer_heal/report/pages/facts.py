@@ -1,0 +1,172 @@
+"""A run as pages hold it: its tables with legends, its result in a few cards, its gate, its options and environment.
+
+Knows nothing of pages.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from steer_heal.config import RunConfig
+from steer_heal.evaluation.verdict import SHAPE
+from steer_heal.ledger import Ledger, plain
+from steer_heal.report import expectations
+from steer_heal.report.headline import event
+from steer_heal.report.pages.folder import environment_of
+from steer_heal.report.tables import (
+    ROUND_LEGEND,
+    VIGNETTE_LEGEND,
+    against_legend,
+    against_table,
+    anchors_lost,
+    decided,
+    gate_reasons,
+    interval,
+    number,
+    round_table,
+    state_legend,
+    state_table,
+    sure,
+    vignette_table,
+)
+
+NOT_OPTIONS = ("schema_version", "out", "quiet")
+SHIFT_COLUMNS = ["round", "verdict", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)"]
+SHIFT_COLUMNS += ["words, 4-grams, entropy / base", "anchors lost"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, rows and what the columns mean."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    legend: str = ""
+
+
+def tables(ledger: Ledger) -> dict[str, Table]:
+    """By name; `vignettes` only for a run that asked them."""
+    events, end = ledger.events(), event(ledger, "end")
+    states = [(t["name"], t["state"]) for t in end["trajectory"]]
+    of_controls = expectations.legend(events, "content", "above_controls", "pairs")
+    found = {
+        "should": Table(expectations.COLUMNS, expectations.table(events)),
+        "state": Table(*state_table(states), state_legend(states)),
+        "shift": Table(SHIFT_COLUMNS, shift_rows(ledger)),
+        "rounds": Table(*round_table(events), ROUND_LEGEND),
+        "against": Table(*against_table(end["against"]), f"{against_legend(end)} {of_controls}".strip()),
+    }
+    if shifts := vignette_table(ledger.events("evaluate")):
+        found["vignettes"] = Table(*shifts, VIGNETTE_LEGEND)
+    return found
+
+
+def shift_rows(ledger: Ledger) -> list[list[str]]:
+    """Per round: paired shifts of the healed student against base, its diversity, its anchors and its verdict."""
+    verdicts = {e["round"]: e["verdict"] for e in ledger.events("verdict")}
+    gates = {e["round"]: e for e in ledger.events("gate")}
+    rows = []
+    for e in ledger.events("evaluate"):
+        shift, healed, base = e["shift"], e["healed"], e["base"]
+        ratios = [f"{healed[name] / base[name]:.2f}" for name in SHAPE if healed[name] and base[name]]
+        off = "; ".join(f"{name} {interval(found)}" for name, found in shift["off_target"].items())
+        shown = [interval(shift["free_trait"]), interval(shift["log_odds"]), interval(shift["coherence"], 3)]
+        ends = [off or "-", " ".join(ratios) or "-", anchors_lost(gates[e["round"]])]
+        rows.append([str(e["round"]), verdicts[e["round"]], *shown, *ends])
+    return rows
+
+
+@dataclass(frozen=True)
+class GateStory:
+    """What the gate decided on a round, and the reasons that decided."""
+
+    outcome: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {'; '.join(self.reasons)}"
+
+
+def gate_stories(ledger: Ledger) -> dict[int, GateStory]:
+    """By round: what the gate decided, and why."""
+    return {e["round"]: GateStory(decided(e), tuple(gate_reasons(e))) for e in ledger.events("gate")}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure of the result: from base to healed, its shift with the interval, and how sure it is in words.
+
+    `unwanted`: it surely moved, and should not have: coherence down, or anything off the target.
+    """
+
+    label: str
+    before: str
+    after: str
+    shift: str
+    word: str
+    unwanted: bool = False
+
+
+def cards(ledger: Ledger) -> list[Card]:
+    """Trait, coherence and the largest movement off the target of the result's round; empty without a result."""
+    best = next((e for e in ledger.events("evaluate") if e["round"] == event(ledger, "end")["best_round"]), None)
+    if best is None:
+        return []
+    shift, base, healed = best["shift"], best["base"], best["healed"]
+    worse = ("surely down", "surely worse")
+
+    def card(label: str, moved: Mapping, before: str, after: str, up: str = "up", down: str = "down") -> Card:
+        word = sure(moved, up, down)
+        return Card(label, before, after, interval(moved), word, word in worse)
+
+    found = []
+    if shift["free_trait"]:
+        levels = (number(state["free_trait"], 2) for state in (base, healed))
+        found.append(card("Trait, free text", shift["free_trait"], *levels))
+    levels = (number(state["log_odds"], 2, signed=True) for state in (base, healed))
+    found.append(card("Trait, log-odds (nats)", shift["log_odds"], *levels))
+    if coherence := shift["sentence_ok"] or shift["coherence"]:
+        known = base["sentence_ok"] is not None
+        levels = (number(state["sentence_ok"], 2) if known else "" for state in (base, healed))
+        found.append(card("Coherence", coherence, *levels, "better", "worse"))
+    off = {name: moved for name, moved in shift["off_target"].items() if moved["value"] is not None}
+    if off:
+        name = max(off, key=lambda name: abs(off[name]["value"]))
+        levels = (number(state["off_target"][name]["log_odds"], 2, signed=True) for state in (base, healed))
+        word = sure(off[name], "up", "down")
+        label = f"Off target: {name} (nats)"
+        found.append(Card(label, *levels, interval(off[name]), word, word.startswith("surely")))
+    return found
+
+
+def options(ledger: Ledger) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """(name, value, default) of options that differ from the defaults, and (name, value) of all others."""
+    usual = plain(RunConfig().to_dict())
+    named = {name: ledger.config[name] for name in ("model", "fast_dev_run")}
+    of_model = plain(RunConfig(**named).to_dict())  # defaults that follow the model are its own, not pocket's
+    usual |= {name: value for name, value in of_model.items() if name not in named}
+    ours = {name: value for name, value in ledger.config.items() if name not in NOT_OPTIONS}
+    other = [(name, _told(value), _told(usual.get(name))) for name, value in ours.items() if value != usual.get(name)]
+    return other, [(name, _told(value)) for name, value in ours.items() if value == usual.get(name)]
+
+
+def environment_rows(ledger: Ledger) -> list[tuple[str, str]]:
+    """What the run was made with, name and value."""
+    found = environment_of(ledger)
+    rows = [("command", shlex.join(map(str, found.get("argv", ())))), ("device", event(ledger, "start")["device"])]
+    for name, value in found.items():
+        if name == "versions":
+            rows += [(library, _told(version)) for library, version in value.items()]
+        elif name != "argv":
+            rows.append((name.replace("_", " "), _told(value)))
+    return rows
+
+
+def _told(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,59 @@
+"""`summary.md`: a run for pasting, verdict first.
+
+Knows nothing of models. What they said is quoted so that no sign of it is read as Markdown or HTML.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from steer_heal.ledger import Ledger
+from steer_heal.ledger.clock import duration
+from steer_heal.report.headline import event, headline
+from steer_heal.report.pages.facts import Table, gate_stories, tables
+from steer_heal.report.pages.filtering import borderline
+from steer_heal.report.plots import Plot
+from steer_heal.report.tables import in_words
+
+SIGNS = re.compile(r"([\\`*_\[\]<>#|~])")
+"""What Markdown would read as more than text."""
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join(lines)
+
+
+def with_legend(table: Table) -> str:
+    """A Markdown table with what its columns mean."""
+    return "\n\n".join(part for part in (markdown_table(table.columns, table.rows), table.legend) if part)
+
+
+def quoted(text: str) -> str:
+    """A text as a quote, its signs as they are."""
+    return "\n".join("> " + SIGNS.sub(r"\\\1", line) for line in text.splitlines())
+
+
+def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
+    """Verdict, what a reader asks first, the tables, the plots and a few full completions.
+
+    Args:
+        plots: pictures that lie beside it.
+    """
+    loader = PackageLoader("steer_heal.report.pages", "templates")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters |= {"in_words": in_words, "duration": duration, "quoted": quoted, "markdown": with_legend}
+    return environment.get_template("summary.md").render(
+        start=event(ledger, "start"),
+        end=event(ledger, "end"),
+        headline=headline(ledger),
+        tables=tables(ledger),
+        verdicts=ledger.events("verdict"),
+        gates=gate_stories(ledger),
+        plots=plots,
+        texts=borderline(ledger),
+    )
