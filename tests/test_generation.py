@@ -199,7 +199,8 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
     config = RunConfig(model="tiny-random", walk_mode="grid", walk_batch=24, n_min=28, max_new_tokens=4)
     run = SimpleNamespace(
         config=config, lm=tiny, kappa=1.0, trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
-        stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed, on_batch=lambda stage: None,
+        stack=SimpleNamespace(unfolded=contextlib.nullcontext), seed=derive_seed,
+        sampled=lambda *stage: {"system": "Be brief.", "max_new_tokens": 4},
         ledger=SimpleNamespace(record=lambda *args, **figures: None), keep=lambda *labels: FORGET,
         base=SimpleNamespace(distinct4=None), prompted=SimpleNamespace(distinct4=None),
         previous=SimpleNamespace(distinct4=None), reporter=SimpleNamespace(verbose=False),
