@@ -53,7 +53,7 @@ OPTIONS = [
     ("run --help hea", "'hea'", "did you mean 'heal'"),
     ("rnu", "unknown command 'rnu'", "did you mean 'run'"),
     ("report", "RUN", "--help"),
-    ("report a b", "'b'", "--help"),
+    ("report {runs}/sound b", "'b'", "--help"),
     ("export {files}/runs/sound", "--to is missing", "--help"),
     ("chat --prompt hi", "give SOURCE before --prompt", "--help"),
     ("chat pocket --prompt", "--prompt without a value", "one or more values"),

@@ -201,7 +201,7 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
         trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
         stack=SimpleNamespace(unfolded=contextlib.nullcontext),
         seed=derive_seed,
-        on_batch=lambda stage: None,
+        sampled=lambda *stage: {"system": "Be brief.", "max_new_tokens": 4},
         ledger=SimpleNamespace(record=lambda *args, **figures: None),
         keep=lambda *labels: FORGET,
         base=SimpleNamespace(distinct4=None),

@@ -25,12 +25,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step. Raises NotWrittenError; the file is then the old one, or none."""
     partial = path.with_name(path.name + PARTIAL)
     with uninterrupted(), _clear_errors(path):
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(partial, "wb", content)
         os.replace(partial, path)
-        flush_folder(path.parent)
+        _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,12 +61,9 @@ def append_whole(path: Path, line: str) -> None:
     """Add one line to a file. Raises NotWrittenError; a torn line has no line end, see `whole_lines`."""
     with uninterrupted(), _clear_errors(path):
         new = not path.exists()
-        with open(path, "ab") as file:
-            file.write(f"{line}\n".encode())
-            file.flush()
-            os.fsync(file.fileno())
+        _write(path, "ab", f"{line}\n".encode())
         if new:
-            flush_folder(path.parent)
+            _flush(path.parent)
 
 
 def whole_lines(path: Path) -> list[str]:
@@ -87,15 +81,10 @@ def drop_torn_line(path: Path) -> None:
 def move_whole(partial: Path, final: Path) -> None:
     """Flush a filled folder to the disk and give it its name. Raises NotWrittenError."""
     with uninterrupted(), _clear_errors(final):
-        for path in sorted(partial.rglob("*")):
-            if path.is_dir():
-                flush_folder(path)
-            else:
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-        flush_folder(partial)
+        for path in (*sorted(partial.rglob("*")), partial):
+            _flush(path)
         os.replace(partial, final)
-        flush_folder(final.parent)
+        _flush(final.parent)
 
 
 @contextmanager
@@ -117,9 +106,16 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def flush_folder(folder: Path) -> None:
-    """Without it a new name in the folder may be lost with the power, even if the file's content is on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def _write(path: Path, mode: str, content: bytes) -> None:
+    with open(path, mode) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    """A file, or a folder: without it a new name may be lost with the power, even if its content is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -56,9 +56,8 @@ def capture_anchors(run: Setting, tasks: Sequence[Anchor]) -> Captured:
 
     Raises InputError when anchors are to be replayed and the model gets none right.
     """
-    asked = {"system": run.trait.neutral or None, "max_new_tokens": run.config.max_new_tokens}
-    where = {"keep": run.keep("capture"), "on_batch": run.on_batch("capture the anchors")}
-    compute = partial(capture, run.lm, tasks, **asked, **where)
+    asked = run.sampled("capture the anchors", "capture") | {"system": run.trait.neutral or None}
+    compute = partial(capture, run.lm, tasks, **asked)
     captured = run.keep().once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
     if run.config.replay_anchors and not captured.replies:
         raise InputError(
@@ -93,14 +92,12 @@ def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[
 
     A collapsed round is never kept, whatever the paired drops say.
     """
-    config, keep = run.config, run.keep(number)
-    asked = {"system": run.trait.neutral or None, "max_new_tokens": config.max_new_tokens}
-    where = {"keep": keep.part("anchors"), "on_batch": run.on_batch("check the anchors")}
-    checked = keep.once("anchors", partial(check, run.lm, run.captured, **asked, **where), CHECKED)
+    asked = run.sampled("check the anchors", number, "anchors") | {"system": run.trait.neutral or None}
+    checked = run.keep(number).once("anchors", partial(check, run.lm, run.captured, **asked), CHECKED)
     original = original_figures(run)
     now = figures(student, run.base, checked)
     before = Before(run.standing[-1].figures if run.standing else original, original)
-    decision = decide(before, now, checks_of(config, run.base, run.prompted, run.captured))
+    decision = decide(before, now, checks_of(run.config, run.base, run.prompted, run.captured))
     if verdict.name == "collapsed" and decision.outcome != "revert":
         decision = replace(decision, outcome="revert", reasons=(f"collapsed, {verdict.text}", *decision.reasons))
     return now, decision

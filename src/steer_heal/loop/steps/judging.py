@@ -14,7 +14,6 @@ from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, gather, judge_round, judge_run
 from steer_heal.evaluation.verdict import Round as JudgedRound
 from steer_heal.ledger import write_json, write_text
-from steer_heal.ledger.units import Keep
 from steer_heal.loop.kinds import METRICS
 from steer_heal.loop.steps.state import Round, Run, Setting
 from steer_heal.model import completion_logprobs
@@ -27,8 +26,8 @@ STARVED_UNDER = 30
 """Fewer kept completions than this (or than n_min, if smaller) train nothing: the round is starved."""
 
 
-def measure(run: Setting, keep: Keep, name: str, **condition) -> Metrics:
-    """Evaluate one condition; every condition of a run is measured on the same items with the same seed."""
+def measure(run: Setting, name: str, *labels: object, **condition) -> Metrics:
+    """Evaluate one condition, kept under the labels; all of a run are measured on the same items with the same seed."""
     config = run.config
 
     def original_nll(completions: list[Completion]) -> list[float]:
@@ -42,28 +41,25 @@ def measure(run: Setting, keep: Keep, name: str, **condition) -> Metrics:
         run.trait,
         n_items=config.eval_items,
         n_free=config.eval_replies,
-        max_new_tokens=config.max_new_tokens,
         seed=run.seed("evaluate"),
         scorer=original_nll,
         vignettes=(config.vignettes() or run.trait.vignettes)[: 2 if config.fast_dev_run else None],
         think_tokens=config.eval_think_tokens,
         think_closing=config.eval_think_closing,
-        keep=keep.part(name),
-        on_batch=run.on_batch(f"evaluate {name}"),
-        **condition,
+        **{**run.sampled(f"evaluate {name}", *labels, "evaluate", name), **condition},
     )
-    return keep.once(name, compute, METRICS)
+    return run.keep(*labels, "evaluate").once(name, compute, METRICS)
 
 
 def measure_steered(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Metrics:
     """The student before its heal, steered at the highest dose its training texts were kept from, unfiltered."""
     dose = max(c.dose for c in walk.banked)
-    return measure(run, run.keep(number, "evaluate"), "steered", **({"vector": vector, "dose": dose} if dose else {}))
+    return measure(run, "steered", number, **({"vector": vector, "dose": dose} if dose else {}))
 
 
 def measure_student(run: Run, number: int, steered: Metrics) -> Metrics:
     """The healed student, on the same items as base, prompted and steered."""
-    student = measure(run, run.keep(number, "evaluate"), "healed")
+    student = measure(run, "healed", number)
     states = {"base": run.base, "prompted": run.prompted, "steered": steered, "healed": student}
     run.ledger.record(
         "evaluate",

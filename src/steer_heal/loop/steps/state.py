@@ -23,7 +23,7 @@ from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.dose import Walk
-from steer_heal.texts.generation import OnBatch, derive_seed
+from steer_heal.texts.generation import derive_seed
 from steer_heal.trait import Trait
 
 
@@ -46,15 +46,14 @@ class Setting:
         """Committed results under a name of their own, such as round and stage."""
         return self.ledger.units.part(*labels)
 
-    def on_batch(self, stage: str) -> OnBatch:
-        """Say that a stage begins; a callback for `generate` that tells of its progress."""
-        self.reporter.progress(stage, 0, 1)
-        return self.reporter.batches(stage)
+    def sampled(self, stage: str, *labels: object) -> dict[str, object]:
+        """What every sampling is given: neutral prompt, longest reply, where batches are kept and who hears of them.
 
-    @property
-    def contexts(self) -> tuple[str, ...]:
-        """Prompts on which hidden states are read; fewer in a fast run."""
-        return self.trait.contexts[: 32 if self.config.fast_dev_run else None]
+        The reporter hears that the stage begins.
+        """
+        self.reporter.progress(stage, 0, 1)
+        asked = {"system": self.trait.neutral, "max_new_tokens": self.config.max_new_tokens}
+        return asked | {"keep": self.keep(*labels), "on_batch": self.reporter.batches(stage)}
 
 
 @dataclass
@@ -123,3 +122,8 @@ class RunResult:
     folder: Path
     run: Run
     controls: Mapping[str, RunResult] = field(default_factory=dict)
+
+
+def contexts(run: Setting) -> tuple[str, ...]:
+    """Prompts on which hidden states are read; fewer in a fast run."""
+    return run.trait.contexts[: 32 if run.config.fast_dev_run else None]

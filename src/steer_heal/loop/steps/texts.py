@@ -18,7 +18,7 @@ from steer_heal.evaluation.anchors import replayed_rows
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.calibration import Calibration, calibrate
 from steer_heal.loop.kinds import CALIBRATION, FILTER, VECTOR
-from steer_heal.loop.steps.state import Run, Setting
+from steer_heal.loop.steps.state import Run, Setting, contexts
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import COMPLETIONS, Completion, save_completions
@@ -41,14 +41,11 @@ def calibrate_filter(run: Setting) -> CoherenceFilter:
         CoherenceFilter.calibrate,
         run.lm,
         run.trait.prompts,
-        system=run.trait.neutral,
         n=24 if config.fast_dev_run else 192,
         seed=run.seed("filter"),
         false_drop=config.false_drop,
-        max_new_tokens=config.max_new_tokens,
         sampling=config.text_sampling(),
-        keep=run.keep("filter"),
-        on_batch=run.on_batch("calibrate the filter"),
+        **run.sampled("calibrate the filter", "filter"),
     )
     fitted = run.keep().once("filter", compute, FILTER)
     fitted = {"coherence": fitted, "repetition": fitted.only_repetition(), "none": fitted.only()}[config.filter]
@@ -65,7 +62,7 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
         # `auto` chooses once: vectors of different blocks could not be compared between rounds.
         layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
         progress = partial(run.reporter.progress, "extract")
-        personas = (trait.pos, trait.neg, run.contexts)
+        personas = (trait.pos, trait.neg, contexts(run))
         compute = partial(
             extract, run.lm, *personas, layers, config.position, too_long=config.too_long, progress=progress
         )
@@ -96,20 +93,11 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
 
 def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
     """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
-    config, keep = run.config, run.keep(number)
-    compute = partial(
-        calibrate,
-        run.lm,
-        vector,
-        free_prompts(run.trait.prompts, 8 if config.fast_dev_run else 32, 0),
-        config.target_kl,
-        system=run.trait.neutral,
-        max_new_tokens=config.max_new_tokens,
-        seed=run.seed(number, "unit"),
-        keep=keep.part("dose"),
-        on_batch=run.on_batch("find the dose"),
-    )
-    return keep.once("dose", compute, CALIBRATION)
+    config, seed = run.config, run.seed(number, "unit")
+    prompts = free_prompts(run.trait.prompts, 8 if config.fast_dev_run else 32, 0)
+    place = run.sampled("find the dose", number, "dose")
+    compute = partial(calibrate, run.lm, vector, prompts, config.target_kl, seed=seed, **place)
+    return run.keep(number).once("dose", compute, CALIBRATION)
 
 
 def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
@@ -132,9 +120,9 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
                 requests.append(Request(prompts[at], config.doses[i % len(config.doses)] * kappa, at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
-        place = {"on_batch": run.on_batch(f"generate at kappa {kappas}"), "keep": run.keep(number, "walk", asked)}
-        seed, limit = run.seed(number, "walk", asked), config.max_new_tokens
-        replies = generate_requests(run.lm, requests, vector, trait.neutral, limit, seed, sampling=sampling, **place)
+        place = run.sampled(f"generate at kappa {kappas}", number, "walk", asked)
+        seed = run.seed(number, "walk", asked)
+        replies = generate_requests(run.lm, requests, vector, seed=seed, sampling=sampling, **place)
         drawn.extend(replies)
         rest = iter(replies)
         return [list(islice(rest, n)) for _, n in plan]
@@ -243,17 +231,9 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
         pool = run.trait.replay_prompts or run.trait.prompts
         prompts = random.Random(run.seed(number, "replay")).choices(pool, k=n_replay)
         with run.stack.unfolded():
-            rows += generate(
-                run.lm,
-                prompts,
-                system=run.trait.neutral,
-                max_new_tokens=config.max_new_tokens,
-                seed=run.seed(number, "replay"),
-                origin="base",
-                on_batch=run.on_batch("generate replay rows"),
-                sampling=config.text_sampling(),
-                keep=run.keep(number, "replay"),
-            )
+            sampling, place = config.text_sampling(), run.sampled("generate replay rows", number, "replay")
+            seed = run.seed(number, "replay")
+            rows += generate(run.lm, prompts, seed=seed, origin="base", sampling=sampling, **place)
     return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
 
 

@@ -23,7 +23,7 @@ from steer_heal.healing import (
 )
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
-from steer_heal.loop.steps.state import Run
+from steer_heal.loop.steps.state import Run, contexts
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
 from steer_heal.texts.completion import Completion, save_completions
@@ -172,4 +172,4 @@ def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
 
 def student_states(run: Run, vector: SteeringVector) -> dict[int, Float[Tensor, " width"]]:
     """The student's mean states on the extraction contexts under the neutral prompt, at the vector's blocks."""
-    return mean_states(run.lm, run.contexts, run.trait.neutral, vector.layers, run.config.position)
+    return mean_states(run.lm, contexts(run), run.trait.neutral, vector.layers, run.config.position)
