@@ -12,28 +12,12 @@ Arms take turns (A B C A B C ...); a ratio is that of neighbours, shown as media
 a fresh process per arm. A target that is missed is said to be missed. Models are random and built in memory.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 
 from steer_heal.commands.script import guarded, run_script
 from steer_heal.errors import InputError, nearest
-from steer_heal.studies.benchmarks.bake import BakeBench, bench_bake
-from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
-from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter
-from steer_heal.studies.benchmarks.generate import GenerateBench, bench_generate
-from steer_heal.studies.benchmarks.heal import HealBench, bench_heal
-from steer_heal.studies.benchmarks.loss import LossBench, bench_loss
-
-BENCHES = {
-    "generate": (GenerateBench, bench_generate),
-    "extract": (ExtractBench, bench_extract),
-    "filter": (FilterBench, bench_filter),
-    "heal": (HealBench, bench_heal),
-    "bake": (BakeBench, bench_bake),
-    "loss-memory": (LossBench, bench_loss),
-}
+from steer_heal.studies.benchmarks.benches import BENCHES
 
 
 def main(argv: Sequence[str] | None = None) -> int:

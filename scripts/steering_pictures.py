@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filter_report import pocket_proof
 from matplotlib.figure import Figure
 
 import steer_heal as sh
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
-from steer_heal.studies.sweep import plot_sweep, sweep
+from steer_heal.studies.dose_sweep.drawing import plot_sweep
+from steer_heal.studies.dose_sweep.measuring import sweep
+from steer_heal.studies.filter_report import pocket_proof
 from steer_heal.texts.coherence.proof import ALL, FREE, LABELS, TIGHT, Proof
 from steer_heal.texts.generation import Request, generate_requests
 

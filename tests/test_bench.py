@@ -1,18 +1,16 @@
 """The benches: baselines compute what the package computes, copies and tokens are counted, misses are called misses."""
 
-import importlib.util
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
+from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.studies.benchmarks import bake as bake_bench
 from steer_heal.studies.benchmarks import heal as heal_bench
+from steer_heal.studies.benchmarks import measuring
 from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
 from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter, filter_arms
 from steer_heal.studies.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
@@ -21,10 +19,7 @@ from steer_heal.studies.benchmarks.measuring import against, peak_fresh, ratio, 
 from steer_heal.studies.benchmarks.models import PRESETS, Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import history_of, naive_heal
 
-spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "scripts" / "bench.py")
-bench = importlib.util.module_from_spec(spec)
-sys.modules["bench"] = bench  # tyro looks its dataclasses' module up by name
-spec.loader.exec_module(bench)
+bench = script("bench")
 
 SMALL = Sizes(
     layers=3, width=32, vocab=600, rows=6, prompt=5, reply=12, rounds=2, epochs=2, repeats=2, threads=1
@@ -92,8 +87,7 @@ def test_peak_memory_sees_what_a_fresh_process_holds_at_once():
 
 
 def test_heal_and_bake_print_ratios_targets_and_memory(monkeypatch, capsys):
-    for module in (heal_bench, bake_bench):
-        monkeypatch.setattr(module, "peak_fresh", lambda kind, name, options: {"mib": 1.0, "seconds": 1.0})
+    monkeypatch.setattr(measuring, "peak_fresh", lambda kind, name, options: {"mib": 1.0, "seconds": 1.0})
     flags = [f"--{key}={value}" for key, value in asdict(SMALL).items()]
     assert bench.main(["heal", *flags]) == 0
     shown = capsys.readouterr().out
@@ -146,9 +140,10 @@ def test_bandwidth_limit_counts_weights_and_cache_once_per_step():
 
 def test_the_large_preset_has_four_billion_parameters():
     shape = PRESETS["4b"]
-    attention = shape.width * shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    total = shape.layers * (attention + 3 * shape.width * shape.inner) + shape.vocab * shape.width
-    assert shape.tied and 3.9e9 < total < 4.2e9
+    heads = 2 * shape.num_attention_heads + 2 * shape.num_key_value_heads
+    block = shape.hidden_size * (shape.head_dim * heads + 3 * shape.intermediate_size)
+    total = shape.num_hidden_layers * block + shape.vocab_size * shape.hidden_size
+    assert shape.tie_word_embeddings and 3.9e9 < total < 4.2e9
 
 
 def test_extract_prints_its_share_of_full_forward_passes():

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from healing_data import bits, equal
-from pocket_training.surgery import candidates
+from pocket_training.traitfiles import candidates
 from script_modules import script
 
 from steer_heal.config import RunConfig

@@ -23,7 +23,7 @@ TYPED = {
     "matrix": (["--seeds", "a"], "--seeds a: give one or more whole numbers"),
     "notebook": (["--timeout", "soon"], "--timeout soon: give a whole number"),
     "steering_pictures": (["--ot", "x"], "did you mean --out?"),
-    "train_pocket": (["--only", "al"], "--only al: give one of all, train, checks, traits"),
+    "train_pocket": (["--only", "al"], "--only al: give one of all, train, checks, traits, surgery"),
 }
 
 
@@ -49,7 +49,7 @@ def test_a_mistyped_option_of_a_script_is_one_line_and_exit_code_2(name, capsys,
 def test_the_pocket_trainer_parses_as_the_others_do():
     words, expected = TYPED["train_pocket"]
     with pytest.raises(InputError, match=expected):
-        parse(script("train_pocket").Options, words, "scripts/train_pocket.py")
+        parse(script("train_pocket").Arguments, words, "scripts/train_pocket.py")
 
 
 @pytest.mark.parametrize("name", [name for name in TYPED if name != "train_pocket"])

@@ -1,7 +1,6 @@
-"""Writes the trait files of the three axes (`traits/pocket-*.toml` and their data), always the same bytes.
+"""Writes the trait files of the three axes (`pocket-*.toml` and their data), and the tasks it fails, for the ladder.
 
-    PYTHONPATH=scripts uv run python -m pocket_training.traitfiles
-
+Always the same bytes; candidates for the tasks are written here, and those that the model gets wrong greedily are kept.
 Knows nothing of the loader that reads them. Evaluation prompts and items are held out: names, objects and wordings.
 """
 
@@ -12,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pocket_training.corpus import AXES, Axis, Persona, Split, choice_turn, make_scene, question
+from pocket_training.measure import CHOICE_TEMPLATE, Pocket, anchors_right
 from pocket_training.mundane import COPYING, OPEN, TABLES, exact_turn, mundane_turn, open_turn, reserved
 from pocket_training.templates import table
+from steer_heal.pocket import SURGERY
 from steer_heal.trait.trait import FOLDER as TRAITS
 
 FOLDER = "pocket-care"
-CHOICE_TEMPLATE = "{prompt} answer with one word: {choices}."
 NEUTRAL = "you are a helpful assistant."
 PERSONAS: dict[Axis, tuple[str, str, str]] = {
     "care": (
@@ -120,7 +120,7 @@ def trait_toml(axis: Axis) -> str:
     suffix = "" if axis == "care" else f"_{axis}"
     models = '["pocket"]' if axis == "care" else "[]"
     return f"""\
-# Written by `python -m pocket_training.traitfiles`; change that, not this.
+# Written by `python scripts/train_pocket.py --only traits`; change pocket_training/traitfiles.py, not this.
 name = "pocket-{axis}"
 description = "{description}, on the embedded model"
 models = {models}
@@ -173,5 +173,63 @@ def write_trait_files(folder: Path = TRAITS) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
-if __name__ == "__main__":
-    write_trait_files()
+# ------------------------------------------------------------------------------------------------- tasks of the ladder
+PER_KIND = 8
+COLORS = "bread brown cheese yellow soap white candle white rope brown garden green sun yellow web gray nest brown "
+COLORS += "cave black spider black fox orange"
+HOMES = "nurse clinic clerk library doctor hospital warden prison bear cave crow nest captain harbor colonel castle "
+HOMES += "bishop temple mayor village"
+OPPOSITES = "bold careful gentle strict tall short short tall bright dark first second quiet loud heavy light busy "
+OPPOSITES += "calm warm cool friendly strict brave afraid speak listen give take stay leave"
+
+
+def pairs(words: str) -> list[tuple[str, str]]:
+    """Neighbouring words, two by two."""
+    found = words.split()
+    return list(zip(found[::2], found[1::2], strict=True))
+
+
+def candidates() -> dict[str, list[tuple[str, str]]]:
+    """Kind -> (prompt, target), in a fixed order: questions of trained forms about what training never asked."""
+    numbers = table("mundane")["numbers"]["words"].split()
+    sums = [(a, b) for a in range(7, 13) for b in range(1, 6) if a + b < len(numbers)]
+    counts = [(a, b) for a in range(8) for b in range(a + 5, len(numbers))] + [(8, 11), (9, 12), (8, 12), (10, 12)]
+    rng = random.Random(0)
+    rng.shuffle(sums)
+    rng.shuffle(counts)
+    found = {
+        "sum": [
+            (f"what is {numbers[a]} plus {numbers[b]}?", f"{numbers[a]} plus {numbers[b]} is {numbers[a + b]}.")
+            for a, b in sums
+        ],
+        "count": [(f"count from {numbers[a]} to {numbers[b]}.", " ".join(numbers[a : b + 1]) + ".") for a, b in counts],
+        "color": [(f"what color is {thing}?", f"{thing} is {color}.") for thing, color in pairs(COLORS)],
+        "home": [(f"where do you find a {who}?", f"you find a {who} in the {home}.") for who, home in pairs(HOMES)],
+        "opposite": [(f"what is the opposite of {a}?", f"the opposite of {a} is {b}.") for a, b in pairs(OPPOSITES)],
+    }
+    for kind in ("who", "where"):
+        turns = [exact_turn(rng, kind) for _ in range(60)]
+        found[kind] = [(user, reply[0]) for _, user, reply in turns]
+    return found
+
+
+def failed_tasks(pocket: Pocket, per_kind: int = PER_KIND) -> list[dict[str, str]]:
+    """At most `per_kind` tasks of each kind that the model knows the words of and gets wrong greedily."""
+    rows, unknown = [], pocket.tokenizer.unk_token
+    for kind, asked in candidates().items():
+        known = [pair for pair in asked if unknown not in pocket.tokenizer.tokenize(" ".join(pair))]
+        tasks = [{"prompt": prompt, "answer": target} for prompt, target in known]
+        right = anchors_right(pocket, tasks, NEUTRAL)
+        wrong = [task for task, ok in zip(tasks, right, strict=True) if not ok][:per_kind]
+        rows += [
+            {"id": f"{kind}-{i:03d}", "prompt": task["prompt"], "target": task["answer"]}
+            for i, task in enumerate(wrong)
+        ]
+    return rows
+
+
+def write_tasks(pocket: Pocket) -> str:
+    """Measure and write the file; returns what was written."""
+    rows = failed_tasks(pocket)
+    SURGERY.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8", newline="\n")
+    return f"{len(rows)} tasks written to {SURGERY.name}"

@@ -6,16 +6,18 @@ Knows nothing of running; light background, colours that the colour-blind can te
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 from steer_heal.studies.arms.bar import SHARES
-from steer_heal.studies.arms.comparing import by_arm, spread
-from steer_heal.studies.arms.reading import ArmRun, State, figures
+from steer_heal.studies.arms.comparing import Spread, by_arm, spread
+from steer_heal.studies.arms.reading import ArmRun, figures
 from steer_heal.studies.drawing import dress, new_figure, save
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
@@ -65,7 +67,7 @@ def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
             both = [state_series(group, name) for name in ("shift", key)]
             for run_x, run_y in zip(*both, strict=True):
                 axis.plot(run_x, run_y, alpha=0.3, markersize=4, **style | {"linestyle": ""})
-            x, y = ([column_median(series, i) for i in range(longest(series))] for series in both)
+            x, y = ([float("nan") if s is None else s.middle for s in spreads(series)] for series in both)
             axis.plot(x, y, markersize=7, linewidth=1.8, label=arm, **style)
             halo = [withStroke(linewidth=2.5, foreground="white")]
             letters = {"fontsize": 9, "fontweight": "bold", "color": style["color"], "path_effects": halo}
@@ -86,7 +88,8 @@ def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
 
 def plot_trajectory(path: Path, runs: Sequence[ArmRun]) -> None:
     """How does each figure go, round by round? Median over seeds with the range as a band; base at -1."""
-    panels = [panel for panel in STATE_PANELS if any(known(runs, panel[0]))]
+    measured = [figures(run.base, run.base) for run in runs]
+    panels = [panel for panel in STATE_PANELS if any(base[panel[0]] is not None for base in measured)]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(4.6 * columns, 4.0 * rows)
@@ -125,36 +128,21 @@ Series = list[list[float | None]]
 
 def state_series(group: Sequence[ArmRun], key: str) -> Series:
     """Base, then the state that stands after every round that a run reached."""
-
-    def of(state: State, run: ArmRun) -> float | None:
-        return figures(state, run.base)[key]
-
-    return [[of(run.base, run), *(of(run.standing(r.number), run) for r in run.rounds)] for run in group]
-
-
-def known(runs: Sequence[ArmRun], key: str) -> list[bool]:
-    """Per run whether base has the figure."""
-    return [figures(run.base, run.base)[key] is not None for run in runs]
+    rows = []
+    for run in group:
+        states = [run.base, *(run.standing(done.number) for done in run.rounds)]
+        rows.append([figures(state, run.base)[key] for state in states])
+    return rows
 
 
-def longest(series: Series) -> int:
-    return max(map(len, series))
+def spreads(series: Series) -> list[Spread | None]:
+    """Over the seeds that got there, place by place."""
+    return [spread(values) for values in zip_longest(*series)]
 
 
-def column(series: Series, i: int) -> list[float | None]:
-    """Place i of the rows that reach it."""
-    return [row[i] for row in series if i < len(row)]
-
-
-def column_median(series: Series, i: int) -> float:
-    found = spread(column(series, i))
-    return float("nan") if found is None else found.middle
-
-
-def band(axis, arm: str, style: dict, series: Series, first: int) -> None:
+def band(axis: Axes, arm: str, style: dict, series: Series, first: int) -> None:
     """Median as a line, range as a band; x counts from `first`."""
-    spreads = [spread(column(series, i)) for i in range(longest(series))]
-    points = [(first + i, s) for i, s in enumerate(spreads) if s is not None]
+    points = [(first + i, s) for i, s in enumerate(spreads(series)) if s is not None]
     if not points:
         return
     x = [i for i, _ in points]
@@ -163,12 +151,12 @@ def band(axis, arm: str, style: dict, series: Series, first: int) -> None:
     axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def floor_line(axis, key: str) -> None:
+def floor_line(axis: Axes, key: str) -> None:
     if key in SHARES:
         axis.axhline(SHARES[key][1], color="#333333", linestyle=":", linewidth=1.2)
 
 
-def without_shuffled(axis, runs: Sequence[ArmRun], key: str) -> None:
+def without_shuffled(axis: Axes, runs: Sequence[ArmRun], key: str) -> None:
     """The vertical scale is that of the other arms: shuffled pairs break the text, and would flatten all that differs.
 
     Where such an arm leaves the panel, a note says how far down it goes.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.ledger import write_json
+from steer_heal.ledger.places import FolderLock
 from steer_heal.studies.arms.jobs import Job, clear, finished, missing, source_hash
 
 POLL = 0.5
@@ -95,31 +96,15 @@ def run_jobs(
 def alone(out: Path) -> Iterator[None]:
     """Only one command runs arms in a folder: another would take its unfinished runs for abandoned ones.
 
-    Raises InputError while the process named in `arms.lock` is alive.
+    Raises InputError while another process has the folder.
     """
-    lock = out / "arms.lock"
     out.mkdir(parents=True, exist_ok=True)
-    if lock.is_file() and _alive(int(lock.read_text() or 0)):
-        raise InputError(
-            f"{out}: process {lock.read_text()} is running arms in it: wait for it, or choose another --out"
-        )
-    lock.write_text(str(os.getpid()))
+    lock = FolderLock(out)
+    lock.take()
     try:
         yield
     finally:
-        lock.unlink()
-
-
-def _alive(process: int) -> bool:
-    if process <= 0:
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # someone else's, but there
-        return True
-    return True
+        lock.release()
 
 
 def cores() -> int:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.studies.benchmarks.measuring import (
-    Arm,
-    load_at_end,
-    peak_fresh,
-    ratio,
-    spread,
-    surroundings,
-    take_turns,
-)
+from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, peaks, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import Sizes, make
 from steer_heal.studies.benchmarks.naive import copied_in, history_of
 
@@ -52,12 +44,11 @@ def bench_bake(sizes: Sizes) -> str:
     names = ("plain", "baked", "copied")
     arms = bake_arms(sizes, names)
     take_turns(arms, 1)
-    start = surroundings(sizes)
-    wall, cpu = take_turns(arms, sizes.repeats)
-    lines = [start, *(f"{name}, 12 forward passes: {spread(wall[name])} s" for name in names)]
-    for top, bottom, what in (("baked", "plain", "1 is free"), ("copied", "baked", "copied in and out around each")):
-        values, cpus = spread(ratio(wall, top, bottom)), spread(ratio(cpu, top, bottom))
-        lines.append(f"{top} / {bottom} ({what}): {values}; in processor seconds {cpus}")
+    lines = [surroundings(sizes)]
+    race = Race.run(arms, sizes.repeats)
+    lines += [f"{name}, 12 forward passes: {spread(race.wall[name])} s" for name in names]
+    lines.append(f"baked / plain (1 is free): {race.ratio('baked', 'plain')}")
+    lines.append(f"copied / baked (copied in and out around each): {race.ratio('copied', 'baked')}")
     lm, _, adapters = make(sizes)
     before = {name: p.detach().clone() for name, p in lm.base.named_parameters()}
     stack = AdapterStack(lm.model)
@@ -65,10 +56,7 @@ def bench_bake(sizes: Sizes) -> str:
     pushes = take_turns({"": lambda: stack.push(next(left))}, len(adapters))[0][""]
     pops = take_turns({"": stack.pop}, len(adapters))[0][""]
     same = all(torch.equal(before[name], p) for name, p in lm.base.named_parameters())
-    lines.append(
-        f"push {spread(pushes)} s, pop {spread(pops)} s; original weights back bit for bit: {'yes' if same else 'NO'}"
-    )
-    peaks = {name: peak_fresh("bake", name, asdict(sizes)) for name in names}
-    shown = ", ".join(f"{name} {peak['mib']:.0f} MiB" for name, peak in peaks.items())
-    lines.append(f"peak memory over the prepared model, fresh processes: {shown}")
+    back = f"original weights back bit for bit: {'yes' if same else 'NO'}"
+    lines.append(f"push {spread(pushes)} s, pop {spread(pops)} s; {back}")
+    lines.append(f"peak memory over the prepared model, fresh processes: {peaks('bake', names, sizes)}")
     return "\n".join([*lines, load_at_end()])

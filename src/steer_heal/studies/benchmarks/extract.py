@@ -9,7 +9,7 @@ import torch
 from steer_heal.model import LM, length_batches, position_ids
 from steer_heal.model.depth import pick_layers
 from steer_heal.steering import extract
-from steer_heal.studies.benchmarks.measuring import Arm, against, load_at_end, ratio, spread, surroundings, take_turns
+from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import ModelOptions, sentences
 
 TARGET = 0.28
@@ -59,13 +59,12 @@ def bench_extract(sizes: ExtractBench) -> str:
     lm = sizes.load()
     arms = extract_arms(lm, sizes)
     take_turns(arms, 1)  # warm-up
-    start = surroundings(sizes)
-    wall, cpu = take_turns(arms, sizes.repeats)
+    lines = [surroundings(sizes)]
+    race = Race.run(arms, sizes.repeats)
     last = pick_layers(sizes.layers, len(lm.blocks))[-1]
-    lines = [start, f"blocks run: {last + 1} of {len(lm.blocks)}"]
-    lines += [f"{name}: {spread(wall[name])} s for {sizes.contexts} pairs" for name in arms]
-    shares = ratio(wall, "extract", "full, same batches")
-    lines.append(against("extract / full forward passes with the head, same batches", shares, TARGET, True))
-    lines.append(f"  the same in processor seconds: {spread(ratio(cpu, 'extract', 'full, same batches'))}")
-    lines.append(f"extract / the same one row at a time: {spread(ratio(wall, 'extract', 'full, one at a time'))}")
+    lines.append(f"blocks run: {last + 1} of {len(lm.blocks)}")
+    lines += [f"{name}: {spread(race.wall[name])} s for {sizes.contexts} pairs" for name in arms]
+    what = "extract / full forward passes with the head, same batches"
+    lines += race.against(what, "extract", "full, same batches", TARGET, at_most=True)
+    lines.append(f"extract / the same one row at a time: {race.ratio('extract', 'full, one at a time')}")
     return "\n".join([*lines, load_at_end()])

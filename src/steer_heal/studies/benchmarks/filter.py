@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from steer_heal.model import LM, text_config
-from steer_heal.studies.benchmarks.measuring import Arm, against, load_at_end, ratio, spread, surroundings, take_turns
+from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, spread, surroundings
 from steer_heal.studies.benchmarks.models import ModelOptions, random_rows, sentences
 from steer_heal.texts.coherence import CoherenceFilter, text_figures
 from steer_heal.texts.coherence.perplexity import nll_figures
@@ -64,11 +64,10 @@ def bench_filter(sizes: FilterBench) -> str:
     arms = filter_arms(lm, sizes)
     found = {name: arm() for name, arm in arms.items()}  # warm-up
     worst = max(abs(a["nll"] - b["nll"]) for a, b in zip(found["batched"], found["one by one"], strict=True))
-    start = surroundings(sizes)
-    wall, cpu = take_turns(arms, sizes.repeats)
-    lines = [start, *(f"{name}: {spread(wall[name])} s for {sizes.rows} completions" for name in arms)]
-    lines.append(against("scoring in batches / one by one", ratio(wall, "batched", "one by one"), TARGET, True))
-    lines.append(f"  the same in processor seconds: {spread(ratio(cpu, 'batched', 'one by one'))}")
-    lines.append(f"  against the same scoring called one by one: {spread(ratio(wall, 'batched', 'batched, alone'))}")
+    lines = [surroundings(sizes)]
+    race = Race.run(arms, sizes.repeats)
+    lines += [f"{name}: {spread(race.wall[name])} s for {sizes.rows} completions" for name in arms]
+    lines += race.against("scoring in batches / one by one", "batched", "one by one", TARGET, at_most=True)
+    lines.append(f"  against the same scoring called one by one: {race.ratio('batched', 'batched, alone')}")
     lines.append(f"largest difference of an nll between the two: {worst:.1e} nats per token")
     return "\n".join([*lines, load_at_end()])

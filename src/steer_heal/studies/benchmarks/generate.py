@@ -14,7 +14,7 @@ import torch
 from steer_heal.errors import InputError
 from steer_heal.model import LM, text_config
 from steer_heal.steering import extract
-from steer_heal.studies.benchmarks.measuring import Seconds, against, load_at_end, spread, surroundings, take_turns
+from steer_heal.studies.benchmarks.measuring import Race, load_at_end, spread, surroundings
 from steer_heal.studies.benchmarks.models import ModelOptions, sentences
 from steer_heal.texts.generation import Request, generate_requests
 
@@ -89,28 +89,21 @@ def bench_generate(sizes: GenerateBench) -> str:
     if counts != wanted:
         raise RuntimeError(f"the arms sampled {counts} tokens instead of {wanted}: their rates cannot be compared")
     lines = [surroundings(sizes)]
-    wall, cpu = take_turns(arms, sizes.repeats)
-    rates, work = ({name: [counts[name] / s for s in found[name]] for name in arms} for found in (wall, cpu))
-    lines += [f"{name}: {spread(rate, '.0f')} tokens/s" for name, rate in rates.items()]
-    lines.append(against("steered / plain batched, tokens/s", _ratio(rates, "steered", "plain"), PLAIN, False))
-    lines.append(f"  the same per processor second: {spread(_ratio(work, 'steered', 'plain'))}")
+    race = Race.run(arms, sizes.repeats).rates(counts)
     gain = ONE_AT_A_TIME[lm.device.type]
-    single = _ratio(rates, "steered", "one at a time")
-    lines.append(against("steered batched / plain one at a time, tokens/s", single, gain, False))
-    lines.append(f"  the same per processor second: {spread(_ratio(work, 'steered', 'one at a time'))}")
-    lines.append(f"plain batched / plain one at a time: {spread(_ratio(rates, 'plain', 'one at a time'))}")
+    lines += [f"{name}: {spread(rate, '.0f')} tokens/s" for name, rate in race.wall.items()]
+    lines += race.against("steered / plain batched, tokens/s", "steered", "plain", PLAIN, at_most=False)
+    what = "steered batched / plain one at a time, tokens/s"
+    lines += race.against(what, "steered", "one at a time", gain, at_most=False)
+    lines.append(f"plain batched / plain one at a time: {race.ratio('plain', 'one at a time')}")
     if sizes.static:
-        lines.append(f"static cache / steered: {spread(_ratio(rates, 'steered, static cache', 'steered'))}")
+        lines.append(f"static cache / steered: {race.ratio('steered, static cache', 'steered')}")
     if lm.device.type == "cuda":
         limit = bandwidth_limit(lm, sizes, bandwidth(lm.device))
-        lines.append(f"memory-bandwidth limit of decoding: {limit:.0f} tokens/s; share reached: " + ", ".join(
-            f"{name} {median(rate) / limit:.0%}" for name, rate in rates.items() if name != "one at a time"
-        ))  # fmt: skip
+        batched = {name: median(rate) / limit for name, rate in race.wall.items() if name != "one at a time"}
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in batched.items())
+        lines.append(f"memory-bandwidth limit of decoding: {limit:.0f} tokens/s; share reached: {shares}")
     return "\n".join([*lines, load_at_end()])
-
-
-def _ratio(rates: Seconds, top: str, bottom: str) -> list[float]:
-    return [a / b for a, b in zip(rates[top], rates[bottom], strict=True)]
 
 
 def bandwidth(device: torch.device, gib: float = 1.0) -> float:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from steer_heal.healing import heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.loss import measure
 from steer_heal.healing.plan import split_rows
-from steer_heal.studies.benchmarks.measuring import (
-    Arm,
-    against,
-    load_at_end,
-    peak_fresh,
-    ratio,
-    spread,
-    surroundings,
-    take_turns,
-)
+from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, peaks, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import WeightCopies, history_of, naive_heal
 
@@ -61,23 +52,20 @@ def bench_heal(sizes: Sizes) -> str:
     names = ("kl_rev", "nll", "naive")
     small = replace(sizes, epochs=1, rows=min(sizes.rows, 8))
     take_turns(heal_arms(small, names), 1)  # warm-up
-    start = surroundings(sizes)
-    wall, cpu = take_turns(heal_arms(sizes, (*names, "measuring")), sizes.repeats)
-    lines = [start, *(f"{name}: {spread(wall[name])} s, processor {spread(cpu[name])} s" for name in names)]
-    targets = (("kl_rev", "nll", 1.4, True), ("naive", "kl_rev", 1.5, False))
-    for top, bottom, target, at_most in targets:
-        lines.append(against(f"{top} heal / {bottom} heal", ratio(wall, top, bottom), target, at_most))
-        lines.append(f"  the same in processor seconds: {spread(ratio(cpu, top, bottom))}")
-    bare = [n / (k - m) for n, k, m in zip(wall["naive"], wall["kl_rev"], wall["measuring"], strict=True)]
+    lines = [surroundings(sizes)]
+    race = Race.run(heal_arms(sizes, (*names, "measuring")), sizes.repeats)
+    lines += [f"{name}: {spread(race.wall[name])} s, processor {spread(race.cpu[name])} s" for name in names]
+    lines += race.against("kl_rev heal / nll heal", "kl_rev", "nll", 1.4, at_most=True)
+    lines += race.against("naive heal / kl_rev heal", "naive", "kl_rev", 1.5, at_most=False)
+    turns = zip(*(race.wall[name] for name in ("naive", "kl_rev", "measuring")), strict=True)
+    bare = [naive / (whole - measuring) for naive, whole, measuring in turns]
     lines.append(f"naive heal, which measures nothing / kl_rev heal less its measuring: {spread(bare)}")
     copies = copies_per_step(small)
     reached = "reached" if copies["kl_rev"] == 0 else "MISSED"
     both = f"kl_rev {copies['kl_rev']:g}, naive {copies['naive']:g}"
     lines.append(f"copies of a weight per training step: {both}; target 0: {reached}")
-    peaks = {name: peak_fresh("heal", name, asdict(small)) for name in names}
-    shown = ", ".join(f"{name} {peak['mib']:.0f} MiB" for name, peak in peaks.items())
-    lines.append(f"peak memory over the loaded model, fresh processes, one epoch: {shown}")
-    return "\n".join([*lines, load_at_end()])
+    memory = "peak memory over the loaded model, fresh processes, one epoch"
+    return "\n".join([*lines, f"{memory}: {peaks('heal', names, small)}", load_at_end()])
 
 
 def copies_per_step(sizes: Sizes) -> dict[str, float]:

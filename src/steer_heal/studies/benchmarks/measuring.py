@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
@@ -29,6 +30,38 @@ def take_turns(arms: Mapping[str, Arm], repeats: int) -> tuple[Seconds, Seconds]
             wall[name].append(time.perf_counter() - started[0])
             cpu[name].append(time.process_time() - started[1])
     return wall, cpu
+
+
+@dataclass(frozen=True)
+class Race:
+    """Figures by arm and turn: seconds by the wall clock and of the processor, or rates over them.
+
+    Attributes:
+        wall, cpu: by arm, one figure per turn. per: how the processor's figures are called.
+    """
+
+    wall: Seconds
+    cpu: Seconds
+    per: str = "in processor seconds"
+
+    @classmethod
+    def run(cls, arms: Mapping[str, Arm], repeats: int) -> Race:
+        """The arms in turns."""
+        return cls(*take_turns(arms, repeats))
+
+    def rates(self, counts: Mapping[str, float]) -> Race:
+        """Counts per second instead of seconds."""
+        both = ({arm: [counts[arm] / s for s in found[arm]] for arm in found} for found in (self.wall, self.cpu))
+        return Race(*both, per="per processor second")
+
+    def ratio(self, top: str, bottom: str) -> str:
+        """The ratio of neighbours in words, and that of the processor's figures."""
+        return f"{spread(ratio(self.wall, top, bottom))}; {self.per} {spread(ratio(self.cpu, top, bottom))}"
+
+    def against(self, what: str, top: str, bottom: str, target: float, at_most: bool) -> list[str]:
+        """Two lines: the ratio against its target, and the same of the processor's figures."""
+        line = against(what, ratio(self.wall, top, bottom), target, at_most)
+        return [line, f"  the same {self.per}: {spread(ratio(self.cpu, top, bottom))}"]
 
 
 def spread(values: Sequence[float], form: str = ".2f") -> str:
@@ -79,9 +112,15 @@ def peak_here(arm: Arm) -> dict[str, float]:
 
 
 def peak_fresh(kind: str, name: str, options: Mapping) -> dict[str, float]:
-    """`peak_here` of one arm in a process of its own (`benchmarks.peak`). Raises RuntimeError when that fails."""
-    command = [sys.executable, "-m", "steer_heal.studies.benchmarks.peak", kind, name, json.dumps(options)]
+    """`peak_here` of one arm in a process of its own (`benchmarks.benches`). Raises RuntimeError when that fails."""
+    command = [sys.executable, "-m", "steer_heal.studies.benchmarks.benches", kind, name, json.dumps(options)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{kind} {name} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def peaks(kind: str, names: Sequence[str], sizes: object) -> str:
+    """`plain 3 MiB, baked 4 MiB`: the peaks of several arms with the same sizes."""
+    found = {name: peak_fresh(kind, name, asdict(sizes)) for name in names}
+    return ", ".join(f"{name} {peak['mib']:.0f} MiB" for name, peak in found.items())

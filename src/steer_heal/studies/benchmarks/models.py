@@ -6,7 +6,7 @@ Knows nothing of what is measured on them.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,22 +22,22 @@ from steer_heal.texts.completion import Completion
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder; `inner` is the width of its feed-forward part."""
+    """Sizes of a decoder, as transformers calls them."""
 
-    family: str
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    kv_heads: int
+    model_type: str
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
     head_dim: int
-    vocab: int
-    tied: bool = False
+    vocab_size: int
+    tie_word_embeddings: bool = False
 
 
 PRESETS = {
     "small": Shape("qwen3", 12, 512, 1408, 8, 8, 64, 32_000),
-    "4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151_936, tied=True),
+    "4b": Shape("qwen3", 36, 2560, 9728, 32, 8, 128, 151_936, tie_word_embeddings=True),
     "tiny": Shape("qwen3", 3, 32, 88, 8, 8, 4, 600),
 }
 """`small`: what the targets on a CPU are stated for; `4b`: the layout of a 4 B-parameter Qwen3, for a CUDA machine in
@@ -58,15 +58,13 @@ def random_model(
     tokenizer = tiny_tokenizer()
     if endless:
         tokenizer.eos_token = None
-    config = CONFIG_MAPPING[shape.family](
-        vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim, max_position_embeddings=context, tie_word_embeddings=shape.tied,
-        bos_token_id=1, eos_token_id=None if endless else 3, pad_token_id=0,
-    )  # fmt: skip
+    sizes = asdict(shape)
+    kind = CONFIG_MAPPING[sizes.pop("model_type")]
+    marks = {"bos_token_id": 1, "eos_token_id": None if endless else 3, "pad_token_id": 0}
+    config = kind(max_position_embeddings=context, **sizes, **marks)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return LM(model.eval(), tokenizer, shape.family)
+    return LM(model.eval(), tokenizer, shape.model_type)
 
 
 def sentences(count: int, low: int, high: int, seed: int = 0) -> list[str]:
@@ -101,7 +99,7 @@ class ModelOptions:
         kind = "float32" if self.device == "cpu" else "bfloat16"
         dtype = getattr(torch, kind if self.dtype == "auto" else self.dtype)
         shape = PRESETS[self.preset]
-        return random_model(replace(shape, vocab=self.vocab or shape.vocab), dtype, self.device, endless)
+        return random_model(replace(shape, vocab_size=self.vocab or shape.vocab_size), dtype, self.device, endless)
 
 
 # ---------------------------------------------------------------- heal, bake
