@@ -59,7 +59,7 @@ def collect(folder: Path) -> dict:
         "n_rounds": runs[0].n_rounds,
         "seconds": [round(run.seconds) for run in runs],
         "sources": sorted({recorded_source(path) or "unknown" for path, _ in ledgers.values()}),
-        "verdicts": [f"{run.verdict}, best round {run.best_round}" for run in runs],
+        "verdicts": [f"{run.verdict} (best round {run.best_round})" for run in runs],
         "states": {
             name: [None if state is None else described(state, run) for run, state in zip(runs, states, strict=True)]
             for name, states in all_states(runs).items()
@@ -139,7 +139,7 @@ def readme_table(data: dict) -> str:
         short_row(data, "healed, round 0", "0 stands"),
         short_row(data, f"healed, what stands after {data['n_rounds']} rounds", "end"),
     ]
-    return markdown_table(COLUMNS, rows)
+    return f"{markdown_table(COLUMNS, rows)}\n\n{in_words(data)}"
 
 
 def readme_replies(data: dict) -> str:
@@ -154,7 +154,7 @@ def readme_replies(data: dict) -> str:
     return "\n".join(wrapped(f"**{who}:** {text}", "- ") for who, text in said.items())
 
 
-def readme_words(data: dict) -> str:
+def in_words(data: dict) -> str:
     """The result in sentences."""
     end, first = data["states"]["end"], data["states"]["0 stands"]
     lowest = min(
@@ -162,7 +162,7 @@ def readme_words(data: dict) -> str:
     )
     grams = over_seeds(end, "distinct4_share")
     text = (
-        f"{seeds_in_words(data).capitalize()}, {data['n_rounds']} rounds asked for: {'; '.join(data['verdicts'])}. "
+        f"{seeds_in_words(data).capitalize()}, {data['n_rounds']} rounds: {', '.join(data['verdicts'])}. "
         f"Forced choice moves by {over_seeds(first, 'shift', signed=True)} nats in round 0 and stands at "
         f"{over_seeds(end, 'shift', signed=True)} at the end; free text goes from {over_seeds(data['states']['base'], 'trait')} "
         f"to {over_seeds(end, 'trait')}. Sound sentences: never under {lowest:.3f} of base's in what stood. "
@@ -219,7 +219,6 @@ def moved(data: dict) -> str:
 BLOCKS = {
     "readme-table": readme_table,
     "readme-replies": readme_replies,
-    "readme-words": readme_words,
     "bar": bar_table,
     "rounds": rounds_table,
     "made-with": made_with,
