@@ -45,9 +45,11 @@ def on_files(files: Files, config) -> Files:
         page(name, content)
     page("reference/map.md", house_map.house_map())
     page("reference/index.md", public_names())
-    for room in house_map.rooms():
-        if (house_map.PACKAGE / room / "__init__.py").is_file():
-            page(f"reference/{room}.md", room_page(room))
+    folders = [room for room in house_map.rooms() if (house_map.PACKAGE / room).is_dir()]
+    for room in folders:
+        page(f"reference/{room}.md", room_page(room))
+    files_of_their_own = [room for room in house_map.rooms() if room not in folders and not room.startswith("_")]
+    page("reference/shared.md", "\n".join(["# Files beside the rooms", "", *map(directive, files_of_their_own)]))
     return files
 
 
@@ -81,4 +83,9 @@ def public_names() -> str:
 
 def room_page(room: str) -> str:
     """One room: what it hands on, then its modules."""
-    return f"# {room}\n\n::: steer_heal.{room}\n    options:\n      show_submodules: true\n"
+    return f"# {room}\n\n{directive(room)}    options:\n      show_submodules: true\n"
+
+
+def directive(module: str) -> str:
+    """What mkdocstrings turns into a module's reference."""
+    return f"::: steer_heal.{module}\n"

@@ -40,9 +40,11 @@ def first_sentence(file: Path) -> str:
 
 def files_of(room: Path) -> list[Path]:
     """The Python files of a room, or the one file that a room can be; a package stands before its modules."""
-    return sorted(room.rglob("*.py"), key=lambda f: f.parent / f.stem.replace("__init__", "")) if room.is_dir() else [
-        room.with_suffix(".py")
-    ]
+    return (
+        sorted(room.rglob("*.py"), key=lambda f: f.parent / f.stem.replace("__init__", ""))
+        if room.is_dir()
+        else [room.with_suffix(".py")]
+    )
 
 
 def house_map() -> str:

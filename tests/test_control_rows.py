@@ -56,7 +56,11 @@ def test_the_control_row_of_a_study_gives_its_figure(page, typed, capsys):
         found = float(re.search(wanted["printed"], capsys.readouterr().out)[1])
     else:
         with open(wanted["file"], encoding="utf-8", newline="") as file:
-            (row,) = [r for r in csv.DictReader(file, delimiter="\t" if wanted["file"].endswith(".tsv") else ",") if all(r[k] == v for k, v in wanted["row"].items())]
+            (row,) = [
+                r
+                for r in csv.DictReader(file, delimiter="\t" if wanted["file"].endswith(".tsv") else ",")
+                if all(r[k] == v for k, v in wanted["row"].items())
+            ]
         found = float(row[wanted["column"]])
     assert found == pytest.approx(wanted["found"], abs=wanted["tolerance"])
 
