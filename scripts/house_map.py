@@ -1,101 +1,78 @@
-"""Keeps the map of the house in CONTRIBUTING.md true: one line per module, the first sentence of its docstring.
+"""The map of the house: one line per module, by rooms in the order of the column.
 
-    uv run python scripts/house_map.py             # `just map`
-    uv run python scripts/house_map.py --check     # write nothing; exit code 1 when the map is not true
+    uv run python scripts/house_map.py             # prints it; the site has it in its reference
 
-A line stays where it was put. New modules come after the last one of their folder, and under "Not placed yet" where
-there is none; lines of modules that are gone go.
+A line is the first sentence of a module's docstring, the order that of `ROOMS` in tests/test_house.py: nothing is kept
+by hand. Knows nothing of how the site is built.
 """
 
 from __future__ import annotations
 
 import ast
-import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
-LINE = re.compile(r"^- `(?P<path>[\w./]+(?:\.py|/))`: (?P<text>.*)$")
-UNPLACED = "### Not placed yet"
-FOLDERS = ("src/steer_heal", "scripts")
+PACKAGE, SCRIPTS, COLUMN = ROOT / "src" / "steer_heal", ROOT / "scripts", ROOT / "tests" / "test_house.py"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Where the map stands."""
-
-    page: Path = ROOT / "CONTRIBUTING.md"
-    """The page."""
-    check: bool = False
-    """Write nothing."""
+    """Prints the map; there is nothing to choose."""
 
 
-def modules(root: Path = ROOT) -> dict[str, str]:
-    """What the map has to say: path of every package (`dose/`) and module (`dose/walk.py`), and its first sentence."""
-    found = {}
-    for folder in FOLDERS:
-        for file in sorted((root / folder).rglob("*.py")):
-            place = file.relative_to(root / "src" / "steer_heal" if folder == FOLDERS[0] else root)
-            if place.name == "__init__.py":
-                place = place.parent
-            if str(place) == ".":
-                continue
-            path = f"{place}/" if file.name == "__init__.py" else str(place)
-            text = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
-            found[path] = " ".join(text.split()).removesuffix(".")
-    return found
+def rooms() -> list[str]:
+    """Names of the rooms from the top of the column down."""
+    tree = ast.parse(COLUMN.read_text(encoding="utf-8"))
+    (rows,) = (n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "ROOMS")
+    return [room for row in ast.literal_eval(rows) for room in row]
 
 
-def refreshed(page: str, wanted: dict[str, str]) -> str:
-    """The page with a true map."""
-    lines, there = [], set()
-    for line in page.split("\n"):
-        if match := LINE.match(line):
-            path = match["path"]
-            if path not in wanted or path in there:
-                continue
-            there.add(path)
-            line = _line(path, wanted[path])
-        lines.append(line)
-    for path in (path for path in wanted if path not in there):
-        lines.insert(_place(lines, path), _line(path, wanted[path]))
-    return "\n".join(lines)
+def first_sentence(file: Path) -> str:
+    """Of a module's docstring, on one line and without its full stop."""
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).removesuffix(".")
 
 
-def _line(path: str, text: str) -> str:
-    return f"- `{path}`: {text}"
+def files_of(room: Path) -> list[Path]:
+    """The Python files of a room, or the one file that a room can be; a package stands before its modules."""
+    return (
+        sorted(room.rglob("*.py"), key=lambda f: f.parent / f.stem.replace("__init__", ""))
+        if room.is_dir()
+        else [room.with_suffix(".py")]
+    )
 
 
-def _place(lines: list[str], path: str) -> int:
-    """Where a new module's line goes."""
-    folder = re.sub(r"[^/]+/?$", "", path)
-    places = [at for at, line in enumerate(lines) if (match := LINE.match(line)) and match["path"].startswith(folder)]
-    if folder and places:
-        return places[-1] + 1
-    if UNPLACED not in lines:
-        end = max((at for at, line in enumerate(lines) if LINE.match(line)), default=len(lines) - 1) + 1
-        lines[end:end] = ["", UNPLACED, ""]
-    return lines.index(UNPLACED) + 2
+def house_map() -> str:
+    """The map as Markdown: a heading per room that is a folder, a line per module."""
+    column = [PACKAGE / room for room in rooms()]
+    parts = [
+        "# The map of the house",
+        "Rooms stand in the order in which a text passes through them; each imports only from those above it.",
+        "## Files that everybody may use, and the two entries",
+        "\n".join(_line(path.with_suffix(".py"), PACKAGE) for path in column if not path.is_dir()),
+    ]
+    for room in [*(path for path in column if path.is_dir()), SCRIPTS]:
+        start, *others = files_of(room) if room != SCRIPTS else [None, *files_of(room)]
+        parts.append(f"## {room.name}")
+        parts.append(f"{first_sentence(start)}." if start else "Each parses a command line, calls a study and prints.")
+        parts.append("\n".join(_line(file, room) for file in others))
+    return "\n\n".join(parts) + "\n"
 
 
-def refresh(arguments: Arguments) -> int:
-    """Refresh or check; returns the exit code."""
-    page = arguments.page.read_text(encoding="utf-8")
-    true = refreshed(page, modules())
-    if arguments.check and true != page:
-        print(f"{arguments.page.name}: the map is not true, run `just map`", file=sys.stderr)
-        return 1
-    if not arguments.check:
-        arguments.page.write_text(true, encoding="utf-8")
-    return 0
+def _line(file: Path, room: Path) -> str:
+    place = file.relative_to(room)
+    shown = f"{place.parent}/" if file.name == "__init__.py" else str(place)
+    return f"- `{shown}`: {first_sentence(file)}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_script(Arguments, refresh, argv, __doc__, "house_map")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the map; returns the exit code."""
+    return run_script(Arguments, lambda given: print(house_map()), argv, __doc__, "house_map")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from doc_pages import ROOT
 from script_modules import script
+from test_house import ROOMS
 
 import steer_heal
 
@@ -16,42 +17,45 @@ CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 house = script("house_map")
 
 
-def mapped(page):
-    """Path and text of every line of the map."""
-    return {m["path"]: m["text"] for line in page.splitlines() if (m := house.LINE.match(line))}
+LINE = re.compile(r"^- `(?P<path>[^`]+)`: (?P<text>.*)$", re.MULTILINE)
+
+
+def mapped():
+    """By heading of the map, path and text of every line."""
+    parts = re.split(r"^## (.*)$", house.house_map(), flags=re.MULTILINE)[1:]
+    return {
+        room: {m["path"]: m["text"] for m in LINE.finditer(text)}
+        for room, text in zip(parts[::2], parts[1::2], strict=True)
+    }
 
 
 def test_the_map_names_every_package_and_module_and_no_other():
-    package, scripts = ROOT / "src" / "steer_heal", ROOT / "scripts"
-    files = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
-    folders = {f"{p.parent.relative_to(package)}/" for p in package.rglob("*/__init__.py")}
-    there = mapped(PAGE.read_text(encoding="utf-8"))
-    helpers = {str(p.relative_to(ROOT)) for p in scripts.rglob("*.py") if p.name != "__init__.py"}
-    assert set(there) == files | folders | helpers | {"scripts/pocket_training/"}, "run `just map`"
-    assert all(len(text) > 20 for text in there.values())
+    for room, lines in mapped().items():
+        folder = {"scripts": ROOT / "scripts"}.get(room, house.PACKAGE / room)
+        if not folder.is_dir():
+            continue  # the files beside the rooms
+        files = {str(p.relative_to(folder)) for p in folder.rglob("*.py") if p.name != "__init__.py"}
+        folders = {f"{p.parent.relative_to(folder)}/" for p in folder.rglob("*/__init__.py")} - {"./"}
+        assert set(lines) == files | folders, room
+        assert all(len(text) > 20 for text in lines.values()), room
+
+
+def test_the_map_has_the_rooms_in_the_order_of_the_column():
+    assert [room for room in mapped() if (house.PACKAGE / room).is_dir()] == [
+        room for row in ROOMS for room in row if (house.PACKAGE / room).is_dir()
+    ]
 
 
 def test_the_map_says_what_the_modules_say_of_themselves():
-    assert house.main(["--check"]) == 0, "run `just map`"
-    assert mapped(PAGE.read_text(encoding="utf-8"))["healing/bake/"] in (steer_heal.healing.bake.__doc__ or "")
+    found = mapped()
+    assert found["healing"]["bake/"] in (steer_heal.healing.bake.__doc__ or "")
+    (beside,) = [lines for lines in found.values() if "errors.py" in lines]
+    assert beside["errors.py"] in " ".join(steer_heal.errors.__doc__.split())
 
 
-def test_a_new_module_is_placed_in_its_folder_and_one_that_is_gone_goes():
-    page = "# x\n\n- `a.py`: old words\n- `dose/`: Doses\n- `dose/walk.py`: Walks\n- `gone.py`: Gone\n\nEnd.\n"
-    wanted = {"a.py": "A", "dose/": "Doses", "dose/walk.py": "Walks", "dose/new.py": "New", "b.py": "B"}
-    page = house.refreshed(page, wanted)
-    lines = page.splitlines()
-    assert mapped(page) == wanted and "gone.py" not in page and lines[-1] == "End."
-    assert lines.index("- `dose/new.py`: New") == lines.index("- `dose/walk.py`: Walks") + 1
-    assert lines.index(house.UNPLACED) < lines.index("- `b.py`: B")
-    assert house.refreshed(page, wanted) == page
-
-
-def test_an_untrue_map_is_an_exit_code_and_refreshing_mends_it(tmp_path, capsys):
-    page = tmp_path / "CONTRIBUTING.md"
-    page.write_text(re.sub("^- `healing/bake/`.*\n", "", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert house.main(["--page", str(page), "--check"]) == 1 and "just map" in capsys.readouterr().err
-    assert house.main(["--page", str(page)]) == 0 and house.main(["--page", str(page), "--check"]) == 0
+def test_the_page_of_rules_names_the_rooms_in_their_order():
+    folders = [room for row in ROOMS for room in row if (house.PACKAGE / room).is_dir()]
+    assert "  ".join(folders) in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_citation_has_what_cff_requires_and_is_of_this_version():

@@ -9,7 +9,9 @@ from pathlib import Path
 import doc_commands
 import doc_pages
 import pytest
+import yaml
 from doc_pages import PAGES, ROOT, anchors, blocks, inline_code, kind_of, links, name
+from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.trait import Anchor, Item, Trait, Vignette
@@ -32,6 +34,7 @@ def pages(*kinds):
     return [pytest.param(page, id=name(page)) for page in PAGES if any(b.kind in kinds for b in blocks(page))]
 
 
+house = script("house_map")
 every_page = pytest.mark.parametrize("page", PAGES, ids=name)
 
 
@@ -65,6 +68,8 @@ def test_commands_are_ones_that_their_programs_take(block, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("block", of_kind("toml"))
 def test_toml_loads_and_traits_are_what_the_reader_takes(block, tmp_path):
+    if "commands" in tomllib.loads(block.text):
+        return  # a control row: tests/test_control_rows.py runs it
     every_key = re.sub(r"^# (?:optional: )?(\w+ = )", r"\1", block.text, flags=re.MULTILINE)
     for number, text in enumerate((block.text, every_key)):
         data = tomllib.loads(text)
@@ -161,10 +166,61 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(other), f"{name(page)}: {other.name} has no heading #{anchor}"
 
 
-def test_the_readme_leads_to_every_page_and_the_notebook():
+def test_the_site_has_every_page_the_notebook_and_a_reference_of_every_room():
+    def leaves(entry):
+        return (
+            [entry]
+            if isinstance(entry, str)
+            else [x for one in entry for x in leaves(one)]
+            if isinstance(entry, list)
+            else [x for one in entry.values() for x in leaves(one)]
+        )
+
+    places = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    rooms = [room for room in house.rooms() if (house.PACKAGE / room).is_dir()]
+    wanted = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    wanted |= {f"reference/{one}.md" for one in ("index", "map", "shared", *rooms)}
+    wanted |= {"index.md", "quickstart.md", "contributing.md", "spec.md", "how-to/stories.md"}
+    assert set(places) == wanted and len(places) == len(wanted)
+
+
+def test_the_readme_leads_to_the_how_to_pages_the_stages_and_the_results():
     linked = {(ROOT / target.partition("#")[0]).resolve() for target in links(README)}
-    wanted = {page for page in PAGES if page != README} | {ROOT / "docs" / "quickstart.ipynb", ROOT / "spec.md"}
+    stages = [ROOT / "docs" / f"{stage}.md" for stage in ("steering", "heal", "bake", "evaluation", "loop")]
+    others = [ROOT / name for name in ("CONTRIBUTING.md", "spec.md", "docs/results.md", "docs/quickstart.ipynb")]
+    wanted = {*(ROOT / "docs" / "how-to").glob("*.md"), *stages, *others}
     assert wanted <= linked, wanted - linked
+
+
+def test_figures_of_the_readme_and_of_the_results_are_those_of_the_runs(capsys):
+    assert script("readme").main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_figure_that_was_typed_is_seen(tmp_path, capsys, monkeypatch):
+    readme, page = script("readme"), tmp_path / "README.md"
+    page.write_text(README.read_text(encoding="utf-8").replace("| base |", "| base | 9.99", 1), encoding="utf-8")
+    monkeypatch.setattr(readme, "PAGES", (page,))
+    assert readme.main(["--check"]) == 1 and "just readme" in capsys.readouterr().err
+    assert readme.main([]) == 0 and page.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")
+
+
+def test_a_block_that_nothing_fills_is_refused():
+    with pytest.raises(InputError, match="nothing-of-this"):
+        script("readme").filled("<!-- figures: nothing-of-this -->\n<!-- end -->", {})
+
+
+@pytest.mark.parametrize(("path", "most"), [("README.md", 120), ("CONTRIBUTING.md", 150), ("docs/results.md", 150)])
+def test_a_page_for_newcomers_is_no_longer_than_it_may_be(path, most):
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= most
+
+
+@every_page
+def test_lines_are_of_readable_length(page):
+    """Rows of tables, rows of JSON and options of one case cannot be broken."""
+    widest, fixed = (100, ()) if page == README else (120, ("|", '{"', "    STORIES260K,"))
+    lines = page.read_text(encoding="utf-8").splitlines()
+    long = [number for number, line in enumerate(lines, 1) if len(line) > widest and not line.startswith(fixed)]
+    assert not long, f"{name(page)}: lines {long} have over {widest} characters"
 
 
 def test_ci_types_the_commands_of_the_readme():
