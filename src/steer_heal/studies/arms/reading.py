@@ -14,7 +14,6 @@ from steer_heal.evaluation import Metrics
 from steer_heal.evaluation.shift import coherent
 from steer_heal.evaluation.text import mean
 from steer_heal.ledger import Ledger
-from steer_heal.report.tables import by_round
 from steer_heal.studies.material import read_round
 
 
@@ -108,7 +107,10 @@ def read_run(arm: str, seed: int, ledger: Ledger) -> ArmRun:
     (end,) = ledger.events("end")
     config = ledger.config
     base, prompted = (Metrics.load(ledger.folder / f"{name}.json") for name in ("base", "prompted"))
-    events = by_round(ledger.events())
+    events: dict[int, dict[str, Mapping]] = {}
+    for event in ledger.events():
+        if event["round"] is not None:
+            events.setdefault(event["round"], {})[event["stage"]] = event
     done = sorted(number for number, of_round in events.items() if "verdict" in of_round)
     rounds = tuple(_round(ledger, number, events[number], base) for number in done)
     early = end.get("ended_by")
