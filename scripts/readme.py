@@ -21,11 +21,10 @@ from pathlib import Path
 from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 from steer_heal.report import markdown_table
-from steer_heal.studies.arms import read_run
 from steer_heal.studies.arms.bar import bar_lines
 from steer_heal.studies.arms.comparing import compare_states, spread
 from steer_heal.studies.arms.jobs import finished, recorded_source
-from steer_heal.studies.arms.reading import ArmRun, State, figures
+from steer_heal.studies.arms.reading import ArmRun, State, figures, read_run
 from steer_heal.studies.arms.tables import bar_rows, cell
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +69,7 @@ def collect(folder: Path) -> dict:
         },
         "bar": [
             ["line", "unit", *map(str, seeds), "all", "met"],
-            *(row[1:] for row in bar_rows(bar_lines(runs), seeds)),
+            *(list(row.values())[1:] for row in bar_rows(bar_lines(runs), seeds)),
         ],
         "replies": replies(runs[0]),
     }
@@ -172,12 +171,13 @@ def in_words(data: dict) -> str:
         for one in found
         if one
     )
-    before = over_seeds(data["states"]["base"], "trait")
-    grams = over_seeds(end, "distinct4_share")
+    grams, moved = over_seeds(end, "distinct4_share"), over_seeds(first, "shift", signed=True)
+    stands = over_seeds(end, "shift", signed=True)
+    before, after = (over_seeds(state, "trait") for state in (data["states"]["base"], end))
     text = (
         f"{seeds_in_words(data).capitalize()}, {data['n_rounds']} rounds: {', '.join(data['verdicts'])}. "
-        f"Forced choice moves by {over_seeds(first, 'shift', signed=True)} nats in round 0 and stands at "
-        f"{over_seeds(end, 'shift', signed=True)} at the end; free text goes from {before} to {over_seeds(end, 'trait')}. Sound sentences: never under {lowest:.3f} of base's in what stood. "
+        f"Forced choice moves by {moved} nats in round 0 and stands at {stands} at the end; free text goes from "
+        f"{before} to {after}. Sound sentences: never under {lowest:.3f} of base's in what stood. "
         f"4-grams end at {grams} of base's."
     )
     return wrapped(text)
