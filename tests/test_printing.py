@@ -131,7 +131,7 @@ def test_a_failure_that_comes_again_is_told_without_its_meaning(events):
     heal = {**events["heal", 0], "figures": events["heal", 0]["figures"] | {"train_nll_after": 99.0}}
     text = " ".join(printed([events["start", None], heal, {**heal, "round": 1}, events["end", None]]).split())
     assert text.count("SHOULD: the training nll falls") == 1 and text.count("-> 99.000") == 2
-    assert "As in round 0." in text
+    assert "heal of round 1, again: training nll" in text
 
 
 def test_prompted_against_base_is_judged_with_its_interval_once_the_end_has_it(events):

@@ -33,7 +33,7 @@ class Screen:
     def __init__(self, console: Console):
         self.console = console
         self.columns = [column for column in STATE if column.head in FIGURES]
-        self.meanings: dict[str, int | None] = {}
+        self.told: set[str] = set()  # expectations whose failure has been explained
 
     def show(self, event: Mapping, events: Sequence[Mapping], found: Sequence[Found]) -> None:
         """Print what an event adds to the screen, then what it SHOULD have shown and did not.
@@ -103,12 +103,12 @@ class Screen:
             if one.holds:
                 continue
             where = one.of.stage if one.round is None else f"{one.of.stage} of round {one.round}"
-            text = f"! {where}: {one.seen}. "
-            if one.of.name in self.meanings:
-                self._line(f"{text}As in round {self.meanings[one.of.name]}.", "yellow", wrapped=True)
+            if one.of.name in self.told:
+                self._line(f"! {where}, again: {one.seen}.", "yellow", wrapped=True)
                 continue
-            self.meanings[one.of.name] = one.round
-            self._line(f"{text}SHOULD: {one.of.should}. It means: {one.of.meaning}.", "yellow", wrapped=True)
+            self.told.add(one.of.name)
+            text = f"! {where}: {one.seen}. SHOULD: {one.of.should}. It means: {one.of.meaning}."
+            self._line(text, "yellow", wrapped=True)
 
     def end(self, e: Mapping, events: Sequence[Mapping]) -> None:
         """The result against base, the prompted model and the controls, the verdict, and what to open next."""

@@ -46,8 +46,12 @@ COLUMNS = ["stage", "SHOULD be seen", "was it"]
 
 
 def table(events: Events) -> list[list[str]]:
-    """A row for each expectation that the run could be held to (see `COLUMNS`)."""
-    return [[one.stage, one.should, outcome(founds)] for one, founds in grouped(judged(events)).items()]
+    """A row for each expectation that the run could be held to (see `COLUMNS`), with the last figures where it holds."""
+    rows = []
+    for one, founds in grouped(judged(events)).items():
+        was = outcome(founds)
+        rows.append([one.stage, one.should, f"holds: {founds[-1].seen}" if was == "holds" else was])
+    return rows
 
 
 def legend(events: Events, *names: str) -> str:

@@ -104,7 +104,7 @@ def _first_reason(gate: Mapping) -> str:
     """The reason that decided, without the sentences behind it, how many more there are, and what followed."""
     first, *others = gate_reasons(gate)
     more = f" (and {len(others)} more)" if others else ""
-    follows = "" if gate["stands"] else f"; out of the weights again, the next walk at kappa {gate['kappa_next']:.2f}"
+    follows = "" if gate["stands"] else f"; taken out again, next kappa {gate['kappa_next']:.2f}"
     return f"{first.split('. ')[0]}{more}{follows}"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 from steer_heal.report.tables import number
 from steer_heal.studies.arms.bar import BarLine, rows_of
@@ -67,11 +66,10 @@ def column(rows: Sequence[object], name: str, digits: int = 2, signed: bool = Fa
     return cell([getattr(row, name) for row in rows], digits, signed)
 
 
-def rounds_of(runs: Sequence[ArmRun]) -> Iterator[tuple[str, list[ArmRun], int, list[ArmRun]]]:
-    """(arm, its runs, round, those of its runs that reached it)."""
-    for arm, group in by_arm(runs).items():
-        for r in range(max(len(run.rounds) for run in group)):
-            yield arm, group, r, [run for run in group if r < len(run.rounds)]
+def rounds_of(group: Sequence[ArmRun]) -> Iterator[tuple[int, list[ArmRun]]]:
+    """Every round of an arm, and those of its runs that reached it."""
+    for r in range(max(len(run.rounds) for run in group)):
+        yield r, [run for run in group if r < len(run.rounds)]
 
 
 def state_row(arm: str, after: str, found: Sequence[Figures]) -> Row:
@@ -87,9 +85,8 @@ def combined_rows(runs: Sequence[ArmRun]) -> list[Row]:
     first = next(iter(arms.values()))
     names = ("base", "prompted")
     rows = [state_row(name, "-", [figures(getattr(run, name), run.base) for run in first]) for name in names]
-    by_round = groupby(rounds_of(runs), key=lambda one: one[0])
-    for arm, of_arm in by_round:
-        for _, group, r, reached in of_arm:
+    for arm, group in arms.items():
+        for r, reached in rounds_of(group):
             done = [run.rounds[r] for run in reached]
             row = state_row(arm, str(r), [figures(run.standing(r), run.base) for run in reached])
             row |= {"kept": column(done, "kept"), "kappa": column(done, "kappa")}
@@ -98,7 +95,7 @@ def combined_rows(runs: Sequence[ArmRun]) -> list[Row]:
             if any(d.student is not None and not d.stands for d in done):
                 trained = [figures(d.student, run.base) for d, run in zip(done, reached, strict=True) if d.student]
                 rows.append(state_row(arm, f"{r} as trained", trained))
-        rows.append(state_row(arm, "end", [figures(run.last, run.base) for run in arms[arm]]))
+        rows.append(state_row(arm, "end", [figures(run.last, run.base) for run in group]))
     return rows
 
 
@@ -146,28 +143,23 @@ def matched_rows(found: Sequence[Matched]) -> list[Row]:
     return rows
 
 
+STEERED = {"free_trait": "trait", "sentence_ok": "sentence ok"}
+
+
 def making_rows(runs: Sequence[ArmRun]) -> list[Row]:
     """What went into each round, and what it did."""
     rows = []
-    for arm, _, r, reached in rounds_of(runs):
-        done = [run.rounds[r] for run in reached]
-        steered = [d.steered for d in done if d.steered is not None]
-        shifts = [run.rounds[r].steered_shift(run.base) for run in reached]
-        rows.append(
-            {
-                "arm": arm,
-                "round": str(r),
-                "steered shift": cell(shifts, signed=True),
-                "steered trait": column(steered, "free_trait"),
-                "steered sentence ok": column(steered, "sentence_ok"),
-                "trait of kept": column(done, "trait_kept"),
-                "KL to previous": column(done, "kl_prev", 3),
-                "vector": column(done, "cosine_vector"),
-                "adapter": column(done, "cosine_adapter"),
-                "shift on vector": column(done, "cosine_shift"),
-                "verdicts": ", ".join(d.verdict for d in done),
-            }
-        )
+    for arm, group in by_arm(runs).items():
+        for r, reached in rounds_of(group):
+            done = [run.rounds[r] for run in reached]
+            steered = [d.steered for d in done if d.steered is not None]
+            shifts = [run.rounds[r].steered_shift(run.base) for run in reached]
+            row = {"arm": arm, "round": str(r), "steered shift": cell(shifts, signed=True)}
+            row |= {f"steered {head}": column(steered, name) for name, head in STEERED.items()}
+            row |= {"trait of kept": column(done, "trait_kept"), "KL to previous": column(done, "kl_prev", 3)}
+            row |= {"vector": column(done, "cosine_vector"), "adapter": column(done, "cosine_adapter")}
+            row |= {"shift on vector": column(done, "cosine_shift"), "verdicts": ", ".join(d.verdict for d in done)}
+            rows.append(row)
     return rows
 
 

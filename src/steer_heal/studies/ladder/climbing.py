@@ -121,8 +121,8 @@ def prepare(arguments: Arguments) -> tuple[Operation, str]:
         f"budget (tau 0, mean, top {arguments.kl_top_k}), batch {arguments.batch_size}"
         f"{' widened to equal steps' if arguments.equal_steps else ''}; seeds {', '.join(map(str, arguments.seeds))}"
     )
-    learning = (lm, material.stack, rows, tasks)
-    return Operation(*learning, captured, pool, weights, config, system, longest, arguments.equal_steps), about
+    asking = {"system": system, "max_new_tokens": longest, "equal_steps": arguments.equal_steps}
+    return Operation(lm, material.stack, rows, tasks, captured, pool, weights, config, **asking), about
 
 
 def climb(arguments: Arguments) -> tuple[list[Attempt], str]:
