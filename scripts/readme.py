@@ -22,7 +22,7 @@ from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 from steer_heal.report import markdown_table
 from steer_heal.studies.arms.bar import bar_lines
-from steer_heal.studies.arms.comparing import compare_states, spread
+from steer_heal.studies.arms.comparing import compare_states
 from steer_heal.studies.arms.jobs import finished, recorded_source
 from steer_heal.studies.arms.reading import ArmRun, State, figures, read_run
 from steer_heal.studies.arms.tables import bar_rows, cell
@@ -126,7 +126,7 @@ def seeds_in_words(data: dict) -> str:
 
 def over_seeds(found: Sequence[dict | None], name: str, digits: int = 2, signed: bool = False) -> str:
     """Median (range) of a figure over the seeds that have it."""
-    return cell(spread([one[name] for one in found if one]), digits, signed)
+    return cell([one[name] for one in found if one], digits, signed)
 
 
 def short_row(data: dict, label: str, state: str) -> list[str]:
