@@ -45,7 +45,7 @@ class Chat:
         trust_remote_code: Run Python code that comes with the model.
     """
 
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|MODEL")]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     prompt: tuple[str, ...] = ()
     dose: float = 1.0
     vector: str | None = None

@@ -118,7 +118,8 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
     for topic, names in topics.items():
         values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
-        out.print(f"{topic}: {', '.join(values)}", markup=False)
+        if values:
+            out.print(f"{topic}: {', '.join(values)}", markup=False)
     if preset:
         out.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
     columns = ["replies to sample", "at least", "at most", "tokens each, at most"]

@@ -121,7 +121,8 @@ def _run(argv: list[str], prog: str) -> int:
     if own.dry_run:
         from steer_heal.commands.dry_run import show
 
-        return show(config, own.preset, {name: [one.name for one in fields(kind)] for name, kind in GROUPS.items()})
+        topics = {name: [option.name for option in options_of(kind).values()] for name, kind in GROUPS.items()}
+        return show(config, own.preset, topics)
     from steer_heal.loop.rounds import run_rounds
     from steer_heal.report.console import Reporter
 
