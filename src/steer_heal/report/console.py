@@ -82,7 +82,9 @@ class Reporter:
     def on_event(self, event: dict) -> None:
         """Print one ledger event."""
         self._heard(event)
-        self._events = [*([] if event["stage"] == "start" else self._events), event]
+        if event["stage"] == "start":
+            self._events, self.screen = [], Screen(self.console)
+        self._events.append(event)
         found = [] if self.quiet else judge(event, self._events)
         if self.verbose:
             printing.show(self.console, event, found)

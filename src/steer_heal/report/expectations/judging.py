@@ -46,7 +46,7 @@ COLUMNS = ["stage", "SHOULD be seen", "was it"]
 
 
 def table(events: Events) -> list[list[str]]:
-    """A row for each expectation that the run could be held to (see `COLUMNS`), with the last figures where it holds."""
+    """A row for each expectation that the run could be held to (see `COLUMNS`); the last figures where it holds."""
     rows = []
     for one, founds in grouped(judged(events)).items():
         was = outcome(founds)
