@@ -177,7 +177,8 @@ def in_words(data: dict) -> str:
     text = (
         f"{seeds_in_words(data).capitalize()}, {data['n_rounds']} rounds: {', '.join(data['verdicts'])}. "
         f"Forced choice moves by {over_seeds(first, 'shift', signed=True)} nats in round 0 and stands at "
-        f"{over_seeds(end, 'shift', signed=True)} at the end; free text goes from {before} to {over_seeds(end, 'trait')}. Sound sentences: never under {lowest:.3f} of base's in what stood. "
+        f"{over_seeds(end, 'shift', signed=True)} at the end; free text goes from {before} to "
+        f"{over_seeds(end, 'trait')}. Sound sentences: never under {lowest:.3f} of base's in what stood. "
         f"4-grams end at {grams} of base's."
     )
     return wrapped(text)
