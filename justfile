@@ -28,7 +28,7 @@ fast:
 train-pocket:
     uv run python scripts/train_pocket.py
 
-# ten rounds of the default run beside nll, mean KL and controls, and four without a filter; tables and plots of docs/results.md
+# ten rounds of the default run beside nll, mean KL and controls, and four without a filter; tables and plots of docs/results
 results *options:
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 10 --out out/results {{options}}
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 4 --arms open-nll open-kl --out out/open {{options}}
@@ -45,10 +45,18 @@ ladder:
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
 
-# bring the map of the house in CONTRIBUTING.md up to date
-map:
-    uv run python scripts/house_map.py
-
 # run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py
+
+# fill README's and the results' figures from docs/data; with --runs out/results from finished runs first
+readme *options:
+    uv run python scripts/readme.py {{options}}
+
+# the site into site/, strictly: a warning or a dead link is an error; nothing is fetched
+docs:
+    uv run --group docs mkdocs build --strict
+
+# show the site while pages are written
+docs-serve:
+    uv run --group docs mkdocs serve

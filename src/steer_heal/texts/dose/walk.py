@@ -55,6 +55,16 @@ class Walk:
         names = ("kappa", "n", "survived", "survival", "banked", "decision", "probe")
         return [{name: getattr(step, name) for name in names} for step in self.steps]
 
+    def __str__(self) -> str:
+        """One line per decision, for notebooks."""
+        lines = ["  kappa     n  kept  share  banked  decision"]
+        for step in self.steps:
+            counts = f"{step.n:4d}  {step.survived:4d}  {step.survival:5.2f}  {step.banked:6d}"
+            lines.append(f"  {step.kappa:5.3f}  {counts}  {step.decision}{' (probe)' if step.probe else ''}")
+        verdict = "starved" if self.starved else "enough"
+        lines.append(f"  {verdict}: {len(self.banked)} of {len(self.completions)} kept, {self.config.n_min} wanted")
+        return "\n".join(lines)
+
 
 def walk_c(
     sample: Callable[[float, int], Sequence],
