@@ -200,9 +200,10 @@ def heal_by(pocket_run, monkeypatch, tmp_path):
             ledger.record(event["stage"], **{k: v for k, v in event.items() if k not in ("stage", "time")})
         names = ("train_nll", "heldout_nll", "kl_prev", "kl_base")
         figures = {f"{name}_{when}": 0.0 for name in names for when in ("before", "after")}
+        told = {"tau": {}, "epochs": [], "notes": [], "lengths": {"mean": 30.0, "weighted": 32.0}}
 
         def heal_rows(run, number, vector, walk, rows):
-            ledger.record("heal", number, figures=figures, tau={}, lengths={"mean": 30.0, "weighted": 32.0})
+            ledger.record("heal", number, figures=figures, **told)
             return Healed(make(run, rows), HealConfig(), (), (), figures, {}, {})
 
         monkeypatch.setattr(steps, "extract_vector", lambda run, number: vector)
