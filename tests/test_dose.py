@@ -77,6 +77,7 @@ def test_hopeless_walk_is_starved_and_keeps_everything_it_sampled():
     assert walk.banked == []
     assert len(walk.completions) == 6 * 48
     assert walk.steps[-1].decision == "starved"
+    assert "starved: 0 of 288 kept" in str(walk)
 
 
 def test_kappa_never_falls_below_the_floor():
