@@ -1,5 +1,7 @@
 # Recipes of the project; `uv run just` lists them.
 
+export NO_MKDOCS_2_WARNING := "1"
+
 default:
     @just --list
 
