@@ -222,6 +222,18 @@ def test_default_trait_follows_the_models_lists_else_the_general_one():
     assert default_trait("some/other-model") == FALLBACK
 
 
+def test_a_checker_file_is_run_once_and_again_when_it_has_changed(write, tmp_path):
+    code = "open('ran.txt', 'a').write('x')\n\ndef check(prompt, reply, finished):\n    return None\n"
+    code = code.replace("'ran.txt'", repr(str(tmp_path / "ran.txt")))
+    path = write(checker='"seen_once:check"', files={"seen_once.py": code})
+    for _ in range(2):
+        Trait.load(path)
+    assert (tmp_path / "ran.txt").read_text() == "x"
+    (tmp_path / "seen_once.py").write_text(code + "# changed\n")
+    Trait.load(path)
+    assert (tmp_path / "ran.txt").read_text() == "xx"
+
+
 def test_a_built_in_may_only_name_a_checker_of_this_package(write):
     from steer_heal.trait.file import TraitFile
 

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from steer_heal.errors import InputError
 
@@ -39,11 +40,14 @@ def import_function(spec: str, folder: Path, builtin: bool, place: str) -> Calla
     return found
 
 
-def _load_file(path: Path):
-    """A module from a file, under a name of its own so that it shadows nothing."""
-    name = f"steer_heal_checker_{path.stem}"
+def _load_file(path: Path) -> ModuleType:
+    """A module from a file, under a name of its own so that it shadows nothing; run again only when it has changed."""
+    name, state = f"steer_heal_checker_{path.stem}", (path.resolve(), path.stat().st_mtime_ns, path.stat().st_size)
+    if getattr(sys.modules.get(name), "__state__", None) == state:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses of the module look themselves up there
     spec.loader.exec_module(module)
+    module.__state__ = state
     return module

@@ -39,7 +39,7 @@ class Doctor:
         model: Model of the checks: tiny-random, pocket, a folder, a hub id.
         device: cpu, cuda, mps or auto.
         dtype: auto, float32, bfloat16 or float16.
-        no_round: Leave the tiny round out; it always runs on tiny-random.
+        no_round: Leave out the tiny round, which always runs on tiny-random, and the gate on a ruined pocket.
     """
 
     model: str = "tiny-random"
@@ -51,6 +51,7 @@ class Doctor:
         """Print the machine and one line per check."""
         check_name(self.model)
         from steer_heal import model as models
+        from steer_heal.loop.gate import blocks_a_ruined_model
         from steer_heal.model.loading import resolve_device
 
         device = resolve_device(self.device)
@@ -64,7 +65,7 @@ class Doctor:
             "fold and undo": partial(fold_and_undo, lm),
         }
         if not self.no_round:
-            asked["one tiny round"] = tiny_round
+            asked |= {"one tiny round": tiny_round, "the gate blocks a ruined model": blocks_a_ruined_model}
         failed = 0
         for name, check in asked.items():
             started = time.perf_counter()
