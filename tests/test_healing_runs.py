@@ -2,9 +2,7 @@
 
 import json
 import math
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -185,15 +183,6 @@ def test_row_factors_weight_token_sums_and_average_to_one_over_all_rows():
     # Weight of one token: factor / n, in the ratio 1/2 : 1/4 : 1/10.
     per_token = [f / n for f, n in zip(factors, (4, 16, 100), strict=True)]
     assert sum(factors) == pytest.approx(3) and per_token[0] / per_token[2] == pytest.approx(5)
-
-
-def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "heal.md").read_text()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-    names: dict = {}
-    exec(code, names)
-    assert len(names["stack"]) == 1 and names["healed"].figures["prev_fired"] > 0
 
 
 def test_one_known_completion_can_be_learnt_by_heart(lm, data):

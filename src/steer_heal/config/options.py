@@ -66,6 +66,9 @@ class SteeringOptions:
         text_top_p: Top-p of the training texts; under 1 it sharpens too.
         text_min_p: Min-p of the training texts: a token needs this share of the likeliest one's probability, after the
             temperature; it keeps hot texts sound.
+        texts: Whose texts a round learns from: the steered student's, or (with --targets teacher) its own without
+            steering; the doses are then those of the teacher.
+        text_prompts: What these texts answer: the trait's prompts, the extraction contexts, or both in turn.
         vector: Control: a random vector of the same norm (with a target_kl, of the same divergence), or no steering.
         vector_from: Extract the vector anew from each round's student, keep round 0's, or take the mean of both, at
             the new one's norm in each block.
@@ -81,6 +84,8 @@ class SteeringOptions:
     diversity_gain: Annotated[float | None, by_model("diversity_gain")] = None
     text_top_p: Annotated[float | None, by_model("text_top_p")] = None
     text_min_p: Annotated[float | None, by_model("text_min_p")] = None
+    texts: Literal["steered", "own"] = "steered"
+    text_prompts: Literal["trait", "contexts", "both"] = "trait"
     vector: Literal["real", "random", "none"] = "real"
     vector_from: Literal["each", "first", "mixed"] = "each"
     max_new_tokens: Annotated[int | None, by_model("max_new_tokens")] = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,12 +32,26 @@ CHOICES = {
     "lam_mode": ("constant", "budget"),
     "row_weights": ("none", "inv_sqrt", "tokens"),
     "barrier_rows": ("all", "replay"),
+    "targets": ("tokens", "teacher"),
 }
+
+
+def target_beta(name: str) -> float | None:
+    """The BETA of a target divergence `jsd:BETA`; None for `reverse` and `forward`. InputError for any other name."""
+    if name in ("reverse", "forward"):
+        return None
+    kind, _, text = str(name).partition(":")
+    beta = float(text) if kind == "jsd" and re.fullmatch(r"0?\.\d+", text) else 0.0
+    if not 0 < beta < 1:
+        raise InputError(f"target divergence {name!r}: use reverse, forward, or jsd:BETA with BETA between 0 and 1")
+    return beta
 
 
 @dataclass(frozen=True)
 class HealConfig:
     """How a heal trains and what holds it back. Loss per completion: nll + lam * relu(D - tau), in nats.
+
+    With `targets` "teacher" the nll gives way to the divergence from the teacher.
 
     Attributes:
         reg: Barrier: nll (none), kl_rev = KL(student||reference), kl_fwd = KL(reference||student),
@@ -72,6 +87,17 @@ class HealConfig:
         barrier_rows: Rows the barrier acts on: all, or replay (the original model's own completions among the data).
         replay_weight: Factor on the barrier of the original model's own completions; 4 guards them harder than the new
             texts.
+        targets: What a position teaches: tokens (the sampled id), or teacher (the whole distribution of a frozen
+            teacher: of the steered student, and of the original model on its own rows).
+        target_divergence: From the teacher: reverse = KL(student||teacher), forward = KL(teacher||student), or
+            jsd:BETA between them.
+        target_strength: How much of what the teacher adds to the student before the heal is taught, in logits; above 1
+            extrapolates.
+        target_plausibility: A token under this share of the likeliest one's probability before the heal gains nothing
+            from the teacher; 0: all tokens are taught.
+        target_top_k: Truncate the divergence from the teacher to its k likeliest tokens and a tail bucket; 0: full
+            vocabulary.
+        token_weight: With a teacher, the weight (0 to 1) of the sampled ids' nll beside it.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, about a third more time.
         seed: Seed of the initial A, of the held-out split and of the order of rows.
     """
@@ -105,6 +131,12 @@ class HealConfig:
     row_weights: str = "none"
     barrier_rows: str = "all"
     replay_weight: float = 1.0
+    targets: str = "tokens"
+    target_divergence: str = "reverse"
+    target_strength: float = 1.0
+    target_plausibility: float = 0.0
+    target_top_k: int = 0
+    token_weight: float = 0.0
     gradient_checkpointing: bool = False
     seed: int = 0
 
@@ -112,21 +144,36 @@ class HealConfig:
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)
-        for name in ("lam", "tau", "weight_decay", "spectral", "clip", "kl_top_k", "lam_rate", "replay_weight"):
+        for name in (
+            "lam",
+            "tau",
+            "weight_decay",
+            "spectral",
+            "clip",
+            "kl_top_k",
+            "lam_rate",
+            "replay_weight",
+            "target_strength",
+            "target_top_k",
+        ):
             self._require(name, "a number of at least 0", lambda x: x >= 0)
         for name in ("tau_base", "lam_base", "tau_rel"):
             if getattr(self, name) is not None:
                 self._require(name, "a number of at least 0", lambda x: x >= 0)
         self._require("lam_power", "a finite number", math.isfinite)
         self._require("warmup", "a share from 0 to below 1", lambda x: 0 <= x < 1)
+        self._require("target_plausibility", "a share from 0 to below 1", lambda x: 0 <= x < 1)
+        self._require("token_weight", "a share from 0 to 1", lambda x: 0 <= x <= 1)
         self._require("heldout", "a share from 0 to 0.5", lambda x: 0 <= x <= 0.5)
-        for name in ("rank", "epochs", "batch_size", "grad_accum", "kl_top_k"):
+        for name in ("rank", "epochs", "batch_size", "grad_accum", "kl_top_k", "target_top_k"):
             self._require(name, "a whole number", lambda x: float(x).is_integer())
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise InputError(f"betas {self.betas!r}: give two numbers from 0 to below 1")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} {getattr(self, name)!r} is unknown: use {', '.join(choices)}")
+        if target_beta(self.target_divergence) is not None and self.target_top_k:
+            raise InputError(f"target_top_k truncates reverse and forward only: 0 for {self.target_divergence!r}")
         if self.lam_mode == "budget" and self.lam_rate == 0:
             raise InputError("lam_rate 0 never moves the multiplier: give a number above 0 or use lam_mode constant")
         if any(isinstance(x, float) for x in self.lora_layers):

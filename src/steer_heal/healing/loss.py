@@ -25,6 +25,7 @@ from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora
 from steer_heal.healing.plan import row_factors
 from steer_heal.healing.references import ReferenceStates, batches, completion_hidden
+from steer_heal.healing.targets import Teacher
 from steer_heal.model import LM
 from steer_heal.texts.completion import Completion
 
@@ -48,6 +49,7 @@ class Task:
     terms: tuple[Term, ...]
     barrier_weights: tuple[float, ...]
     nll_weights: tuple[float, ...]
+    teacher: Teacher | None = None
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -73,20 +75,23 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
         micro = rows[start : start + config.batch_size]
         losses, lengths = completion_losses(task, micro)
         nll = aggregate_rows(losses.nll, lengths, "mean")
-        loss = nll * nll.new_tensor([task.row_factors[i] / len(rows) for i in micro])
+        against, taught = losses.divergence[: len(task.terms)], losses.divergence[len(task.terms) :]
+        learnt = task.teacher.mixed(nll, aggregate_rows(taught[0], lengths, "mean")) if task.teacher else nll
+        loss = learnt * nll.new_tensor([task.row_factors[i] / len(rows) for i in micro])
         weight = nll.new_tensor([task.barrier_weights[i] / len(rows) for i in micro])
-        d = [aggregate_rows(values, lengths, config.kl_agg) for values in losses.divergence]
+        d = [aggregate_rows(values, lengths, config.kl_agg) for values in against]
         for term, value in zip(task.terms, d, strict=True):
             loss = loss + weight * penalty(value, lam[term.name], term.tau, config.lam_mode)
-        outputs = [losses.nll, losses.divergence] if d else [losses.nll]
+        outputs = [losses.nll, losses.divergence] if len(losses.divergence) else [losses.nll]
         gradients = torch.autograd.grad(loss.sum(), outputs)
         torch.autograd.backward(outputs, gradients)
         coefficients = torch.cat([g.reshape(-1, len(losses.nll)) for g in gradients])
-        values = losses.divergence.detach()
+        values = against.detach()
         parts.append(
             {
                 "loss": loss.detach() * len(rows),
                 "nll": nll.detach(),
+                "learnt": learnt.detach(),
                 "d": torch.stack(d).detach() if d else nll.new_zeros(0, len(micro)),
                 "squares": (coefficients * losses.row_norms).square().sum(-1),
                 "sum": values.sum(-1),
@@ -95,7 +100,7 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
         )
     if config.spectral:
         (config.spectral * lora.spectral()).backward()
-    joined = {key: torch.cat([part[key] for part in parts], dim=-1) for key in ("loss", "nll", "d")}
+    joined = {key: torch.cat([part[key] for part in parts], dim=-1) for key in ("loss", "nll", "learnt", "d")}
     joined["squares"] = torch.stack([part["squares"] for part in parts]).sum(0)
     joined["mean"] = torch.stack([part["sum"] for part in parts]).sum(0) / sum(task.lengths[i] for i in rows)
     joined["max"] = torch.stack([part["max"] for part in parts]).amax(0)
@@ -108,7 +113,8 @@ def completion_losses(task: Task, rows: Sequence[int]) -> tuple[PositionLosses, 
     hidden, targets, lengths = completion_hidden(task.lm, completions)
     states = [term.states.rows_of(completions) for term in task.terms]
     divergence = resolve_reg(task.config.reg, task.config.kl_top_k) if task.terms else None
-    return position_losses(task.lm.head, hidden, targets, states, divergence), lengths
+    target = task.teacher.at(completions) if task.teacher else None
+    return position_losses(task.lm.head, hidden, targets, states, divergence, target=target), lengths
 
 
 def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], lam: Mapping[str, float]) -> dict:
@@ -119,14 +125,17 @@ def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], l
     gradient at the hidden states over that of the nll; `NAME_lam`, the multiplier used. Losses are in nats.
     """
     figures = {"loss": stats["loss"].mean().item(), "nll": stats["nll"].mean().item()}
+    if task.teacher:
+        figures["target"] = stats["learnt"].mean().item()
     norms, means, peaks = (stats[key].tolist() for key in ("squares", "mean", "max"))
+    learnt = norms[0] + sum(norms[1 + len(task.terms) :])
     held = [j for j, i in enumerate(rows) if task.barrier_weights[i] > 0] or list(range(len(rows)))
     for k, term in enumerate(task.terms):
         d = [stats["d"][k].tolist()[j] for j in held]
         figures[f"{term.name}_mean"], figures[f"{term.name}_max"] = means[k], peaks[k]
         figures[f"{term.name}_agg"] = sum(d) / len(d)
         figures[f"{term.name}_fired"] = sum(value > term.tau for value in d) / len(d)
-        figures[f"{term.name}_ratio"] = math.sqrt(norms[1 + k] / norms[0]) if norms[0] else 0.0
+        figures[f"{term.name}_ratio"] = math.sqrt(norms[1 + k] / learnt) if learnt else 0.0
         figures[f"{term.name}_lam"] = lam[term.name]
     return figures
 
@@ -137,14 +146,18 @@ def measure(
     completions: Sequence[Completion],
     references: Mapping[str, ReferenceStates],
     student: ReferenceStates | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, list[float]]:
-    """Per completion: token-mean `nll`, and by reference name the token-mean KL(student||reference), in nats.
+    """Per completion: token-mean `nll`, by reference name the token-mean KL(student||reference), and `target`, in nats.
+
+    `target`, the divergence from the teacher's distribution that a heal minimises, is there with a teacher only.
 
     `student` are the model's own states where they are known already, which saves its forward pass; the divergence
     from itself is 0 and computed for no one.
     """
     others = {name: states for name, states in references.items() if student is None or states.rows is not student.rows}
-    out = {name: [0.0] * len(completions) for name in ("nll", *references)}
+    taught = ("target",) if teacher else ()
+    out = {name: [0.0] * len(completions) for name in ("nll", *references, *taught)}
     for batch in batches(completions) if completions else ():
         rows = [completions[i] for i in batch]
         if student is None:
@@ -153,8 +166,9 @@ def measure(
             hidden, lengths = student.rows_of(rows), [len(c.token_ids) for c in rows]
             targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
         states = [reference.rows_of(rows) for reference in others.values()]
-        losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"])
-        for name, values in zip(("nll", *others), (losses.nll, *losses.divergence), strict=True):
+        target = teacher.at(rows) if teacher else None
+        losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"], target=target)
+        for name, values in zip(("nll", *others, *taught), (losses.nll, *losses.divergence), strict=True):
             for i, value in zip(batch, aggregate_rows(values, lengths, "mean").tolist(), strict=True):
                 out[name][i] = value
     return out

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +43,11 @@ class ReferenceStates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def replaced(self, completions: Sequence[Completion], other: ReferenceStates) -> ReferenceStates:
+        """The same but for some completions, whose states are those of `other`: a teacher of their own, say."""
+        rows = {completion_key(c): other.of(c) for c in completions}
+        return replace(self, rows={**self.rows, **rows}, plain=self.plain and other.plain)
 
     def of(self, completion: Completion) -> Float[Tensor, "position width"]:
         """The states of one completion. Raises InputError when it was not among the data they were computed on."""

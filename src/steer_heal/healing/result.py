@@ -40,10 +40,11 @@ class Healed:
             `NAME_agg`, `NAME_max` (divergence), `NAME_fired` (share of rows over budget), `NAME_ratio` (gradient norm
             barrier / nll at the hidden states), `NAME_lam`.
         epochs: one row per epoch: training nll (mean over its steps) and held-out nll, each beside its value before.
-        figures: `train_nll_before`, `train_nll_after`, `heldout_nll_before`, `heldout_nll_after`; `kl_NAME_before` and
-            `kl_NAME_after`, the token-mean KL(student || NAME) on steered rows, whatever the barrier is, and
-            `kl_NAME_replay_...` on the original model's own completions; `NAME_fired` and `NAME_ratio`, means over
-            the steps; `rows_train`, `rows_heldout`, `steps`.
+        figures: `train_nll_before`, `train_nll_after`, `heldout_nll_before`, `heldout_nll_after`; with a teacher the
+            same of `target`, the divergence from its distribution; `kl_NAME_before` and `kl_NAME_after`, the
+            token-mean KL(student || NAME) on steered rows, whatever the barrier is, and `kl_NAME_replay_...` on the
+            original model's own completions; `NAME_fired` and `NAME_ratio`, means over the steps; `rows_train`,
+            `rows_heldout`, `steps`.
         lam: the multiplier of each barrier at the end; pass it on as `lam0` in budget mode.
         tau: the budget of each barrier in nats, also where it was given relative to the steering.
     """
@@ -59,14 +60,18 @@ class Healed:
     def notes(self) -> tuple[str, ...]:
         """What SHOULD have been seen and was not, one line each; empty when all is well."""
         figures, lines = self.figures, []
-        fell = figures["train_nll_before"] - figures["train_nll_after"]
+        key, what = ("nll", "nll") if self.config.targets == "tokens" else ("target", "divergence from the teacher")
+        fell = figures[f"train_{key}_before"] - figures[f"train_{key}_after"]
         if fell <= 0:
-            lines.append("the training nll did not fall: there was nothing to learn, or lr and epochs are too small")
-        elif figures.get("heldout_nll_after", 0.0) > figures.get("heldout_nll_before", 0.0) + OVERFIT_NATS:
             lines.append(
-                "the held-out nll rose while the training nll fell: overfitted; fewer epochs or more completions"
+                f"the training {what} did not fall: there was nothing to learn, or lr and epochs are too small"
             )
+        elif figures.get(f"heldout_{key}_after", 0.0) > figures.get(f"heldout_{key}_before", 0.0) + OVERFIT_NATS:
+            lines.append(
+                f"the held-out {what} rose while the training {what} fell: overfitted; fewer epochs or more completions"
+            )
+        plain = "a plain nll heal" if key == "nll" else "plain distillation"
         for name in self.tau:
             if figures[f"{name}_fired"] == 0 and self.config.lam_mode == "constant":
-                lines.append(f"the barrier against {name} never fired: this was a plain nll heal; lower tau")
+                lines.append(f"the barrier against {name} never fired: this was {plain}; lower tau")
         return tuple(lines)

@@ -21,6 +21,7 @@ from steer_heal.healing.loss import Task, Term, backward_step, measure, step_fig
 from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
 from steer_heal.healing.result import DivergedError, Healed
+from steer_heal.healing.targets import Teacher, make_teacher
 from steer_heal.model import LM
 from steer_heal.texts.completion import Completion
 
@@ -31,6 +32,7 @@ def heal(
     config: HealConfig | None = None,
     references: Mapping[str, ReferenceStates] | None = None,
     *,
+    teacher: ReferenceStates | None = None,
     round: int = 0,
     lam0: Mapping[str, float] | None = None,
     steering_divergence: float | None = None,
@@ -51,6 +53,9 @@ def heal(
         config: knobs, see `HealConfig`.
         references: by name, `prev` (this model as it is now) and `base` (the original), from `reference_states`. The
             barrier needs those that `config.reference` names; the others are measured only.
+        teacher: with `config.targets` "teacher", the states of a frozen teacher on the completions (`reference_states`
+            around a steered model, of the original, or joined from several): the loss's first term is then the
+            token-mean divergence from its distribution instead of nll.
         round: index of the round, for the schedule of lam and the seeds.
         lam0: multipliers by reference name to start from in budget mode, `Healed.lam` of the round before.
         steering_divergence: what the steering itself caused, in nats (`mean_divergence`); the unit of `tau_rel`.
@@ -73,17 +78,19 @@ def heal(
     _check_references(lm, completions, config, references)
     check_head(lm)
     terms, factors = _terms(config, references, steering_divergence), _nll_weights(completions, weights)
-    task = Task(lm, completions, config, terms, _barrier_weights(completions, config, barrier_weights), factors)
+    held = _barrier_weights(completions, config, barrier_weights)
+    taught = _teacher(completions, config, teacher, references.get("prev"))
+    task = Task(lm, completions, config, terms, held, factors, taught)
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
-        before = measure(lm, completions, references, references.get("prev"))  # B = 0: the student is prev
+        before = measure(lm, completions, references, references.get("prev"), taught)  # B = 0: the student is prev
         steps, epochs = [], []
         for row in _train(task, lora, train, heldout, lam, round, before):
             (steps if row["kind"] == "step" else epochs).append(row)
             if on_step is not None:
                 on_step(row)
-        after = measure(lm, completions, references)
+        after = measure(lm, completions, references, teacher=taught)
         adapter = lora.adapter()
     figures = _figures(task, train, heldout, before, after, steps)
     return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
@@ -111,9 +118,10 @@ def _train(
     )
     order = seeded(config.seed, round, "order")
     per_epoch = math.ceil(len(train) / (config.batch_size * config.grad_accum))
-    total, step = per_epoch * config.epochs, 0
+    total, step, checked = per_epoch * config.epochs, 0, False
     for epoch in range(config.epochs):
         seen: list[float] = []
+        learnt: list[float] = []
         for rows in step_rows(train, task.completions, config, order):
             lr = config.lr * lr_factor(step, total, config.warmup)
             for group in optimiser.param_groups:
@@ -124,12 +132,14 @@ def _train(
             figures = {"step": step, "epoch": epoch, **step_figures(task, rows, stats, lam), "grad_norm": norm.item()}
             _check_finite(figures, stats, rows, lora)
             optimiser.step()
-            if step == 0:
+            if not checked and stats["squares"].any():  # a teacher may leave the first rows as they are
                 _check_all_moved(lora)
+                checked = True
             if config.lam_mode == "budget" and any(task.barrier_weights[i] for i in rows):
                 for name, tau in ((term.name, term.tau) for term in task.terms):
                     lam[name] = update_lam(lam[name], figures[f"{name}_agg"], tau, config.lam_rate, config.lam_max)
             seen += stats["nll"].tolist()
+            learnt += stats["learnt"].tolist()
             yield {"kind": "step", **figures, "lr": lr}
             step += 1
         row = {
@@ -139,8 +149,16 @@ def _train(
             "train_nll_before": _mean(before["nll"], train),
         }
         if heldout:
-            row["heldout_nll"] = _mean(measure(task.lm, [task.completions[i] for i in heldout], {})["nll"])
+            now = measure(task.lm, [task.completions[i] for i in heldout], {}, teacher=task.teacher)
+            row["heldout_nll"] = _mean(now["nll"])
             row["heldout_nll_before"] = _mean(before["nll"], heldout)
+        if task.teacher:
+            row |= {"train_target": _mean(learnt), "train_target_before": _mean(before["target"], train)}
+            if heldout:
+                row |= {
+                    "heldout_target": _mean(now["target"]),
+                    "heldout_target_before": _mean(before["target"], heldout),
+                }
         yield row
 
 
@@ -163,7 +181,9 @@ def _check_finite(figures: Mapping, stats: Mapping[str, Tensor], rows: Sequence[
 def _check_all_moved(lora: Lora) -> None:
     still = [name for name, b in lora.b.items() if not b.any()]
     if still:
-        raise RuntimeError(f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step")
+        raise RuntimeError(
+            f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step that had one"
+        )
 
 
 def _check_references(
@@ -202,6 +222,19 @@ def _terms(
         tau = config.tau_rel * steering_divergence
     budgets = {"prev": tau, "base": tau if config.tau_base is None else config.tau_base}
     return tuple(Term(name, references[name], budgets[name]) for name in config.barrier_names())
+
+
+def _teacher(
+    completions: Sequence[Completion], config: HealConfig, states: ReferenceStates | None, prev: ReferenceStates | None
+) -> Teacher | None:
+    if (states is None) != (config.targets == "tokens"):
+        given = "no teacher was given" if states is None else "a teacher was given"
+        raise InputError(f"targets {config.targets!r} and {given}: pass teacher=reference_states(...) with 'teacher'")
+    if states is None:
+        return None
+    for completion in completions:
+        states.of(completion)
+    return make_teacher(config, states, prev)
 
 
 def _nll_weights(completions: Sequence[Completion], given: Sequence[float] | None) -> tuple[float, ...]:
@@ -247,12 +280,13 @@ def _figures(
     kept = [i for i in range(len(task.completions)) if i not in set(replay)] or replay
     kinds = {"": kept, "_replay": replay if kept is not replay else []}
     for when, values in (("before", before), ("after", after)):
-        figures[f"train_nll_{when}"] = _mean(values["nll"], train)
-        if heldout:
-            figures[f"heldout_nll_{when}"] = _mean(values["nll"], heldout)
+        for what in ("nll", "target") if task.teacher else ("nll",):
+            figures[f"train_{what}_{when}"] = _mean(values[what], train)
+            if heldout:
+                figures[f"heldout_{what}_{when}"] = _mean(values[what], heldout)
         for kind, rows in kinds.items():
             for name in values:
-                if name != "nll" and rows:
+                if name not in ("nll", "target") and rows:
                     figures[f"kl_{name}{kind}_{when}"] = _mean(values[name], rows)
     for term in task.terms:
         for key in ("fired", "ratio"):

@@ -105,24 +105,26 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
 
     When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
     """
-    config, trait = run.config, run.trait
-    prompts = list(trait.prompts)
-    random.Random(run.seed(number, "prompts")).shuffle(prompts)
+    config, own = run.config, run.config.texts == "own"
+    prompts = text_prompts(run, number)
     sampling = text_sampling(run)
     asked, drawn, judged = 0, [], []
 
     def sample_together(plan: Plan) -> list[list[Completion]]:
         nonlocal asked
-        requests = []
+        requests, doses = [], []
         for kappa, n in plan:
             for i in range(asked, asked + n):
                 at = i // len(config.doses) % len(prompts)  # every prompt gets every dose in turn
-                requests.append(Request(prompts[at], config.doses[i % len(config.doses)] * kappa, at))
+                doses.append(config.doses[i % len(config.doses)] * kappa)
+                requests.append(Request(prompts[at], 0.0 if own else doses[-1], at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
         place = run.sampled(f"generate at kappa {kappas}", number, "walk", asked)
         seed = run.seed(number, "walk", asked)
         replies = generate_requests(run.lm, requests, vector, seed=seed, sampling=sampling, **place)
+        if own:  # sampled without steering; the dose is that of the teacher
+            replies = [replace(reply, dose=dose) for reply, dose in zip(replies, doses, strict=True)]
         drawn.extend(replies)
         rest = iter(replies)
         return [list(islice(rest, n)) for _, n in plan]
@@ -147,9 +149,19 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         raise
     if run.reporter.verbose:
         run.reporter.note(f"{run.filter.report(walk.completions)}\n")
-    start = {"kappa_start": run.kappa, "temperature": sampling.temperature}
+    start = {"kappa_start": run.kappa, "temperature": sampling.temperature, **({"texts": "own"} if own else {})}
     run.ledger.record("walk", number, **start, **_walk_figures(run, walk))
     return walk
+
+
+def text_prompts(run: Run, number: int) -> list[str]:
+    """User turns of this round's texts in their order: the trait's, the extraction contexts, or both in turn."""
+    shuffle = random.Random(run.seed(number, "prompts")).shuffle
+    chosen = {"trait": [run.trait.prompts], "contexts": [run.trait.contexts]}
+    pools = [list(pool) for pool in chosen.get(run.config.text_prompts, [run.trait.prompts, run.trait.contexts])]
+    for pool in pools:
+        shuffle(pool)
+    return [prompt for several in zip(*pools, strict=False) for prompt in several]
 
 
 def text_sampling(run: Run) -> Sampling:

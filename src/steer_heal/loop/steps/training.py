@@ -73,13 +73,17 @@ def _trained(
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
         base = reference_states(run.lm, rows) if len(run.stack) else prev
-    caused = None
-    if config.tau_rel is not None:
-        own = [c for c in rows if c.dose]
+    caused = teacher = None
+    dosed = [c for c in rows if c.dose]
+    if dosed and (config.tau_rel is not None or config.targets == "teacher"):
         steered = reference_states(
-            run.lm, own, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some])
+            run.lm, dosed, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some])
         )
-        caused = mean_divergence(run.lm, steered, prev, own, config)
+        caused = mean_divergence(run.lm, steered, prev, dosed, config) if config.tau_rel is not None else None
+    if config.targets == "teacher":
+        # Each row's teacher: the student under the vector at the row's dose; the original model on its own rows.
+        teacher = prev.replaced(dosed, steered) if dosed else prev
+        teacher = teacher.replaced([c for c in rows if c.origin == "base"], base)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -90,7 +94,7 @@ def _trained(
             run.reporter.epoch(row)
 
     lam0 = run.standing[-1].training.lam if run.standing else None
-    given = {"steering_divergence": caused, "lam0": lam0, "weights": weights}
+    given = {"steering_divergence": caused, "lam0": lam0, "weights": weights, "teacher": teacher}
     try:
         healed = heal(run.lm, rows, config, {"prev": prev, "base": base}, round=number, on_step=on_step, **given)
     except DivergedError as problem:

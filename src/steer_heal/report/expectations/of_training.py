@@ -97,7 +97,7 @@ def drift(e: Mapping, events: Events) -> Seen:
     "steering did not bite and there is nothing to learn: a higher dose, other blocks",
 )
 def bites(e: Mapping, events: Events) -> Seen:
-    base, kept = e["trait_base"], e["trait_kept"]
+    base, kept = e["trait_base"], e["trait_kept"] if e.get("texts") != "own" else None
     if base is None or kept is None or base >= CEILING or not any(d["dose"] for d in e["per_dose"]):
         return None
     return kept - base >= Rules().carried, f"trait of kept {kept:.2f}, base {base:.2f}"
@@ -122,25 +122,32 @@ def dose(e: Mapping, events: Events) -> Seen:
 
 @expected(
     "heal",
-    "the training nll falls",
+    "what is learnt (nll, or the divergence from the teacher) falls on the training rows",
     "there was nothing to learn, or --lr and --epochs are too small",
 )
 def training_nll(e: Mapping, events: Events) -> Seen:
-    before, after = (e["figures"][f"train_nll_{when}"] for when in ("before", "after"))
-    return after < before, f"training nll {before:.3f} -> {after:.3f}"
+    key, what = learnt(e)
+    before, after = (e["figures"][f"train_{key}_{when}"] for when in ("before", "after"))
+    return after < before, f"training {what} {before:.3f} -> {after:.3f}"
+
+
+def learnt(e: Mapping) -> tuple[str, str]:
+    """Key and name of what a heal lowers."""
+    return ("target", "divergence from the teacher") if "train_target_before" in e["figures"] else ("nll", "nll")
 
 
 @expected(
     "heal",
-    "the held-out nll falls and does not rise again",
+    "what is learnt falls on held-out rows too and does not rise again",
     "it rises = overfitted (fewer --epochs, more texts); it does not fall = nothing to learn",
 )
 def held_out_nll(e: Mapping, events: Events) -> Seen:
-    rows = [row for row in e["epochs"] if row.get("heldout_nll") is not None]
+    key, what = learnt(e)
+    rows = [row for row in e["epochs"] if row.get(f"heldout_{key}") is not None]
     if not rows:
         return None
-    before, nll = rows[0]["heldout_nll_before"], [row["heldout_nll"] for row in rows]
-    seen = f"held-out nll {before:.3f} -> {nll[-1]:.3f}"
+    before, nll = rows[0][f"heldout_{key}_before"], [row[f"heldout_{key}"] for row in rows]
+    seen = f"held-out {what} {before:.3f} -> {nll[-1]:.3f}"
     if min(nll) < nll[-1]:
         seen += f", at its best {min(nll):.3f} after epoch {rows[nll.index(min(nll))]['epoch']}"
     return nll[-1] < before and nll[-1] - min(nll) <= ROSE_AGAIN * (before - min(nll)), seen
