@@ -15,7 +15,7 @@ from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.ledger import Ledger, environment, files
 from steer_heal.ledger.files import append_whole, whole_lines, write_whole
 from steer_heal.ledger.units import PLAIN, Units
-from steer_heal.loop import rounds
+from steer_heal.loop import frame
 from steer_heal.loop.resume import newest_unfinished, reopen
 from steer_heal.loop.steps import texts
 from steer_heal.run import main
@@ -190,7 +190,7 @@ def test_the_runs_own_options_may_be_typed_again(place):
 
 def test_another_model_or_trait_under_the_same_name_is_refused(place, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(rounds, "fingerprint", lambda model: "other weights")
+        patch.setattr(frame, "fingerprint", lambda model: "other weights")
         assert "inputs.weights" in refused(place, capsys)
     trait = Path(Ledger.open(folder_of(place)).config["trait"])
     whole = trait.read_bytes()

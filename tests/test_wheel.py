@@ -84,7 +84,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(unpacked):
     assert there == here
     needed = (
         "weights/model.safetensors",
-        "traits/pocket-care.toml",
+        "built_in/pocket-care.toml",
         "templates/report.html",
         "words.txt.gz",
         "grammar.toml",

@@ -16,6 +16,7 @@ from steer_heal.healing import (
     DivergedError,
     HealConfig,
     Healed,
+    ReferenceStates,
     heal,
     mean_divergence,
     overfit_check,
@@ -24,6 +25,7 @@ from steer_heal.healing import (
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.state import Run, contexts
+from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
 from steer_heal.texts.completion import Completion, save_completions
@@ -73,17 +75,7 @@ def _trained(
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
         base = reference_states(run.lm, rows) if len(run.stack) else prev
-    caused = teacher = None
-    dosed = [c for c in rows if c.dose]
-    if dosed and (config.tau_rel is not None or config.targets == "teacher"):
-        steered = reference_states(
-            run.lm, dosed, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some])
-        )
-        caused = mean_divergence(run.lm, steered, prev, dosed, config) if config.tau_rel is not None else None
-    if config.targets == "teacher":
-        # Each row's teacher: the student under the vector at the row's dose; the original model on its own rows.
-        teacher = prev.replaced(dosed, steered) if dosed else prev
-        teacher = teacher.replaced([c for c in rows if c.origin == "base"], base)
+    caused, teacher = under_vector(run.lm, vector, rows, config, prev, base)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -103,6 +95,30 @@ def _trained(
     seconds = time.perf_counter() - started
     overfit = _overfit(run, rows, config) if run.config.overfit_check else None
     return healed, {"seconds": seconds, "caused": caused, "overfit": overfit}
+
+
+def under_vector(
+    lm: LM,
+    vector: SteeringVector,
+    rows: Sequence[Completion],
+    config: HealConfig,
+    prev: ReferenceStates,
+    base: ReferenceStates,
+) -> tuple[float | None, ReferenceStates | None]:
+    """What the steered student is needed for: the nats that steering causes (`tau_rel`), and the teacher of each row.
+
+    The teacher of a row is the student under the vector at the row's dose; the original model on rows of its own.
+    """
+    teaches, relative = config.targets == "teacher", config.tau_rel is not None
+    dosed = [c for c in rows if c.dose]
+    if not (teaches or relative):
+        return None, None
+    teacher, caused = prev, None
+    if dosed:
+        steered = reference_states(lm, dosed, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
+        caused = mean_divergence(lm, steered, prev, dosed, config) if relative else None
+        teacher = prev.replaced(dosed, steered)
+    return caused, teacher.replaced([c for c in rows if c.origin == "base"], base) if teaches else None
 
 
 def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, evaluate
-from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, mean_divergence, reference_states
+from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
-from steer_heal.ledger.units import FORGET
+from steer_heal.ledger.units import FORGET, Forgetful
 from steer_heal.loop import steps
-from steer_heal.loop.steps.training import row_weights
+from steer_heal.loop.steps.training import row_weights, under_vector
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
@@ -51,6 +51,14 @@ class Setting:
     prompted: Metrics
     steered: Metrics
     previous: Metrics
+    folder: Path
+
+
+class Unkept(steps.Setting):
+    """A run's setting for a measurement that the run's folder is not to keep."""
+
+    def keep(self, *labels: object) -> Forgetful:
+        return FORGET
 
 
 def parse(entry: str, config: HealConfig) -> HealConfig:
@@ -98,6 +106,7 @@ def load_setting(run_dir: Path, number: int) -> Setting:
         prompted=Metrics.load(run_dir / "prompted.json"),
         steered=read_round(folders[number])[0],
         previous=previous,
+        folder=run_dir,
     )
 
 
@@ -112,18 +121,16 @@ def _check_student(lm: LM, trait: Trait, config: RunConfig, stored: Metrics) -> 
 
 def heal_once(setting: Setting, config: HealConfig) -> tuple[Healed, Metrics]:
     """One heal and its evaluation on the run's items; the stack is afterwards as it was."""
-    lm, options = setting.lm, {"lam0": setting.lam0, "weights": setting.weights}
-    if config.tau_rel is not None and config.reg != "nll":
-        rows = [c for c in setting.rows if c.dose]
-        steered = reference_states(
-            lm, rows, around=lambda part: setting.vector.applied(lm.model, [c.dose for c in part])
-        )
-        options["steering_divergence"] = mean_divergence(lm, steered, setting.references["prev"], rows, config)
-    healed = heal(lm, setting.rows, config, setting.references, round=setting.number, **options)
+    lm, references = setting.lm, setting.references
+    options = {"lam0": setting.lam0, "weights": setting.weights}
+    frozen = references["prev"], references["base"]
+    options["steering_divergence"], options["teacher"] = under_vector(lm, setting.vector, setting.rows, config, *frozen)
+    healed = heal(lm, setting.rows, config, references, round=setting.number, **options)
     setting.stack.push(healed.adapter)
     try:
-        quiet = Reporter(quiet=True)
-        return healed, steps.measure(lm, setting.stack, setting.trait, setting.config, quiet, FORGET, "healed")
+        ledger = Ledger.open(setting.folder)
+        unkept = Unkept(setting.config, lm, setting.trait, ledger, Reporter(quiet=True), setting.stack)
+        return healed, steps.measure(unkept, "healed")
     finally:
         setting.stack.pop()
 
