@@ -130,7 +130,7 @@ def test_a_should_that_fails_is_printed_with_its_meaning_and_one_that_holds_is_s
 def test_a_failure_that_comes_again_is_told_without_its_meaning(events):
     heal = {**events["heal", 0], "figures": events["heal", 0]["figures"] | {"train_nll_after": 99.0}}
     text = " ".join(printed([events["start", None], heal, {**heal, "round": 1}, events["end", None]]).split())
-    assert text.count("SHOULD: the training nll falls") == 1 and text.count("-> 99.000") == 2
+    assert text.count("falls on the training rows. It means") == 1 and text.count("-> 99.000") == 2
     assert "heal of round 1, again: training nll" in text
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ CHUNK_ELEMENTS = 2**23
 """Entries of one [positions, vocabulary] chunk: 32 MiB in float32, of which about five are alive at a time."""
 
 
+@runtime_checkable
 class Target(Protocol):
     """A distribution per position that the student learns from instead of a token, and the distance from it."""
 

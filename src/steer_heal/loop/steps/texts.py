@@ -157,8 +157,8 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
 def text_prompts(run: Run, number: int) -> list[str]:
     """User turns of this round's texts in their order: the trait's, the extraction contexts, or both in turn."""
     shuffle = random.Random(run.seed(number, "prompts")).shuffle
-    chosen = {"trait": [run.trait.prompts], "contexts": [run.trait.contexts]}
-    pools = [list(pool) for pool in chosen.get(run.config.text_prompts, [run.trait.prompts, run.trait.contexts])]
+    named = {"trait": ["prompts"], "contexts": ["contexts"], "both": ["prompts", "contexts"]}[run.config.text_prompts]
+    pools = [list(getattr(run.trait, name)) for name in named]
     for pool in pools:
         shuffle(pool)
     return [prompt for several in zip(*pools, strict=False) for prompt in several]
