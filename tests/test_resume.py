@@ -96,7 +96,7 @@ def test_a_run_that_was_interrupted_twice_while_its_texts_were_sampled_ends_as_i
 
 
 def test_what_is_committed_is_not_computed_again(place, monkeypatch):
-    for module, name in ((steps.texts, "extract"), (gate, "capture"), (steps.judging, "evaluate")):
+    for module, name in ((steps.vector, "extract"), (gate, "capture"), (steps.judging, "evaluate")):
         monkeypatch.setattr(module, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} again"))
     monkeypatch.setattr(generation._Batch, "sample", lambda *args: pytest.fail("sampled again"))
     interrupt(monkeypatch, steps.training, "heal", call=1)  # what was not done yet

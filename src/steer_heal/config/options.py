@@ -67,8 +67,13 @@ class SteeringOptions:
         text_min_p: Min-p of the training texts: a token needs this share of the likeliest one's probability, after the
             temperature; it keeps hot texts sound.
         texts: Whose texts a round learns from: the steered student's, or (with --targets teacher) its own without
-            steering; the doses are then those of the teacher.
-        text_prompts: What these texts answer: the trait's prompts, the extraction contexts, or both in turn.
+            steering, the doses being the teacher's then; mixed: half of each.
+        text_prompts: What these texts answer: the trait's prompts, the extraction contexts, or both.
+        context_share: Share of the texts that answer contexts, with --text-prompts both.
+        teacher_reach: Nats (rmse over a reply's tokens) that the teacher of one of the student's own texts may be away
+            from the student: a text beyond it is left out, and kappa falls while too few are within; 0: no limit.
+        prompted_teacher: Share of the texts whose teacher is not the steered student but the original model under the
+            persona (context distillation).
         vector: Control: a random vector of the same norm (with a target_kl, of the same divergence), or no steering.
         vector_from: Extract the vector anew from each round's student, keep round 0's, or take the mean of both, at
             the new one's norm in each block.
@@ -84,8 +89,11 @@ class SteeringOptions:
     diversity_gain: Annotated[float | None, by_model("diversity_gain")] = None
     text_top_p: Annotated[float | None, by_model("text_top_p")] = None
     text_min_p: Annotated[float | None, by_model("text_min_p")] = None
-    texts: Literal["steered", "own"] = "steered"
-    text_prompts: Literal["trait", "contexts", "both"] = "trait"
+    texts: Annotated[Literal["steered", "own", "mixed"] | None, by_model("texts")] = None
+    text_prompts: Annotated[Literal["trait", "contexts", "both"] | None, by_model("text_prompts")] = None
+    context_share: float = 0.75
+    teacher_reach: float = 0.0
+    prompted_teacher: float = 0.0
     vector: Literal["real", "random", "none"] = "real"
     vector_from: Literal["each", "first", "mixed"] = "each"
     max_new_tokens: Annotated[int | None, by_model("max_new_tokens")] = None
@@ -102,7 +110,7 @@ class WalkOptions:
         match_lengths: Weight the kept texts so that their lengths are spread as those of the original model's own
             texts, or as all that were sampled (for a trait that changes the length); none: survivors are shorter, and
             so is the student.
-        pairs: Control: completions shuffled between prompts before training.
+        pairs: Control: completions shuffled between prompts before training; with a teacher, what it reads is.
     """
 
     n_min: Annotated[int | None, text_of(DoseConfig, "n_min"), by_model("n_min")] = None
@@ -188,7 +196,7 @@ class GateOptions:
     max_reverts: int = 4
     early_stop: bool = False
     anchors: str | None = None
-    replay_anchors: float = 0.0
+    replay_anchors: Annotated[float | None, by_model("replay_anchors")] = None
     controls: Literal["all", "none"] = "none"
 
 
@@ -209,7 +217,7 @@ class LoopOptions:
     """
 
     n_rounds: int = 4
-    replay: float = 0.0
+    replay: Annotated[float | None, by_model("replay")] = None
     accumulate: int = 0
     seed: int = 0
     out: str = "out"
@@ -226,11 +234,14 @@ class HealOptions(HealConfig):
     """
 
     reg: str = "kl_rev"
+    targets: str = "teacher"
     reference: str = "base"
+    lam: Annotated[float | None, by_model("lam")] = None
     tau: Annotated[float | None, by_model("tau")] = None
     lr: Annotated[float | None, by_model("lr")] = None
     epochs: Annotated[int | None, by_model("epochs")] = None
-    row_weights: str = "tokens"
+    row_weights: Annotated[str | None, by_model("row_weights")] = None
+    target_temperature: Annotated[float | None, by_model("target_temperature")] = None
     seed: tyro.conf.Suppress[int] = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from steer_heal.config.follows_model import FOLLOWS_MODEL
+from steer_heal.config.follows_model import defaults
 from steer_heal.config.options import (
     EvaluationOptions,
     GateOptions,
@@ -34,7 +34,7 @@ AT_LEAST = {
 SHARES = {
     0.5: ("false_drop",),
     0.9: ("replay", "replay_anchors"),
-    1.0: ("coherence_floor", "max_drop", "total_drop", "coherence_drop"),
+    1.0: ("context_share", "prompted_teacher", "coherence_floor", "max_drop", "total_drop", "coherence_drop"),
 }
 """Largest value of options that are shares."""
 
@@ -44,7 +44,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     """All options of a run, flat; defaults give the main job on the embedded model.
 
     The groups that it inherits from explain them; `reg` may also be the function itself. Defaults of None that follow
-    the model (`FOLLOWS_MODEL`) are filled in.
+    the model and the targets (`defaults`) are filled in.
 
     Raises InputError on an impossible value.
     """
@@ -52,7 +52,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     reg: str | DivergenceFunction = "kl_rev"
 
     def __post_init__(self) -> None:
-        for name, value in FOLLOWS_MODEL.get(self.model_name, FOLLOWS_MODEL["others"]).items():
+        for name, value in defaults(self.model_name, self.targets).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         HealConfig.__post_init__(self)
@@ -86,10 +86,12 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
         if self.vector == "none" and self.tau_rel is not None and self.reg != "nll":
             raise InputError("tau_rel is a share of what steering causes; vector none steers nothing: give tau in nats")
-        if self.texts == "own" and self.targets == "tokens":
+        if self.texts != "steered" and self.targets == "tokens":
             raise InputError(
-                "texts own with targets tokens teaches the student what it says already: --targets teacher"
+                f"texts {self.texts} with targets tokens teaches the student what it says already: --targets teacher"
             )
+        if not 0 <= self.teacher_reach < float("inf"):
+            raise InputError(f"teacher_reach {self.teacher_reach}: give nats above 0, or 0 for no limit")
         if self.vector == "none" and any(self.doses):
             object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose
 

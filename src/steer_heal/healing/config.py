@@ -95,6 +95,8 @@ class HealConfig:
             extrapolates.
         target_plausibility: A token under this share of the likeliest one's probability before the heal gains nothing
             from the teacher; 0: all tokens are taught.
+        target_temperature: The target's logits are divided by it. Reverse KL sharpens the student a little every round;
+            a target slightly flatter than the teacher (1.1) gives the entropy back.
         target_top_k: Truncate the divergence from the teacher to its k likeliest tokens and a tail bucket; 0: full
             vocabulary.
         token_weight: With a teacher, the weight (0 to 1) of the sampled ids' nll beside it.
@@ -135,13 +137,14 @@ class HealConfig:
     target_divergence: str = "reverse"
     target_strength: float = 1.0
     target_plausibility: float = 0.0
+    target_temperature: float = 1.0
     target_top_k: int = 0
     token_weight: float = 0.0
     gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max")
+        positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max", "target_temperature")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)
         for name in (

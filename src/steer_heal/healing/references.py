@@ -49,6 +49,16 @@ class ReferenceStates:
         rows = {completion_key(c): other.of(c) for c in completions}
         return replace(self, rows={**self.rows, **rows}, plain=self.plain and other.plain)
 
+    def shown_as(self, shown: Sequence[Completion], completions: Sequence[Completion]) -> ReferenceStates:
+        """What the model thinks of `shown`, as its view of `completions`: the same replies behind other prompts.
+
+        A teacher that reads a persona, say, which the student is not shown. Raises InputError where replies differ.
+        """
+        if [c.token_ids for c in shown] != [c.token_ids for c in completions]:
+            raise InputError("shown_as needs the same replies in the same order, behind other prompts")
+        rows = {completion_key(c): self.of(other) for c, other in zip(completions, shown, strict=True)}
+        return replace(self, rows=rows, plain=False)
+
     def of(self, completion: Completion) -> Float[Tensor, "position width"]:
         """The states of one completion. Raises InputError when it was not among the data they were computed on."""
         found = self.rows.get(completion_key(completion))
@@ -161,23 +171,29 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:32]
 
 
-@torch.no_grad()
 def mean_divergence(
     lm: LM, student: ReferenceStates, reference: ReferenceStates, completions: Sequence[Completion], config: HealConfig
 ) -> float:
-    """Mean over completions of the aggregated divergence between two sets of states, in nats.
+    """Mean over completions of `divergences`, in nats.
 
     With `student` computed under steering at each row's dose and `reference` without, this is the divergence that the
     steering caused: the unit of `tau_rel`, frozen before training. 0 for reg `nll`.
     """
-    divergence = resolve_reg(config.reg, config.kl_top_k)
-    if divergence is None:
-        return 0.0
-    total = 0.0
-    for batch in batches(completions):
+    return sum(divergences(lm, student, reference, completions, config)) / len(completions)
+
+
+@torch.no_grad()
+def divergences(
+    lm: LM, student: ReferenceStates, reference: ReferenceStates, completions: Sequence[Completion], config: HealConfig
+) -> list[float]:
+    """Per completion the aggregated divergence between two sets of states, as the barrier measures it, in nats."""
+    divergence, found = resolve_reg(config.reg, config.kl_top_k), [0.0] * len(completions)
+    for batch in batches(completions) if divergence is not None else ():
         rows = [completions[i] for i in batch]
         hidden = student.rows_of(rows)
         targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
         losses = position_losses(lm.head, hidden, targets, [reference.rows_of(rows)], divergence)
-        total += aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg).sum().item()
-    return total / len(completions)
+        values = aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg)
+        for i, value in zip(batch, values.tolist(), strict=True):
+            found[i] = value
+    return found

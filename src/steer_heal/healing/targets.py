@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steer_heal.errors import InputError
@@ -32,6 +32,7 @@ class Teacher:
             original model, or the model under a persona; each row may have another.
         plain: of the student before the heal; the teacher's gain is counted from it. None where nothing is tempered.
         divergence: what is minimised. strength, plausibility: see `tempered`. token_weight: see `mixed`.
+        temperature: by which the target's logits are divided; above 1 it keeps the entropy that a reverse KL takes.
     """
 
     states: ReferenceStates
@@ -40,11 +41,16 @@ class Teacher:
     strength: float = 1.0
     plausibility: float = 0.0
     token_weight: float = 0.0
+    temperature: float = 1.0
 
     def at(self, completions: Sequence[Completion]) -> Target:
         """The target at the positions of some completions, row by row."""
+        states = self.states.rows_of(completions)
         plain = self.plain.rows_of(completions) if self.plain else None
-        return Target(self.states.rows_of(completions), plain, self.divergence, self.strength, self.plausibility)
+        # The original model gives coherence back on rows of its own: it is taught as it is.
+        own = [[c.origin != "base"] for c in completions for _ in c.token_ids]
+        bent = torch.tensor(own, device=states.device)
+        return Target(states, plain, self.divergence, bent, self.strength, self.plausibility, self.temperature)
 
     def mixed(
         self, nll: Float[Tensor, " completion"], divergence: Float[Tensor, " completion"]
@@ -60,15 +66,19 @@ class Target:
     states: Float[Tensor, "position width"]
     plain: Float[Tensor, "position width"] | None
     divergence: Divergence
+    bent: Bool[Tensor, "position 1"]
     strength: float
     plausibility: float
+    temperature: float
 
     def log_probabilities(self, head: Head, part: slice) -> Float[Tensor, "position vocab"]:
         """log q at some of the positions."""
-        logp = head(self.states[part]).log_softmax(-1)
-        if self.plain is None:
-            return logp
-        return tempered(logp, head(self.plain[part]).log_softmax(-1), self.strength, self.plausibility)
+        logp = bent = head(self.states[part]).log_softmax(-1)
+        if self.plain is not None:
+            bent = tempered(bent, head(self.plain[part]).log_softmax(-1), self.strength, self.plausibility)
+        if self.temperature != 1:
+            bent = (bent / self.temperature).log_softmax(-1)
+        return logp if bent is logp else torch.where(self.bent[part], bent, logp)
 
 
 def make_teacher(config: HealConfig, states: ReferenceStates, plain: ReferenceStates | None) -> Teacher:
@@ -86,6 +96,7 @@ def make_teacher(config: HealConfig, states: ReferenceStates, plain: ReferenceSt
         config.target_strength,
         config.target_plausibility,
         config.token_weight,
+        config.target_temperature,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
@@ -30,6 +30,7 @@ class Completion:
         origin: `steered`, `base` (the original model's own, unsteered) or `control`.
         scores: figures the filter measured, by name.
         dropped_by: name of the gate that dropped it; None if it passed or was not judged yet.
+        flagged_by: name of the gate that would have dropped it, where the filter only reports (see `flagged`).
         judged: a filter has looked at it.
     """
 
@@ -46,11 +47,17 @@ class Completion:
     scores: dict[str, float] = field(default_factory=dict)
     dropped_by: str | None = None
     judged: bool = False
+    flagged_by: str | None = None
 
     @property
     def kept(self) -> bool:
         """A filter looked at it and no gate dropped it."""
         return self.judged and self.dropped_by is None
+
+
+def flagged(completion: Completion) -> Completion:
+    """A judged completion that stays whatever the filter found: what it would have dropped is `flagged_by`."""
+    return replace(completion, dropped_by=None, flagged_by=completion.dropped_by)
 
 
 def completion_from(row: Mapping) -> Completion:

@@ -12,9 +12,11 @@ from steer_heal.loop.steps.judging import (
     save_round,
     starve,
 )
+from steer_heal.loop.steps.rows import shuffled_pairs, training_rows
 from steer_heal.loop.steps.state import Round, Run, RunResult, Setting
-from steer_heal.loop.steps.texts import calibrate_filter, extract_vector, shuffled_pairs, training_rows, walk_dose
+from steer_heal.loop.steps.texts import calibrate_filter, walk_dose
 from steer_heal.loop.steps.training import bake, heal_rows
+from steer_heal.loop.steps.vector import extract_vector
 
 __all__ = [
     "Round",

@@ -24,6 +24,7 @@ from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.dose import Walk
 from steer_heal.texts.generation import derive_seed
+from steer_heal.texts.selection import held_temperature
 from steer_heal.trait import Trait
 
 
@@ -74,6 +75,15 @@ class Run(Setting):
     def standing(self) -> list[Round]:
         """The rounds that the gate let through, in order: those whose adapters are in the stack."""
         return [done for done in self.rounds if done.stands]
+
+    def heat(self, start: float) -> float:
+        """A temperature raised by the diversity that the newest student has lost, a reverted one's too.
+
+        See `held_temperature`; the gain is `diversity_gain`.
+        """
+        newest = self.rounds[-1].healed if self.rounds else self.base
+        left, reference = newest.distinct4 or 0.0, self.base.distinct4 or 0.0
+        return held_temperature(start, self.config.diversity_gain, left, reference)
 
     @property
     def previous(self) -> Metrics:

@@ -1,4 +1,4 @@
-"""A round's vector and texts: extract, walk the dose, and put the training rows together.
+"""A round's texts: the filter's limits, and the walk that samples and judges while it adapts the dose.
 
 Knows nothing of training and evaluation.
 """
@@ -9,29 +9,26 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
-from steer_heal.evaluation import free_prompts
-from steer_heal.evaluation.anchors import replayed_rows
+from steer_heal.healing import HealConfig, reference_states
+from steer_heal.healing.references import divergences
 from steer_heal.ledger.files import whole_folder
-from steer_heal.loop.calibration import Calibration, calibrate
-from steer_heal.loop.kinds import CALIBRATION, FILTER, VECTOR
-from steer_heal.loop.steps.state import Run, Setting, contexts
-from steer_heal.steering import SteeringVector, extract
+from steer_heal.loop.kinds import FILTER
+from steer_heal.loop.steps.state import Run, Setting
+from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
-from steer_heal.texts.completion import COMPLETIONS, Completion, save_completions
+from steer_heal.texts.completion import COMPLETIONS, Completion, flagged, save_completions
 from steer_heal.texts.dose import Plan, Walk, walk_c
 from steer_heal.texts.generation import (
     Interrupted,
     MemoryShortError,
     Request,
-    generate,
     generate_requests,
 )
 from steer_heal.texts.sampling import Sampling
-from steer_heal.texts.selection import held_temperature
 
 
 def calibrate_filter(run: Setting) -> CoherenceFilter:
@@ -53,59 +50,14 @@ def calibrate_filter(run: Setting) -> CoherenceFilter:
     return fitted
 
 
-def extract_vector(run: Run, number: int) -> SteeringVector:
-    """The round's steering vector, from the student as it is now."""
-    config, trait = run.config, run.trait
-    if run.rounds and config.vector_from == "first":
-        vector = run.rounds[0].vector
-    else:
-        # `auto` chooses once: vectors of different blocks could not be compared between rounds.
-        layers = run.rounds[0].vector.layers if run.rounds and config.layers == "auto" else config.layers
-        progress = partial(run.reporter.progress, "extract")
-        personas = (trait.pos, trait.neg, contexts(run))
-        compute = partial(
-            extract, run.lm, *personas, layers, config.position, too_long=config.too_long, progress=progress
-        )
-        vector = run.keep(number).once("vector", compute, VECTOR)
-        if run.rounds and config.vector_from == "mixed":
-            first = run.rounds[0].vector.scaled_like(vector)
-            vector = replace(0.5 * (vector + first), quality=vector.quality)
-        if config.vector == "random":
-            vector = replace(vector.random_like(run.seed(number, "vector")), quality=vector.quality)
-    unit = dose_unit(run, number, vector) if config.target_kl and config.vector != "none" else None
-    if unit:
-        vector = replace(vector * unit.dose, quality=vector.quality)
-    run.ledger.record(
-        "extract",
-        number,
-        kind=config.vector,
-        n_contexts=vector.provenance.n_contexts,
-        norm=vector.norm(),
-        n_skipped=vector.provenance.n_skipped,
-        layers=list(vector.layers),
-        reason=vector.provenance.reason,
-        unit=unit and asdict(unit),
-        quality={i: asdict(q) for i, q in vector.quality.items()},
-        cosine_first=vector.cosine(run.rounds[0].vector) if run.rounds else 1.0,
-    )
-    return vector
-
-
-def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:
-    """The multiple of the vector that causes `target_kl` nats on the student as it is now."""
-    config, seed = run.config, run.seed(number, "unit")
-    prompts = free_prompts(run.trait.prompts, 8 if config.fast_dev_run else 32, 0)
-    place = run.sampled("find the dose", number, "dose")
-    compute = partial(calibrate, run.lm, vector, prompts, config.target_kl, seed=seed, **place)
-    return run.keep(number).once("dose", compute, CALIBRATION)
-
-
 def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
-    """Sample steered completions, judge them, and adapt the dose until enough survive.
+    """Sample a round's texts, judge them, and adapt the dose until enough survive.
 
+    What survives: of steered texts what the filter lets through; of the student's own texts, which the filter only
+    reports on, those on which the teacher at this dose is within `teacher_reach` of the student.
     When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
     """
-    config, own = run.config, run.config.texts == "own"
+    config = run.config
     prompts = text_prompts(run, number)
     sampling = text_sampling(run)
     asked, drawn, judged = 0, [], []
@@ -117,14 +69,16 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
             for i in range(asked, asked + n):
                 at = i // len(config.doses) % len(prompts)  # every prompt gets every dose in turn
                 doses.append(config.doses[i % len(config.doses)] * kappa)
-                requests.append(Request(prompts[at], 0.0 if own else doses[-1], at))
+                requests.append(Request(prompts[at], 0.0 if _is_own(config.texts, i) else doses[-1], at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
         place = run.sampled(f"generate at kappa {kappas}", number, "walk", asked)
         seed = run.seed(number, "walk", asked)
         replies = generate_requests(run.lm, requests, vector, seed=seed, sampling=sampling, **place)
-        if own:  # sampled without steering; the dose is that of the teacher
-            replies = [replace(reply, dose=dose) for reply, dose in zip(replies, doses, strict=True)]
+        # The dose of an own text, sampled without steering, is that of its teacher.
+        own = [_is_own(config.texts, i) for i in range(asked - len(replies), asked)]
+        marked = zip(replies, doses, own, strict=True)
+        replies = [replace(c, dose=dose, origin="own") if unsteered else c for c, dose, unsteered in marked]
         drawn.extend(replies)
         rest = iter(replies)
         return [list(islice(rest, n)) for _, n in plan]
@@ -135,7 +89,9 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
     def survive(completions: Sequence[Completion]) -> list[Completion]:
         def compute() -> list[Completion]:
             with run.stack.unfolded() if config.filter_model == "original" else nullcontext():
-                return run.filter(run.lm, completions)
+                found = run.filter(run.lm, completions)
+            found = [flagged(c) if c.origin == "own" else c for c in found]
+            return within_reach(run, vector, found) if config.teacher_reach else found
 
         found = run.keep(number, "walk", asked).once("judged", compute, COMPLETIONS)
         judged.extend(found)
@@ -149,28 +105,65 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         raise
     if run.reporter.verbose:
         run.reporter.note(f"{run.filter.report(walk.completions)}\n")
-    start = {"kappa_start": run.kappa, "temperature": sampling.temperature, **({"texts": "own"} if own else {})}
+    start = {"kappa_start": run.kappa, "temperature": sampling.temperature, "texts": config.texts}
     run.ledger.record("walk", number, **start, **_walk_figures(run, walk))
     return walk
 
 
-def text_prompts(run: Run, number: int) -> list[str]:
-    """User turns of this round's texts in their order: the trait's, the extraction contexts, or both in turn."""
-    shuffle = random.Random(run.seed(number, "prompts")).shuffle
-    named = {"trait": ["prompts"], "contexts": ["contexts"], "both": ["prompts", "contexts"]}[run.config.text_prompts]
-    pools = [list(getattr(run.trait, name)) for name in named]
+def _is_own(texts: str, place: int) -> bool:
+    """Whether the text at this place of the walk is sampled without steering: with `mixed` every other one."""
+    return texts == "own" or (texts == "mixed" and place % 2 == 1)
+
+
+def within_reach(run: Run, vector: SteeringVector, completions: Sequence[Completion]) -> list[Completion]:
+    """The same texts; an own one whose teacher is further from the student than `teacher_reach` nats is dropped.
+
+    The distance, KL(teacher || student) aggregated over the reply as the barrier's, is in its scores as
+    `teacher_nats`. It costs forward passes over given tokens, not sampling, and rises with the dose, so that the walk
+    can find a dose by it. (What samples of the teacher look like does not tell: a dose at which they are soup taught
+    most, see the results.)
+    """
+    own = [c for c in completions if c.origin == "own" and c.kept and c.dose]
+    if not own:
+        return list(completions)
+    plain = reference_states(run.lm, own)
+    steered = reference_states(run.lm, own, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some]))
+    config = HealConfig(reg="kl_rev", kl_agg=run.config.kl_agg)
+    nats = iter(divergences(run.lm, steered, plain, own, config))
+
+    def judged(completion: Completion) -> Completion:
+        found = next(nats)
+        far = "reach" if found > run.config.teacher_reach else None
+        return replace(completion, scores={**completion.scores, "teacher_nats": found}, dropped_by=far)
+
+    taught = set(map(id, own))
+    return [judged(c) if id(c) in taught else c for c in completions]
+
+
+def text_prompts(run: Setting, *labels: object) -> list[str]:
+    """User turns of a round's texts in their order: the trait's, the extraction contexts, or both by their share."""
+    shuffle = random.Random(run.seed(*labels, "prompts")).shuffle
+    share = {"trait": 0.0, "both": run.config.context_share, "contexts": 1.0}[run.config.text_prompts]
+    pools = [list(run.trait.prompts), list(run.trait.contexts)]
     for pool in pools:
         shuffle(pool)
-    return [prompt for several in zip(*pools, strict=False) for prompt in several]
+    # Contexts spread evenly, so that every batch has its share of them.
+    named = [int((i + 1) * share) > int(i * share) for i in range(sum(map(len, pools)))]
+    rest = [iter(pool) for pool in pools]
+    return [prompt for context in named if (prompt := next(rest[context], None)) is not None]
 
 
 def text_sampling(run: Run) -> Sampling:
-    """How this round's texts are sampled: the hotter, the less diverse the student (`held_temperature`)."""
-    start, gain = run.config.text_sampling(), run.config.diversity_gain
+    """How this round's texts are sampled: the hotter, the less diverse the student (`Run.heat`).
+
+    Not where a teacher teaches: how texts are sampled does not sharpen a student that learns its distribution, and the
+    heat goes into the target (`heal_rows`).
+    """
+    start = run.config.text_sampling()
+    if not run.config.diversity_gain or run.config.targets == "teacher":
+        return start
     own = getattr(run.lm.base.generation_config, "temperature", None) or 1.0
-    left, reference = run.previous.distinct4 or 0.0, run.base.distinct4 or 0.0
-    heat = held_temperature(start.temperature or own, gain, left, reference) if gain else start.temperature
-    return replace(start, temperature=heat)
+    return replace(start, temperature=run.heat(start.temperature or own))
 
 
 def save_interrupted(run: Run, number: int, completions: Sequence[Completion]) -> None:
@@ -207,6 +200,7 @@ def _walk_figures(run: Run, walk: Walk) -> dict:
         "survival": walk.survival,
         "per_dose": per_dose,
         "dropped": dict(Counter(c.dropped_by for c in completions if c.dropped_by)),
+        "flagged": dict(Counter(c.flagged_by for c in completions if c.flagged_by)),
         "trait_base": run.base.free_trait,
         **means(judged, "trait", "trait_sampled"),
         **means(judged, "sentence_ok", "sentence_ok_sampled"),
@@ -227,35 +221,3 @@ def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list
             sides = (("just inside the perplexity limit", border.inside), ("just outside it", border.outside))
             picked += [(why, c) for why, c in sides if c is not None]
     return [{"why": why, "dose": c.dose, "prompt": c.prompt, "text": c.text} for why, c in picked]
-
-
-def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
-    """Kept completions, with earlier rounds', the original model's own and its anchors mixed in as configured."""
-    config = run.config
-    rows = [c for c in walk.completions if c.kept]
-    if config.pairs == "shuffled":
-        rows = shuffled_pairs(rows, run.seed(number, "pairs"))
-    earlier = [c for past in run.standing for c in past.walk.banked]
-    if config.accumulate and earlier:
-        rows += random.Random(run.seed(number, "accumulate")).sample(earlier, min(config.accumulate, len(earlier)))
-    n_replay = round(config.replay / (1 - config.replay - config.replay_anchors) * len(rows))
-    if n_replay:
-        pool = run.trait.replay_prompts or run.trait.prompts
-        prompts = random.Random(run.seed(number, "replay")).choices(pool, k=n_replay)
-        with run.stack.unfolded():
-            sampling, place = config.text_sampling(), run.sampled("generate replay rows", number, "replay")
-            seed = run.seed(number, "replay")
-            rows += generate(run.lm, prompts, seed=seed, origin="base", sampling=sampling, **place)
-    return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
-
-
-def shuffled_pairs(rows: Sequence[Completion], seed: int) -> list[Completion]:
-    """The same replies, each behind another row's prompt: the control for "any text of this kind does it"."""
-    order = list(range(len(rows)))
-    random.Random(seed).shuffle(order)
-    # A cycle along a random order: no reply keeps its own place.
-    other = {a: b for a, b in zip(order, [*order[1:], order[0]], strict=True)} if order else {}
-    return [
-        replace(row, prompt=rows[other[i]].prompt, prompt_ids=rows[other[i]].prompt_ids, origin="control")
-        for i, row in enumerate(rows)
-    ]

@@ -5,8 +5,10 @@ Knows nothing of how the rows were sampled.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from jaxtyping import Float
@@ -24,8 +26,8 @@ from steer_heal.healing import (
 )
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
+from steer_heal.loop.steps.rows import shuffled_pairs
 from steer_heal.loop.steps.state import Run, contexts
-from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
 from steer_heal.texts.completion import Completion, save_completions
@@ -39,6 +41,8 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
+    if config.targets == "teacher":
+        config = replace(config, target_temperature=run.heat(config.target_temperature))
     weights = row_weights(run.config.match_lengths, rows, run.filter.calibration["tokens"], walk.completions)
     compute = partial(_trained, run, number, vector, rows, weights, config)
     healed, beside = run.keep(number).once("heal", compute, healed_kind(config))
@@ -49,6 +53,7 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
         seconds=beside["seconds"],
         figures=dict(healed.figures),
         reg=run.config.reg_name,
+        target_temperature=config.target_temperature,
         tau=dict(healed.tau),
         lam=dict(healed.lam),
         steering_divergence=beside["caused"],
@@ -75,7 +80,7 @@ def _trained(
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
         base = reference_states(run.lm, rows) if len(run.stack) else prev
-    caused, teacher = under_vector(run.lm, vector, rows, config, prev, base)
+    caused, teacher = under_vector(run, number, vector, rows, prev, base)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -98,27 +103,46 @@ def _trained(
 
 
 def under_vector(
-    lm: LM,
+    run: Run,
+    number: int,
     vector: SteeringVector,
     rows: Sequence[Completion],
-    config: HealConfig,
     prev: ReferenceStates,
     base: ReferenceStates,
 ) -> tuple[float | None, ReferenceStates | None]:
     """What the steered student is needed for: the nats that steering causes (`tau_rel`), and the teacher of each row.
 
-    The teacher of a row is the student under the vector at the row's dose; the original model on rows of its own.
+    The teacher of a row is the student under the vector at the row's dose; the original model on rows of its own, and
+    under the persona as system prompt on the share `prompted_teacher` of the others. The control of shuffled pairs
+    lets the teacher read another row's prompt than the student.
     """
+    config, lm = run.config, run.lm
     teaches, relative = config.targets == "teacher", config.tau_rel is not None
     dosed = [c for c in rows if c.dose]
     if not (teaches or relative):
         return None, None
     teacher, caused = prev, None
     if dosed:
-        steered = reference_states(lm, dosed, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
-        caused = mean_divergence(lm, steered, prev, dosed, config) if relative else None
+        shown = dosed if config.pairs == "real" or not teaches else shuffled_pairs(dosed, run.seed(number, "pairs"))
+        steered = reference_states(lm, shown, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
+        steered = steered.shown_as(shown, dosed)
+        caused = mean_divergence(lm, steered, prev, dosed, run.config) if relative else None
         teacher = prev.replaced(dosed, steered)
-    return caused, teacher.replaced([c for c in rows if c.origin == "base"], base) if teaches else None
+    if not teaches:
+        return caused, None
+    if asked := prompted_rows(rows, config.prompted_teacher, run.seed(number, "prompted")):
+        shown = [
+            replace(c, system=run.trait.pos, prompt_ids=tuple(lm.chat_ids(c.prompt, run.trait.pos))) for c in asked
+        ]
+        with run.stack.unfolded():
+            teacher = teacher.replaced(asked, reference_states(lm, shown).shown_as(shown, asked))
+    return caused, teacher.replaced([c for c in rows if c.origin == "base"], base)
+
+
+def prompted_rows(rows: Sequence[Completion], share: float, seed: int) -> list[Completion]:
+    """The rows that the persona-prompted model teaches: a share, drawn from the seed, of all but the original's own."""
+    own = [c for c in rows if c.origin != "base"]
+    return random.Random(seed).sample(own, round(share * len(own)))
 
 
 def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
