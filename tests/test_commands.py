@@ -21,7 +21,7 @@ from steer_heal.commands.main import COMMANDS, command_class, main
 from steer_heal.commands.options import options_of
 from steer_heal.commands.run import GROUPS, CommandLine, parsed
 from steer_heal.commands.run import main as run_main
-from steer_heal.config import FOLLOWS_MODEL, RunConfig
+from steer_heal.config import RunConfig, defaults
 from steer_heal.config.options import text_of
 from steer_heal.config.presets import PRESETS
 from steer_heal.errors import InputError
@@ -242,7 +242,7 @@ def test_the_overview_fits_a_narrow_screen_and_names_the_stages_in_order(capsys,
 def test_help_says_where_sampling_is_the_models_own(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run_main(["--help", "steering"])
-    heat = FOLLOWS_MODEL["pocket"]["text_temperature"]
+    heat = defaults("pocket", "teacher")["text_temperature"]
     assert f"(default: pocket {heat}, tiny-random its own, others" in capsys.readouterr().out
 
 
@@ -256,7 +256,7 @@ def test_every_option_of_a_run_is_in_the_help_with_a_text_and_its_default(capsys
     assert [part.split()[0] for part in parts] == list(options)
     # Flag, kind, at least two words of text, and a default.
     assert all(re.search(r"\w{3,}.*\w{2,}.*\(default:", part.split(maxsplit=1)[1], re.DOTALL) for part in parts)
-    assert f"(default: pocket {FOLLOWS_MODEL['pocket']['lr']}," in shown and "(default: 0.3)" in shown
+    assert f"(default: pocket {defaults('pocket', 'teacher')['lr']}," in shown and "(default: 0.75)" in shown
 
 
 def test_help_of_heal_config_explains_every_field():

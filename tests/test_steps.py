@@ -260,7 +260,7 @@ def test_a_rounds_vector_is_the_students_own_the_first_ones_or_the_mean_of_both(
 
 def test_the_text_temperature_follows_the_students_lost_diversity(run):
     left = SimpleNamespace(distinct4=0.5)
-    fresh = run(text_temperature=0.9, diversity_gain=2.0, text_min_p=0.02)
+    fresh = run(targets="tokens", texts="steered", text_temperature=0.9, diversity_gain=2.0, text_min_p=0.02)
     assert text_sampling(replace(fresh, base=left, rounds=[])).temperature == pytest.approx(0.9)
     healed = SimpleNamespace(stands=True, healed=SimpleNamespace(distinct4=0.4))
     held = replace(fresh, base=left, rounds=[healed])
@@ -270,3 +270,12 @@ def test_the_text_temperature_follows_the_students_lost_diversity(run):
     assert text_sampling(off).temperature is None  # the model's own
     own = replace(held, config=replace(held.config, text_temperature=None))
     assert text_sampling(own).temperature == pytest.approx(held.lm.base.generation_config.temperature * 1.4)
+
+
+def test_the_heat_follows_a_reverted_student_too_and_goes_into_the_target_where_a_teacher_teaches(run):
+    left, reverted = (
+        SimpleNamespace(distinct4=0.5),
+        SimpleNamespace(stands=False, healed=SimpleNamespace(distinct4=0.4)),
+    )
+    now = replace(run(text_temperature=0.9, diversity_gain=2.0), base=left, rounds=[reverted])
+    assert now.heat(1.1) == pytest.approx(1.1 * 1.4) and text_sampling(now).temperature == 0.9

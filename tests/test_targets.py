@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, heal, reference_states
-from steer_heal.healing.targets import jensen_shannon, resolve_target, tempered
-from steer_heal.loop.rounds import run_rounds
+from steer_heal.healing.targets import flattened, jensen_shannon, resolve_target, tempered
 from steer_heal.steering import extract
 from steer_heal.texts.generation import generate
 
@@ -84,6 +82,22 @@ def test_the_mask_takes_back_what_the_teacher_adds_to_an_implausible_token_and_n
     torch.testing.assert_close(masked, torch.tensor([[0.30, 0.30, 0.005]], dtype=torch.float64) / 0.605)
     falls = torch.tensor([[0.5, 0.4999, 0.0001]], dtype=torch.float64).log()
     torch.testing.assert_close(tempered(falls, plain, plausibility=0.05), falls)
+
+
+def test_a_flatter_target_shares_the_mass_of_the_plausible_tokens_anew_and_leaves_the_others():
+    p = torch.tensor([[0.64, 0.16, 0.16, 0.03, 0.01]], dtype=torch.float64)
+    found = flattened(p.log(), 2.0).exp()
+    plausible = torch.tensor([[0.8, 0.4, 0.4]], dtype=torch.float64) * 0.96 / 1.6  # square roots, of the same mass
+    torch.testing.assert_close(found, torch.cat([plausible, p[:, 3:]], dim=-1))
+
+
+@given(seed=st.integers(0, 200), temperature=st.floats(1.0, 4.0))
+def test_a_flatter_target_is_a_distribution_of_more_entropy(seed, temperature):
+    (logp,) = drawn("p", seed=seed)
+    found = flattened(logp, temperature)
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(7, dtype=torch.float64))
+    entropy = [-(x.exp() * x).sum(-1) for x in (logp, found)]
+    assert (entropy[1] >= entropy[0] - 1e-9).all()
 
 
 def test_a_token_that_the_plain_model_excludes_is_no_nan():
@@ -216,21 +230,3 @@ def test_a_teacher_and_its_option_are_asked_for_together(tiny, taught):
 def test_an_impossible_target_is_refused_before_anything_is_computed(wrong):
     with pytest.raises(InputError):
         HealConfig(**wrong)
-
-
-def test_a_run_learns_from_the_teacher_on_the_students_own_texts(tmp_path):
-    options = {"targets": "teacher", "texts": "own", "text_prompts": "both", "n_rounds": 1, "replay": 0.2}
-    result = run_rounds(RunConfig(fast_dev_run=True, out=str(tmp_path), **options))
-    ledger = result.run.ledger
-    (walk,), (healed,) = ledger.events("walk"), ledger.events("heal")
-    doses = {row["dose"] for row in walk["per_dose"]}
-    assert walk["texts"] == "own" and doses == {0.5, 1.0}  # the teacher's
-    assert healed["figures"]["train_target_before"] > 0
-    prompts = {c.prompt for c in result.rounds[0].walk.completions}
-    trait = result.run.trait
-    assert prompts & set(trait.prompts) and prompts & set(trait.contexts)
-
-
-def test_own_texts_without_a_teacher_are_refused():
-    with pytest.raises(InputError, match="--targets teacher"):
-        RunConfig(texts="own")

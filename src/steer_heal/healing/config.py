@@ -95,8 +95,8 @@ class HealConfig:
             extrapolates.
         target_plausibility: A token under this share of the likeliest one's probability before the heal gains nothing
             from the teacher; 0: all tokens are taught.
-        target_temperature: The target's logits are divided by it. Reverse KL sharpens the student a little every round;
-            a target slightly flatter than the teacher (1.1) gives the entropy back.
+        target_temperature: The target's plausible tokens share their mass at this temperature. Reverse KL sharpens the
+            student every round; a target a little flatter than the teacher (1.3) gives the entropy back.
         target_top_k: Truncate the divergence from the teacher to its k likeliest tokens and a tail bucket; 0: full
             vocabulary.
         token_weight: With a teacher, the weight (0 to 1) of the sampled ids' nll beside it.

@@ -32,7 +32,7 @@ class Teacher:
             original model, or the model under a persona; each row may have another.
         plain: of the student before the heal; the teacher's gain is counted from it. None where nothing is tempered.
         divergence: what is minimised. strength, plausibility: see `tempered`. token_weight: see `mixed`.
-        temperature: by which the target's logits are divided; above 1 it keeps the entropy that a reverse KL takes.
+        temperature: see `flattened`; above 1 it keeps the entropy that a reverse KL takes.
     """
 
     states: ReferenceStates
@@ -77,7 +77,7 @@ class Target:
         if self.plain is not None:
             bent = tempered(bent, head(self.plain[part]).log_softmax(-1), self.strength, self.plausibility)
         if self.temperature != 1:
-            bent = (bent / self.temperature).log_softmax(-1)
+            bent = flattened(bent, self.temperature)
         return logp if bent is logp else torch.where(self.bent[part], bent, logp)
 
 
@@ -121,6 +121,22 @@ def tempered(
         gain = torch.where(logp_plain < least, gain.clamp(max=0.0), gain)
     start = torch.where(logp_plain.isfinite(), logp_plain, logp_teacher)
     return (start + strength * gain).log_softmax(-1)
+
+
+PLAUSIBLE = 0.05
+"""A token with this share of the likeliest one's probability is an alternative to it; below, it may be noise."""
+
+
+def flattened(logp: Float[Tensor, "position vocab"], temperature: float) -> Float[Tensor, "position vocab"]:
+    """Log-probabilities divided by a temperature among the plausible tokens, whose mass they share anew.
+
+    The others keep theirs: a flatter tail is what makes hot text unsound, and a token that cannot come yet, the end of
+    the reply among them, must not come because of it (the rule of min-p sampling, arXiv 2407.01082, at `PLAUSIBLE`).
+    """
+    inside = logp >= logp.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    mass = logp.masked_fill(~inside, -math.inf).logsumexp(-1, keepdim=True)
+    flat = (logp / temperature).masked_fill(~inside, -math.inf).log_softmax(-1) + mass
+    return torch.where(inside, flat, logp)
 
 
 def jensen_shannon(beta: float) -> Divergence:
