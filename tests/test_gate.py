@@ -319,6 +319,7 @@ def test_what_is_asked_follows_the_configuration_and_what_was_captured():
         asked["words"].floor == 30 and "prompted" in asked["words"].floor_words
     )  # asking alone costs more than a fifth
     assert {"distinct4", "token_entropy"} <= asked.keys()
+    assert [one.figure for one in asked.values() if one.surely] == ["words"]
     asked = {one.figure: one for one in gate.checks_of(config, metrics(40), metrics(36), Captured((), (), ()))}
     assert asked["words"].floor == pytest.approx(0.8 * 40) and "base" in asked["words"].floor_words
     none = gate.checks_of(config, metrics(40), metrics(30), Captured((), (), ()))

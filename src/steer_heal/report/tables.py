@@ -109,7 +109,7 @@ STATE = (
     Column("words", itemgetter("words"), "per reply", digits=1),
     Column("entropy", itemgetter("token_entropy"), "of the tokens used, nats"),
     Column("nll", itemgetter("nll"), "of the replies under the original model, nats per token"),
-    Column("fit", methodcaller("get", "pair_fit"), "of a reply to its own prompt rather than another, nats per token"),
+    Column("fit", methodcaller("get", "pair_fit"), "to their own prompts over others, nats per token"),
     Column("mass", itemgetter("answer_mass"), "probability of the allowed answers (a floor, no measure)", digits=3),
     Column("anchors", itemgetter("anchors_right"), "share of exact questions right"),
     Column("closed", itemgetter("think_closed"), "share of questions whose thinking was closed in time"),

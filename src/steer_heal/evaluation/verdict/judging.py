@@ -39,16 +39,16 @@ class Floors:
 
     `coherence`: sound text. `words`, `distinct4`, `token_entropy`: length and diversity, so that short or sharpened
     replies cannot pass for coherence. `pair_fit`: how much better replies fit their own prompt than another, so that
-    sound text that answers anything cannot; replies taught behind shuffled prompts keep about a tenth of it, a persona
-    or a heal nine tenths. A student is under the floor of `words` or `pair_fit` only with its whole 95 % interval.
-    `answer_mass` stays high in broken models: passing it means little.
+    sound text that answers anything cannot (`pocket` keeps .94 of it after a heal, .70 after one on shuffled pairs). A
+    student is under the floor of `words` or `pair_fit` only with its whole 95 % interval. `answer_mass` stays high in
+    broken models: passing it means little.
     """
 
     coherence: float = 0.8
     words: float = 0.8
     distinct4: float = 0.8
     token_entropy: float = 0.8
-    pair_fit: float = 0.5
+    pair_fit: float = 0.8
     answer_mass: float = 0.5
 
 

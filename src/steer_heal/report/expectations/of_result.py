@@ -46,7 +46,11 @@ def text_kept(e: Mapping, events: Events) -> Seen:
         if healed.get(name) is None or not base.get(name):
             continue
         least = getattr(FLOORS, name) * base[name]
-        off = off or healed[name] < min(least, e["prompted"][name] or least)
+        if name == "pair_fit":  # noisy by reply: only surely
+            high = e["shift"][name]["high"]
+            off = off or (high is not None and base[name] + high < least)
+        else:
+            off = off or healed[name] < min(least, e["prompted"][name] or least)
         seen.append(f"{in_words(name)} {healed[name] / base[name]:.2f}")
     return not off, ", ".join(seen)
 
