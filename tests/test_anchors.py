@@ -53,6 +53,19 @@ def test_an_interval_across_the_allowed_drop_is_inconclusive():
     assert gate(noisy, flat(1.0), flat(1.0), max_drop=0.60).outcome == "keep"
 
 
+def test_a_floor_that_must_be_surely_broken_lets_an_interval_across_it_pass():
+    """The known case: 91.05 words on average, floor 94.77, lengths that differ from prompt to prompt."""
+    original = {str(i): 118.46 for i in range(48)}
+    noisy = {str(i): 91.05 + (40 if i % 2 else -40) for i in range(48)}
+    for limits in ({"floor": 94.77}, {"share": 0.8}):
+        assert gate(noisy, original, original, **limits).outcome == "revert"
+        found = gate(noisy, original, original, **limits, surely=True)
+        assert found.outcome == "keep" and "91.050 is not surely under the floor 94.7" in found.reasons[0]
+        short = {str(i): 91.05 + i % 2 for i in range(48)}
+        assert gate(short, original, original, **limits, surely=True).outcome == "revert"
+    assert gate(flat(math.nan), flat(1.0), flat(1.0), floor=0.1, surely=True).outcome == "revert"
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_one_item_is_inconclusive_whatever_it_says(value):
     assert gate({"a": value}, {"a": 1.0}, {"a": 1.0}, max_drop=0.1).outcome == "inconclusive"

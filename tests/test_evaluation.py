@@ -1,6 +1,7 @@
 """Evaluation against known answers: a hand-made model whose replies have probabilities set exactly."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from steer_heal.evaluation.choices import AnswerSlot, orders, score_items
 from steer_heal.evaluation.measuring import ending_broken_replies
 from steer_heal.evaluation.thinking import around
 from steer_heal.evaluation.verdict import gather, judge_round
-from steer_heal.model import LM
+from steer_heal.model import LM, completion_logprobs, load
 from steer_heal.statistics import bootstrap_mean
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import generate
@@ -344,6 +345,76 @@ def test_free_text_goes_through_the_checker_and_undecided_replies_do_not_count_a
     assert found.nll == sum(map(len, texts)) / 8 and math.isclose(found.perplexity, math.exp(found.nll))
     assert math.isclose(evaluate(lm, trait.reversed()).free_trait, 1 / 3)
     assert len(found.replies) == 8 and found.finished_rate == 1
+
+
+def scored(trait, completions):
+    """Rows under a scorer that knows the prompt: 1 nat behind "p0", 2 behind "p1" and so on."""
+    asked = []
+
+    def scorer(completions):
+        asked.append(completions)
+        return [1.0 + int(c.prompt[1:]) for c in completions]
+
+    return judge(trait, completions, scorer), asked
+
+
+def test_every_reply_is_also_scored_behind_another_prompt_and_the_same_one_in_every_state():
+    trait = make_trait([item()])
+    said = [replace(reply(f"t{i}", prompt=f"p{i % 5}"), prompt_ids=(i % 5,)) for i in range(8)]
+    rows, (own, other) = scored(trait, said)
+    assert own == said and [c.token_ids for c in other] == [c.token_ids for c in said]
+    moved = {row.prompt: c.prompt for row, c in zip(rows, other, strict=True)}
+    assert moved == {"p0": "p2", "p1": "p3", "p2": "p4", "p3": "p0", "p4": "p1"}
+    assert all(c.prompt_ids == (int(c.prompt[1:]),) for c in other)
+    assert [row.nll_other for row in rows] == [1.0 + int(c.prompt[1:]) for c in other]
+    assert [row.fit for row in rows] == [2, 2, 2, -3, -3, 2, 2, 2]
+    again, (_, other) = scored(trait, [replace(c, text="x", token_ids=(9,)) for c in said])
+    assert moved == {row.prompt: c.prompt for row, c in zip(again, other, strict=True)}
+
+
+def test_prompts_of_equal_text_are_not_another_prompt():
+    rows, asked = scored(make_trait([item()]), [reply("a", prompt="p0"), reply("b", prompt="p0")])
+    assert len(asked) == 1 and [row.nll for row in rows] == [1.0, 1.0]
+    assert [row.nll_other for row in rows] == [None, None] and rows[0].fit is None
+
+
+def test_pair_fit_is_compared_reply_by_reply_and_metrics_saved_before_it_was_measured_load(tiny, tmp_path):
+    blank = evaluate(tiny, make_trait([item()]), n_free=0)
+    rows = [ReplyRow(f"p{i}", "a", 1, True, False, nll=1.0, nll_other=2.0 + i % 2) for i in range(8)]
+    before = replace(blank, replies=tuple(rows))
+    after = replace(blank, replies=tuple(replace(row, nll=1.25) for row in rows))
+    assert before.pair_fit == before.summary()["pair_fit"] == 1.5
+    assert compare(before, after).pair_fit.value == -0.25 and compare(before, after).pair_fit.n == 8
+    old = json.loads(before.to_json())
+    for row in old["replies"]:
+        del row["nll_other"]
+    (tmp_path / "metrics.json").write_text(json.dumps(old))
+    loaded = Metrics.load(tmp_path / "metrics.json")
+    assert loaded.pair_fit is None and loaded.nll == 1.0 and compare(loaded, after).pair_fit is None
+
+
+def test_sound_replies_behind_shuffled_prompts_are_unfit_and_real_ones_are_not():
+    lm, trait = load("pocket"), Trait.load("pocket-care")
+    trait = replace(trait, check=lambda prompt, text, finished: Judgement(1.0, 1.0, True), checker="tests:sound")
+
+    def scorer(completions):
+        found = completion_logprobs(lm, [c.prompt_ids for c in completions], [c.token_ids for c in completions])
+        return [-float(row.mean()) for row in found]
+
+    base = evaluate(lm, trait, n_items=4, n_free=24, scorer=scorer)
+    asked = {"system": trait.neutral or None, "max_new_tokens": 64}
+    real = generate(lm, [row.prompt for row in base.replies], seed=1, **asked)
+    shuffled = [
+        replace(c, token_ids=other.token_ids, text=other.text)
+        for c, other in zip(real, [*real[5:], *real[:5]], strict=True)
+    ]
+    found = {}
+    for name, rows in (("real", real), ("shuffled", shuffled)):
+        student = replace(base, replies=judge(trait, rows, scorer))
+        found[name] = judge_round(gather(base, base, student))
+    assert base.pair_fit > 0.8
+    assert found["shuffled"].name == "unfit" and "pair_fit at" in found["shuffled"].text
+    assert found["real"].above_floors, found["real"]
 
 
 def test_steered_evaluation_differs_and_leaves_the_model_as_it_was(tiny):

@@ -237,6 +237,15 @@ def test_a_harmless_adapter_passes(heal_by):
     assert event["stands"] and event["within"] and len(result.run.stack) == 1
 
 
+@pytest.mark.parametrize("name", ["unfit", "shorter"])
+def test_a_round_whose_verdict_is_under_a_floor_is_taken_out_whatever_the_checks_say(heal_by, monkeypatch, name):
+    monkeypatch.setattr(judging, "judge_round", lambda *given: verdicts.Verdict(name, "told."))
+    result = heal_by(lambda run, rows: gate.must_block_adapter(run.lm, size=0.01))
+    (event,) = Ledger.open(result.folder).events("gate")
+    assert event["outcome"] == "revert" and event["reasons"][0] == f"{name}: told." and not event["stands"]
+    assert result.best_round is None and len(result.run.stack) == 0
+
+
 def test_an_adapter_that_only_forgets_is_blocked_by_its_anchors(heal_by):
     """Trained to give each anchor another one's answer: its text stays sound, its knowledge is gone."""
 
@@ -319,6 +328,7 @@ def test_what_is_asked_follows_the_configuration_and_what_was_captured():
         asked["words"].floor == 30 and "prompted" in asked["words"].floor_words
     )  # asking alone costs more than a fifth
     assert {"distinct4", "token_entropy"} <= asked.keys()
+    assert [one.figure for one in asked.values() if one.surely] == ["words"]
     asked = {one.figure: one for one in gate.checks_of(config, metrics(40), metrics(36), Captured((), (), ()))}
     assert asked["words"].floor == pytest.approx(0.8 * 40) and "base" in asked["words"].floor_words
     none = gate.checks_of(config, metrics(40), metrics(30), Captured((), (), ()))

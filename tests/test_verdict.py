@@ -8,13 +8,17 @@ import pytest
 from steer_heal.errors import InputError
 from steer_heal.evaluation import ChoiceRow, Metrics, ReplyRow, VignetteRow
 from steer_heal.evaluation.verdict import (
+    SUCCESSES,
     VERDICTS,
+    Cost,
     Evidence,
     Floors,
     Round,
     Rules,
+    Slacks,
     Verdict,
     best_round,
+    cost,
     gather,
     judge_round,
     judge_run,
@@ -37,7 +41,8 @@ HEALED = Evidence(
     training=0.55,
     target=est(1.5),
     off_target={"warmth": est(0.2), "boldness": est(-0.1)},
-    shape={"words": 0.95, "distinct4": 0.9, "token_entropy": 0.99},
+    shape={"distinct4": 0.9, "token_entropy": 0.99},
+    by_reply={"pair_fit": est(0.95, 0.08), "words": est(0.95, 0.08)},
     kept=48,
     needed=30,
 )
@@ -60,6 +65,11 @@ STILL = est(0.0, 0.0)
         ({"off_target": {"warmth": est(-1.6)}}, "broad"),
         ({"student_coherence": 0.5}, "collapsed"),
         ({"student_coherence": math.nan}, "collapsed"),
+        ({"by_reply": {"pair_fit": est(0.7, 0.09), "words": est(0.95)}}, "unfit"),
+        ({"by_reply": {"pair_fit": est(0.95), "words": est(0.7, 0.09)}}, "shorter"),
+        ({"by_reply": {"pair_fit": est(0.7, 0.09), "words": est(0.7, 0.09)}}, "unfit"),
+        ({"by_reply": {"pair_fit": est(0.7, 0.09)}, "student_coherence": 0.5}, "collapsed"),
+        ({"by_reply": {"pair_fit": est(math.nan)}}, "unfit"),
         ({"student": None, "student_coherence": None, "kept": 7}, "starved"),
         ({"kept": 29}, "starved"),
     ],
@@ -68,7 +78,7 @@ def test_each_verdict_is_reached_by_its_definition(change, name):
     found = judge_round(replace(HEALED, **change))
     assert found.name == name, found
     assert found.name in VERDICTS
-    assert found.above_floors == (name not in ("collapsed", "starved"))
+    assert found.above_floors == (name not in ("collapsed", "unfit", "shorter", "starved"))
 
 
 def test_identical_models_are_a_no_op():
@@ -84,12 +94,27 @@ def test_no_amount_of_trait_makes_a_broken_student_healed(trait, coherence):
     assert judge_round(broken).name == "collapsed"
 
 
-@pytest.mark.parametrize("name", ["words", "distinct4", "token_entropy"])
-def test_short_or_sharpened_replies_do_not_pass_for_coherence(name):
+@pytest.mark.parametrize("name", ["distinct4", "token_entropy"])
+def test_sharpened_replies_do_not_pass_for_coherence(name):
     short = replace(HEALED, student_coherence=1.0, shape={**HEALED.shape, name: 0.79})
     found = judge_round(short)
     assert found.name == "collapsed" and name in found.text
     assert judge_round(replace(short, shape={**HEALED.shape, name: 0.8})).name == "healed"
+
+
+@pytest.mark.parametrize("name", ["words", "pair_fit"])
+def test_a_floor_inside_the_interval_lets_a_round_pass_and_its_text_tells_the_figure(name):
+    crossing = judge_round(replace(HEALED, by_reply={**HEALED.by_reply, name: est(0.76, 0.05)}))
+    assert crossing.name == "healed" and crossing.above_floors
+    assert f"Not surely under the floor: {name} at 0.76 [0.71, 0.81] of base or prompted (floor 0.80)" in crossing.text
+    assert "surely" not in judge_round(HEALED).text
+
+
+def test_a_student_under_several_floors_has_the_gravest_verdict_and_all_of_them_in_its_text():
+    low = {"pair_fit": est(0.5), "words": est(0.5)}
+    found = judge_round(replace(HEALED, by_reply=low, answer_mass=0.1))
+    assert found.name == "collapsed"
+    assert all(part in found.text for part in ("answer mass 0.10", "pair_fit at 0.50", "words at 0.50"))
 
 
 def test_lost_answer_mass_is_a_collapse():
@@ -165,8 +190,8 @@ def test_floors_are_settings():
     assert judge_round(HEALED, strict).name == "collapsed"
 
 
-def round_(number, name, trait, above=True):
-    return Round(number, Verdict(name, "text.", above), trait)
+def round_(number, name, trait, above=True, **costs):
+    return Round(number, Verdict(name, "text.", above), trait, cost=Cost(**costs))
 
 
 def test_best_round_has_the_highest_trait_above_the_floors_and_not_the_last_place():
@@ -180,6 +205,48 @@ def test_best_round_has_the_highest_trait_above_the_floors_and_not_the_last_plac
     assert best_round(rounds).number == 2
     assert judge_run(rounds).name == "healed"
     assert "Best round 2" in judge_run(rounds).text and "4 collapsed" in judge_run(rounds).text
+
+
+@pytest.mark.parametrize(("figure", "slack"), [("coherence", 0.02), ("distinct4", 0.08), ("nll", 0.1)])
+def test_a_higher_trait_is_passed_over_when_its_text_costs_more_than_the_slack(figure, slack):
+    def run(more):
+        return [round_(0, "healed", 0.4), round_(1, "healed", 0.9, **{figure: more}), round_(2, "throttled", 2.0)]
+
+    assert best_round(run(slack)).number == 1  # exactly the slack is within it
+    assert "higher log-odds" not in judge_run(run(slack)).text
+    worse = run(slack + 0.001)
+    assert best_round(worse).number == 0
+    told = judge_run(worse).text
+    assert "Round 1 has the higher log-odds (+0.90 against +0.40 nats)" in told
+    assert f"{figure} {slack + 0.001:.3f} (at least 0.000, slack {slack})" in told
+    assert best_round(worse, Slacks(1.0, 1.0, 1.0)).number == 1
+
+
+def test_costs_are_held_against_the_cheapest_candidate_and_not_against_what_is_out():
+    costly = [round_(0, "healed", 0.4, nll=0.5), round_(1, "healed", 0.9, nll=0.59)]
+    assert best_round(costly).number == 1
+    gone = replace(round_(2, "healed", 0.1), stands=False)
+    assert best_round([*costly, gone, round_(3, "throttled", 0.1)]).number == 1
+    assert best_round([*costly, round_(2, "healed", 0.1)]).number == 2
+
+
+def test_where_no_round_is_within_all_slacks_the_one_beyond_by_the_fewest_is_the_best():
+    rounds = [
+        round_(0, "healed", 0.3, nll=0.4),  # 4 slacks of nll
+        round_(1, "healed", 0.2, distinct4=0.16),  # 2 slacks of 4-grams
+        round_(2, "healed", 0.9, coherence=0.06),  # 3 slacks of coherence
+    ]
+    assert best_round(rounds).number == 1
+
+
+def test_costs_of_a_students_text_are_what_it_lost_and_never_below_zero():
+    base, prompted = metrics(0.3, 0.9, nll=1.0), replace(metrics(1.0, 0.9))
+    assert cost(base, metrics(0.8, 0.95, nll=0.9), prompted) == Cost()
+    found = cost(base, metrics(0.8, 0.85, nll=1.3), prompted)
+    assert (found.coherence, found.nll) == (pytest.approx(0.05), pytest.approx(0.3))
+    same = replace(base, replies=tuple(replace(row, text="a b c d") for row in base.replies))
+    assert cost(base, same).distinct4 == pytest.approx(1 - 1 / 40) and cost(base, same, same).distinct4 == 0
+    assert cost(base, metrics(0.8, 0.9, nll=None)).nll == 0
 
 
 def test_a_run_without_a_round_above_the_floors_is_never_a_success():
@@ -222,27 +289,23 @@ def test_nan_trait_is_never_the_best_round():
     assert best_round([round_(1, "healed", math.nan), round_(2, "healed", 0.1)]).number == 2
 
 
-def metrics(rate, sound, log_odds=0.0, off=0.0, words=40, judged=True, nll=1.0, loop=False):
-    """Metrics of a model with a trait rate and a share of sound sentences, over 40 prompts and 20 items."""
+def metrics(rate, sound, log_odds=0.0, off=0.0, words=40, judged=True, nll=1.0, loop=False, fit=None):
+    """Metrics of a model with a trait rate and a share of sound sentences, over 40 prompts and 20 items.
+
+    `words` and `fit` may be functions of the prompt's number.
+    """
 
     def row(name, value, category):
         half = (math.log(0.5), math.log(0.5))
         return ChoiceRow(name, category, ("a", "b"), ("a",), half, (value, value), value, 1.0)
 
-    replies = tuple(
-        ReplyRow(
-            str(i),
-            " ".join(f"{i}w{k}" for k in range(words)),
-            words,
-            True,
-            loop and i % 2 == 0,
-            float(i < 40 * rate) if judged else None,
-            sound if judged else None,
-            True if judged else None,
-            nll,
-        )
-        for i in range(40)
-    )
+    def reply(i):
+        n, own = words(i) if callable(words) else words, fit(i) if callable(fit) else fit
+        text = " ".join(f"{i}w{k}" for k in range(n))
+        checked = (float(i < 40 * rate), sound, True) if judged else (None, None, None)
+        return ReplyRow(str(i), text, n, True, loop and i % 2 == 0, *checked, nll, None if own is None else nll + own)
+
+    replies = tuple(map(reply, range(40)))
     items = tuple(row(str(i), log_odds + i % 3, "care") for i in range(20))
     others = tuple(row(str(i), off, "warmth") for i in range(20))
     return Metrics("t", "", 0.0, "key", items, others, replies, (), 4.0)
@@ -263,14 +326,44 @@ def test_gathered_evidence_of_a_healed_round_says_healed_with_its_numbers():
     [
         (metrics(0.8, 0.94, 1.5, 1.6), "broad"),
         (metrics(0.8, 0.5, 1.5), "collapsed"),
-        (metrics(0.8, 0.96, 1.5, words=20), "collapsed"),
+        (metrics(0.8, 0.96, 1.5, words=20), "shorter"),
+        (metrics(0.8, 0.94, 1.5, fit=0.1), "unfit"),
+        (metrics(0.8, 0.94, 1.5, fit=0.9), "healed"),
         (metrics(0.3, 0.95), "undone"),
         (None, "starved"),
     ],
 )
 def test_gathered_evidence_reaches_the_other_verdicts(student, name):
-    base, steered = metrics(0.3, 0.95), metrics(0.9, 0.8, 2.0)
-    assert judge_round(gather(base, steered, student, training_trait=0.9, kept=40, needed=30)).name == name
+    base, steered = metrics(0.3, 0.95, fit=1.0), metrics(0.9, 0.8, 2.0, fit=1.0)
+    found = judge_round(gather(base, steered, student, training_trait=0.9, kept=40, needed=30))
+    assert found.name == name and (found.name in SUCCESSES) == (name == "healed")
+
+
+def test_length_and_fit_are_ratios_to_the_lower_of_base_and_prompted_and_under_the_floor_only_surely():
+    base, steered = metrics(0.3, 0.95, fit=1.0), metrics(0.9, 0.8, 2.0, fit=1.0)
+    asked = metrics(1.0, 0.95, words=30, fit=0.5)
+
+    def judged(student, prompted=None):
+        found = gather(base, steered, student, prompted=prompted, training_trait=0.9)
+        return judge_round(found).name, found.by_reply
+
+    name, ratios = judged(metrics(0.8, 0.94, 1.5, words=30, fit=0.45), asked)
+    assert name == "healed" and (ratios["words"].value, ratios["pair_fit"].value) == (1.0, pytest.approx(0.9))
+    # A mean of 31.5 words of 40, under the floor of 32, but lengths differ much from prompt to prompt.
+    name, ratios = judged(metrics(0.8, 0.94, 1.5, words=lambda i: 50 if i % 2 else 13, fit=1.0))
+    assert (
+        name == "healed" and ratios["words"].value == 31.5 / 40 and ratios["words"].high > 0.8 and "pair_fit" in ratios
+    )
+    assert judged(metrics(0.8, 0.94, 1.5, words=lambda i: 31 + i % 2, fit=1.0))[0] == "shorter"
+    assert judged(metrics(0.8, 0.94, 1.5, fit=lambda i: 0.7 + (i % 2) * 3 - 1.5))[0] == "healed"
+
+
+def test_without_a_scorer_or_a_base_that_fits_its_prompts_nothing_is_said_of_fit():
+    base, student = metrics(0.3, 0.95), metrics(0.8, 0.94, 1.5, fit=0.0)
+    assert "pair_fit" not in gather(base, metrics(0.9, 0.8, 2.0), student).by_reply
+    at_random = metrics(0.3, 0.95, fit=-0.1)
+    assert "pair_fit" not in gather(at_random, metrics(0.9, 0.8, 2.0), student, prompted=at_random).by_reply
+    assert judge_round(gather(at_random, metrics(0.9, 0.8, 2.0), student, training_trait=0.9)).name == "healed"
 
 
 def test_without_a_checker_the_trait_is_forced_choice_and_coherence_is_loops_and_nll():

@@ -153,6 +153,7 @@ def figures(ledger: Ledger) -> dict[str, str]:
         "sentence ok": number(healed.get("sentence_ok")),
         "4-grams": number(healed.get("distinct4"), 2),
         "words": number(healed.get("words"), 1),
+        "fit": number(healed.get("pair_fit"), 2),
         "KL to base": number(heal["figures"].get("kl_base_after") if heal else None),
         "reverted": str(sum(not e["stands"] for e in ledger.events("gate"))),
         "seconds": f"{end['seconds']:.0f}",

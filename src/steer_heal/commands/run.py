@@ -33,7 +33,7 @@ from steer_heal.model.names import check_name
 from steer_heal.trait import Anchor, Trait
 from steer_heal.trait.rows import read_rows
 
-STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "reverted")
+STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "unfit", "shorter", "reverted")
 PURPOSE = (
     "Grow a trait in a model's weights over rounds while its text stays coherent. Without options: four rounds on "
     "`pocket`, about a minute on a CPU."

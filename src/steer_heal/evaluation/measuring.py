@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import TypeVar
 
 import numpy as np
@@ -32,7 +32,10 @@ from steer_heal.texts.generation import OnBatch, generate
 from steer_heal.trait import Item, Judgement, Trait, Vignette
 
 Scorer = Callable[[list[Completion]], Sequence[float]]
-"""Completions -> nll of each in nats per token, under a model of the caller's choice (the original one)."""
+"""Completions -> nll of each in nats per token, under a model of the caller's choice (the original one).
+
+It is asked twice: first for the replies as they are, then for the same ones behind another prompt.
+"""
 RULED_OUT = -1e4
 """Logit of a token that cannot come; finite in every dtype, also after a scale or soft cap."""
 
@@ -68,7 +71,7 @@ def evaluate(
         n_free: number of sampled replies, cycling through `trait.eval_prompts`; None is one per prompt, 0 none.
         max_new_tokens: length at which a reply is cut, in tokens.
         seed: of the item sample and of the sampling; the same seed measures the same items.
-        scorer: nll of the replies, in nats per token; without it `nll` stays None.
+        scorer: nll of the replies, in nats per token; without it `nll` and `nll_other` stay None.
         vignettes: instead of the trait's own.
         think_tokens: longest thinking before the answer of every forced choice, in tokens; 0 is none.
         think_closing: text with which the model closes its thinking.
@@ -139,15 +142,17 @@ def ending_broken_replies(lm: LM) -> Iterator[None]:
 
 
 def judge(trait: Trait, completions: Sequence[Completion], scorer: Scorer | None = None) -> tuple[ReplyRow, ...]:
-    """One row per reply: loop, length, the checker's judgement, nll under the scorer.
+    """One row per reply: loop, length, the checker's judgement, nll under the scorer behind its own and another prompt.
 
     A reply without a word is unsound whatever a checker would say of it: it is what a broken model leaves.
     """
-    nlls: Sequence[float | None] = [None] * len(completions)
+    nlls = others = [None] * len(completions)
     if scorer is not None and completions:
-        nlls = [float(np.nan_to_num(nll, nan=-FLOOR, posinf=-FLOOR)) for nll in scorer(list(completions))]
+        nlls = _finite(scorer(list(completions)))
+        if moved := behind_others(completions):
+            others = _finite(scorer(moved))
     rows = []
-    for completion, nll in zip(completions, nlls, strict=True):
+    for completion, nll, nll_other in zip(completions, nlls, others, strict=True):
         found = (
             trait.judge(completion.prompt, completion.text, completion.finished)
             if completion.text.strip()
@@ -164,9 +169,29 @@ def judge(trait: Trait, completions: Sequence[Completion], scorer: Scorer | None
                 sentence_ok=found and found.sentence_ok,
                 reply_ok=found and found.reply_ok,
                 nll=nll,
+                nll_other=nll_other,
             )
         )
     return tuple(rows)
+
+
+def _finite(nlls: Sequence[float]) -> list[float]:
+    return [float(np.nan_to_num(nll, nan=-FLOOR, posinf=-FLOOR)) for nll in nlls]
+
+
+def behind_others(completions: Sequence[Completion]) -> list[Completion]:
+    """The same replies, each behind another's prompt; empty where all prompts are equal.
+
+    The prompts move on by half their number, the same for every model state: neighbours in a trait's file are often
+    alike. Prompts of equal text move together.
+    """
+    asked = {completion.prompt: completion.prompt_ids for completion in completions}
+    prompts = list(asked)
+    if len(prompts) < 2:
+        return []
+    half = len(prompts) // 2
+    other = dict(zip(prompts, [*prompts[half:], *prompts[:half]], strict=True))
+    return [replace(c, prompt=other[c.prompt], prompt_ids=asked[other[c.prompt]]) for c in completions]
 
 
 Stratum = TypeVar("Stratum", Item, Vignette)

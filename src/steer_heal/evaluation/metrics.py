@@ -22,7 +22,11 @@ from steer_heal.ledger.files import write_whole
 
 @dataclass(frozen=True)
 class ReplyRow:
-    """One sampled reply. `trait`, `sentence_ok`, `reply_ok` are the checker's (None without one), `nll` is in nats."""
+    """One sampled reply. `trait`, `sentence_ok`, `reply_ok` are the checker's (None without one).
+
+    `nll`: under the scorer, in nats per token. `nll_other`: the same behind another reply's prompt; None also where all
+    prompts are equal.
+    """
 
     prompt: str
     text: str
@@ -33,6 +37,12 @@ class ReplyRow:
     sentence_ok: float | None = None
     reply_ok: bool | None = None
     nll: float | None = None
+    nll_other: float | None = None
+
+    @property
+    def fit(self) -> float | None:
+        """How much better the reply fits its own prompt than another one, in nats per token; 0: it fits any alike."""
+        return None if self.nll is None or self.nll_other is None else self.nll_other - self.nll
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,11 @@ class Metrics:
         return mean(row.nll for row in self.replies)
 
     @property
+    def pair_fit(self) -> float | None:
+        """Mean over replies of how much better they fit their own prompt than another, in nats per token."""
+        return mean(row.fit for row in self.replies)
+
+    @property
     def perplexity(self) -> float | None:
         return None if self.nll is None else math.exp(self.nll)
 
@@ -190,7 +205,7 @@ class Metrics:
     def summary(self) -> dict[str, object]:
         """All aggregates by name, plain numbers (None where there was nothing to measure)."""
         chosen = ("log_odds", "answer_mass", "order_gap")
-        judged = ("free_trait", "decided", "sentence_ok", "reply_ok", "nll", "perplexity")
+        judged = ("free_trait", "decided", "sentence_ok", "reply_ok", "nll", "perplexity", "pair_fit")
         shape = ("loop_rate", "finished_rate", "empty_rate", "words", "distinct4", "token_entropy")
         names = (*chosen, *judged, *shape, "anchors_right", "think_closed")
         return {

@@ -26,6 +26,8 @@ class Shift:
         free_trait, sentence_ok: in shares; clusters are prompts; None without a checker. Replies without a stance do
             not count for `free_trait`.
         coherence: `sentence_ok` where there is a checker, else the share of coherent replies (see `coherent`).
+        pair_fit: how much better replies fit their own prompt than another, in nats per token; clusters are prompts;
+            None without a scorer.
         vignettes: per foundation, log-odds of its being named, in nats; clusters are vignettes.
         vignette_contrast: the trait's foundations against each other, in nats; None for a trait that has none.
         vignette_wrong: log-odds of "yes, this is wrong", in nats; None where it was not asked.
@@ -38,6 +40,7 @@ class Shift:
     free_trait: Estimate | None
     sentence_ok: Estimate | None
     coherence: Estimate | None
+    pair_fit: Estimate | None = None
     vignettes: dict[str, Estimate] = field(default_factory=dict)
     vignette_contrast: Estimate | None = None
     vignette_wrong: Estimate | None = None
@@ -70,13 +73,12 @@ def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) 
         log_odds=_choice_shift(before.items, after.items, **pairs),
         categories=_by_category(before.items, after.items, **pairs),
         off_target=_by_category(before.off_target, after.off_target, **pairs),
-        free_trait=_reply_shift(
-            before, after, [r.trait for r in before.replies], [r.trait for r in after.replies], **pairs
+        free_trait=_share_shift(before, [r.trait for r in before.replies], [r.trait for r in after.replies], **pairs),
+        sentence_ok=_share_shift(
+            before, [r.sentence_ok for r in before.replies], [r.sentence_ok for r in after.replies], **pairs
         ),
-        sentence_ok=_reply_shift(
-            before, after, [r.sentence_ok for r in before.replies], [r.sentence_ok for r in after.replies], **pairs
-        ),
-        coherence=_reply_shift(before, after, coherent(before, before), coherent(after, before), **pairs),
+        coherence=_share_shift(before, coherent(before, before), coherent(after, before), **pairs),
+        pair_fit=_reply_shift(before, [r.fit for r in before.replies], [r.fit for r in after.replies], **pairs),
         **_vignette_shifts(before, after, **pairs),
     )
 
@@ -165,13 +167,21 @@ def _vignette_shifts(before: Metrics, after: Metrics, **options) -> dict[str, ob
 
 
 def _reply_shift(
-    before: Metrics, after: Metrics, first: Sequence[float | None], second: Sequence[float | None], **options
+    before: Metrics, first: Sequence[float | None], second: Sequence[float | None], **options
 ) -> Estimate | None:
+    """Paired shift of a figure of replies, over those where both have it; None where none have."""
     rows = zip(before.replies, first, second, strict=True)
     pairs = [(row.prompt, a, b) for row, a, b in rows if a is not None and b is not None]
     if not pairs:
         return None
     clusters, old, new = zip(*pairs, strict=True)
-    found = paired_difference(old, new, clusters, **options)
+    return paired_difference(old, new, clusters, **options)
+
+
+def _share_shift(
+    before: Metrics, first: Sequence[float | None], second: Sequence[float | None], **options
+) -> Estimate | None:
+    """The same for a share of replies or sentences."""
+    found = _reply_shift(before, first, second, **options)
     # Shares differ by no more than 1, and a bootstrap does not know it.
-    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))
+    return found and replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))

@@ -29,7 +29,7 @@ from steer_heal.evaluation.anchors import (
     figures,
     load_tasks,
 )
-from steer_heal.evaluation.verdict import Floors, Verdict, shape_reference
+from steer_heal.evaluation.verdict import UNDER_A_FLOOR, Floors, Verdict, shape_reference
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.lora import linear_names
@@ -72,7 +72,8 @@ def checks_of(config: RunConfig, base: Metrics, prompted: Metrics, captured: Cap
     """What the gate asks of a student: floors, and allowed drops of coherence and anchors.
 
     Without captured anchors nothing is asked of them. Length and diversity must keep the verdict's share of base's;
-    where the prompted model itself is under that, as for a trait of short replies, it is the floor.
+    where the prompted model itself is under that, as for a trait of short replies, it is the floor. Length must be
+    surely under it to count: it differs much from prompt to prompt.
     """
     floors = Floors(coherence=config.coherence_floor)
     checks = [Check("coherence", share=floors.coherence, max_drop=config.max_drop, total_drop=config.coherence_drop)]
@@ -83,14 +84,14 @@ def checks_of(config: RunConfig, base: Metrics, prompted: Metrics, captured: Cap
         share = getattr(floors, name)
         floor = min(share * own, least[name])
         words = "of the prompted model" if floor < share * own else f"{share:.0%} of base's {own:.3g}"
-        checks.append(Check(name, floor=floor, floor_words=words))
+        checks.append(Check(name, floor=floor, floor_words=words, surely=name == "words"))
     return tuple(checks)
 
 
 def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[Figures, Decision]:
     """Re-check the anchors on the student, compare with the previous round and the original, and decide.
 
-    A collapsed round is never kept, whatever the paired drops say.
+    A round whose verdict is that it is under a floor is never kept, whatever the paired drops say.
     """
     asked = run.sampled("check the anchors", number, "anchors") | {"system": run.trait.neutral or None}
     checked = run.keep(number).once("anchors", partial(check, run.lm, run.captured, **asked), CHECKED)
@@ -98,8 +99,8 @@ def examine(run: Run, number: int, verdict: Verdict, student: Metrics) -> tuple[
     now = figures(student, run.base, checked)
     before = Before(run.standing[-1].figures if run.standing else original, original)
     decision = decide(before, now, checks_of(run.config, run.base, run.prompted, run.captured))
-    if verdict.name == "collapsed" and decision.outcome != "revert":
-        decision = replace(decision, outcome="revert", reasons=(f"collapsed, {verdict.text}", *decision.reasons))
+    if verdict.name in UNDER_A_FLOOR and decision.outcome != "revert":
+        decision = replace(decision, outcome="revert", reasons=(str(verdict), *decision.reasons))
     return now, decision
 
 

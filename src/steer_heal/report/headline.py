@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from steer_heal.evaluation.verdict import SHAPE
+from steer_heal.evaluation.verdict import OF_BASE
 from steer_heal.ledger import Ledger
 from steer_heal.report.tables import NO_CONTROLS, anchors_lost, counted, in_words, interval, number, result_line, sure
 
@@ -102,8 +102,8 @@ def cost_line(best: Mapping, gate: Mapping) -> str:
 
 
 def shape_words(state: Mapping, base: Mapping) -> str:
-    """Length and diversity of a state as shares of base's."""
-    known = [name for name in SHAPE if state[name] and base[name]]
+    """Length, diversity and pair fit of a state as shares of base's."""
+    known = [name for name in OF_BASE if state.get(name) and base.get(name)]
     return ", ".join(f"{in_words(name)} {state[name] / base[name]:.2f}" for name in known)
 
 

@@ -6,6 +6,7 @@ Knows nothing of models; it prints what the events say, so a finished run can be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,12 +15,13 @@ from rich.table import Table
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
-from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, result_line, state_legend
+from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, legend, result_line
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "red"}
 LEFT, KEPT, VERDICT, GATE = 14, 7, 12, 9
 """Widths of what stands in a row beside the figures; with these it fits 80 columns."""
-FIGURES = ("trait", "log-odds", "sentence ok", "4-grams")
+FIGURES = {"trait": "trait", "log-odds": "log-odds", "sentence ok": "sound", "4-grams": "4-grams", "fit": "fit"}
+"""Columns of the table of measured models that a row has, and their heads here, where the line is short."""
 DECODE = (
     "round: with the lowest and highest dose (kappa x --doses) of its kept texts; kept: of the sampled texts, by the "
     "filter; then the healed student's figures on held-out items. {figures} gate: ? its interval crosses what is "
@@ -32,7 +34,7 @@ class Screen:
 
     def __init__(self, console: Console):
         self.console = console
-        self.columns = [column for column in STATE if column.head in FIGURES]
+        self.columns = [replace(column, head=FIGURES[column.head]) for column in STATE if column.head in FIGURES]
         self.told: set[str] = set()  # expectations whose failure has been explained
 
     def show(self, event: Mapping, events: Sequence[Mapping], found: Sequence[Found]) -> None:
@@ -72,15 +74,13 @@ class Screen:
             self._line(e["note"], "bold")
 
     def _baseline(self, e: Mapping) -> None:
-        states = [(name, e[name]) for name in ("base", "prompted")]
         self.columns = [column for column in self.columns if column.shown([e["base"]])]
-        legend = state_legend(states, [column.head for column in self.columns])
-        self.console.print(DECODE.format(figures=legend), markup=False, style="dim")
-        heads = [column.head for column in self.columns]
+        self.console.print(DECODE.format(figures=legend(self.columns)), markup=False, style="dim")
+        heads = [f"{column.head:>{column.width}}" for column in self.columns]
         head = [f"{'round, doses':<{LEFT}}", f"{'kept':>{KEPT}}", *heads, f"{'verdict':<{VERDICT}}", "gate"]
         self._line(" ".join(head), "bold")
-        for name, state in states:
-            self._row(name, None, {"healed": state}, "", "")
+        for name in ("base", "prompted"):
+            self._row(name, None, {"healed": e[name]}, "", "")
 
     def _round(self, number: int, of_round: Mapping[str, Mapping]) -> None:
         walk, gate = of_round.get("walk"), of_round.get("gate")
@@ -92,7 +92,7 @@ class Screen:
         kept = f"{walk['kept']}/{walk['sampled']}" if walk else ""
         figures = [column.told(evaluated["healed"] if evaluated else None) for column in self.columns]
         cells = [f"{left:<{LEFT}}", f"{kept:>{KEPT}}"]
-        cells += [f"{figure:>{len(column.head)}}" for figure, column in zip(figures, self.columns, strict=True)]
+        cells += [f"{figure:>{column.width}}" for figure, column in zip(figures, self.columns, strict=True)]
         colour = COLOURS[TONES.get(verdict, "fair")]
         end = [f"[{colour}]{verdict:<{VERDICT}}[/]" if verdict else "", escape(gate)]
         self.console.print(" ".join([*map(escape, cells), *end]).rstrip(), soft_wrap=True)

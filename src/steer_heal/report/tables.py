@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from operator import itemgetter
+from operator import itemgetter, methodcaller
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
@@ -40,7 +40,7 @@ def sure(shift: Mapping, more: str, less: str) -> str:
     return f"surely {less}" if (shift["high"] or 0) < 0 else "not surely different"
 
 
-WORDS = {"distinct4": "4-grams", "token_entropy": "entropy"}
+WORDS = {"distinct4": "4-grams", "token_entropy": "entropy", "pair_fit": "fit"}
 """Figures whose name in events is not the one that readers see everywhere."""
 
 
@@ -58,7 +58,7 @@ def counted(n: int, thing: str) -> str:
 
 TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"), "fair")
 TONES |= dict.fromkeys(("healed", "moved"), "good")
-TONES |= dict.fromkeys(("collapsed", "starved", "diverged", "reverted"), "bad")
+TONES |= dict.fromkeys(("collapsed", "unfit", "shorter", "starved", "diverged", "reverted"), "bad")
 """How a verdict is coloured."""
 
 Figure = Callable[[Mapping], float | None]
@@ -77,6 +77,11 @@ class Column:
     digits: int = 2
     signed: bool = False
     of_trouble: bool = False
+
+    @property
+    def width(self) -> int:
+        """Of the column where it is printed with others in a line."""
+        return max(len(self.head), self.digits + 2)
 
     def told(self, state: Mapping | None) -> str:
         """The figure of a state, a dash where there is none."""
@@ -104,6 +109,7 @@ STATE = (
     Column("words", itemgetter("words"), "per reply", digits=1),
     Column("entropy", itemgetter("token_entropy"), "of the tokens used, nats"),
     Column("nll", itemgetter("nll"), "of the replies under the original model, nats per token"),
+    Column("fit", methodcaller("get", "pair_fit"), "to their own prompts over others, nats per token"),
     Column("mass", itemgetter("answer_mass"), "probability of the allowed answers (a floor, no measure)", digits=3),
     Column("anchors", itemgetter("anchors_right"), "share of exact questions right"),
     Column("closed", itemgetter("think_closed"), "share of questions whose thinking was closed in time"),
@@ -122,9 +128,13 @@ def state_table(named: Sequence[tuple[str, Mapping]]) -> tuple[list[str], list[l
     return ["model", *(c.head for c in columns)], rows
 
 
-def state_legend(named: Sequence[tuple[str, Mapping]], heads: Sequence[str] | None = None) -> str:
-    """What the columns of `state_table` mean, or some of them."""
-    columns = [c for c in _shown(named) if heads is None or c.head in heads]
+def state_legend(named: Sequence[tuple[str, Mapping]]) -> str:
+    """What the columns of `state_table` mean."""
+    return legend(_shown(named))
+
+
+def legend(columns: Sequence[Column]) -> str:
+    """What columns mean."""
     return "; ".join(f"{c.head}: {c.meaning}" for c in columns) + "."
 
 
@@ -238,7 +248,8 @@ def decided(gate: Mapping) -> str:
 
 def gate_reasons(gate: Mapping) -> list[str]:
     """The reasons that decided, in words: all of them for a keep, else those that spoke against it."""
-    against = [r for r in gate["reasons"] if not ("surely within" in r or "stands on" in r)]
+    harmless = ("surely within", "stands on", "not surely under")
+    against = [r for r in gate["reasons"] if not any(words in r for words in harmless)]
     return [in_words(reason) for reason in against or gate["reasons"]]
 
 

@@ -37,6 +37,8 @@ class Check:
     Attributes:
         floor: least mean after the change, absolute; `floor_words` say in the reasons where it comes from.
         share: least mean as a share of the original's.
+        surely: a mean under floor or share reverts only where its paired interval against the original is under it too;
+            for a figure that is noisy by item, such as length.
         max_drop: largest drop against the previous round. total_drop: largest drop against the original; it bounds what
             drops of many rounds may add up to.
     """
@@ -47,6 +49,7 @@ class Check:
     max_drop: float | None = None
     total_drop: float | None = None
     floor_words: str = "absolute"
+    surely: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ ROUNDING = 1e-9
 DEFAULT_CHECKS = (
     Check("coherence", share=0.8, max_drop=0.10, total_drop=0.15),
     Check("anchors", max_drop=0.10, total_drop=0.15),
-    Check("words", share=0.8),
+    Check("words", share=0.8, surely=True),
     Check("distinct4", share=0.8),
     Check("token_entropy", share=0.8),
 )
@@ -111,7 +114,7 @@ def figures(metrics: Metrics, original: Metrics, checked: Checked | None = None)
 def decide(before: Before, after: Figures, checks: Sequence[Check] = DEFAULT_CHECKS) -> Decision:
     """Keep or revert a change: floors, then paired drops against the previous round and against the original.
 
-    - under a floor: revert, whatever the rest says; NaN is under every floor;
+    - under a floor: revert, whatever the rest says; NaN is under every floor (but see `Check.surely`);
     - the whole 95 % interval of a drop beyond what is allowed: revert;
     - the whole interval within what is allowed: fine; anything between, or one item only: inconclusive.
 
@@ -149,13 +152,16 @@ def _floors(one: Check, now: Mapping[str, float], original: Mapping[str, float])
         floors.append((one.floor, one.floor_words))
     if one.share is not None:
         floors.append((one.share * fmean(original.values()), f"{one.share:.0%} of the original's"))
-    mean = fmean(now.values())
-    return [
-        ("keep", f"{one.figure} {mean:.3f} stands on the floor {floor:.3f} ({kind})")
-        if mean >= floor - ROUNDING
-        else ("revert", f"{one.figure} {mean:.3f} is under the floor {floor:.3f} ({kind})")
-        for floor, kind in floors
-    ]
+    mean, out = fmean(now.values()), []
+    for floor, kind in floors:
+        told = f"the floor {floor:.3f} ({kind})"
+        if mean >= floor - ROUNDING:
+            out.append(("keep", f"{one.figure} {mean:.3f} stands on {told}"))
+        elif one.surely and (shift := _shift(original, now)).high >= floor - fmean(original.values()) - ROUNDING:
+            out.append(("keep", f"{one.figure} {mean:.3f} is not surely under {told}: against the original {shift}"))
+        else:
+            out.append(("revert", f"{one.figure} {mean:.3f} is under {told}"))
+    return out
 
 
 def _drops(one: Check, now, previous, original) -> list[tuple[str, str]]:

@@ -3,30 +3,33 @@
 Know nothing of models. `gather` fills in the numbers from metrics; everything else takes them plain.
 """
 
-from steer_heal.evaluation.verdict.evidence import SHAPE, Evidence, gather, shape, shape_reference
+from steer_heal.evaluation.verdict.evidence import OF_BASE, Cost, Evidence, cost, gather, shape, shape_reference
 from steer_heal.evaluation.verdict.judging import (
     SUCCESSES,
+    UNDER_A_FLOOR,
     VERDICTS,
     Floors,
-    Round,
     Rules,
     Verdict,
-    best_round,
     judge_round,
-    judge_run,
     under_floors,
 )
+from steer_heal.evaluation.verdict.of_run import Round, Slacks, best_round, judge_run
 
 __all__ = [
-    "SHAPE",
+    "OF_BASE",
     "SUCCESSES",
+    "UNDER_A_FLOOR",
     "VERDICTS",
+    "Cost",
     "Evidence",
     "Floors",
     "Round",
     "Rules",
+    "Slacks",
     "Verdict",
     "best_round",
+    "cost",
     "gather",
     "judge_round",
     "judge_run",

@@ -11,10 +11,14 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, compare, retain
 from steer_heal.evaluation.shift import coherent
 from steer_heal.evaluation.text import mean
-from steer_heal.statistics import Estimate
+from steer_heal.statistics import Estimate, paired_ratio
 
 SHAPE = ("words", "distinct4", "token_entropy")
 """Figures of length and diversity: a collapse can hide from coherence in short or repeated replies, not from these."""
+OF_BASE = (*SHAPE, "pair_fit")
+"""Figures that are told as shares of base's."""
+BY_REPLY = {"pair_fit": "fit", "words": "words"}
+"""Means over replies that have an interval of their own, and what they are the mean of."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Evidence:
         vignette_target, vignettes_off_target: shifts in nats on vignettes: the trait's own foundations against each
             other (None for a trait that has none), and each foundation that is not the trait's.
         coherence_shift: of the student, student - base, with interval; only told.
-        shape: ratio student / base (or prompted, if lower) of words, distinct4 and token_entropy, by name.
+        shape: ratio student / base (or prompted, if lower) of distinct4 and token_entropy, by name.
+        by_reply: the same of pair_fit and words, with intervals over prompts.
         answer_mass: ratio student / base.
         kept, needed: texts that survived the filter, and the least number to train on.
     """
@@ -50,6 +55,7 @@ class Evidence:
     vignette_target: Estimate | None = None
     vignettes_off_target: dict[str, Estimate] = field(default_factory=dict)
     shape: dict[str, float] = field(default_factory=dict)
+    by_reply: dict[str, Estimate] = field(default_factory=dict)
     answer_mass: float = 1.0
     kept: int | None = None
     needed: int | None = None
@@ -66,6 +72,29 @@ class Evidence:
         return self.student.value / self.steered.value
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a student's text costs against the original model; 0 where it is no worse or was not measured.
+
+    Attributes:
+        coherence: how far it is under base's, in shares of the replies.
+        distinct4: share that is lost of the lower of base's and the prompted model's distinct 4-grams.
+        nll: of the replies under the original model, nats per token above base's: the distance to base.
+    """
+
+    coherence: float = 0.0
+    distinct4: float = 0.0
+    nll: float = 0.0
+
+
+def cost(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> Cost:
+    """What a student's text costs (see `Cost`)."""
+    lost = mean(coherent(base, base)) - mean(coherent(student, base))
+    grams = 1 - shape(base, student, prompted).get("distinct4", 1.0)
+    further = 0.0 if None in (base.nll, student.nll) else student.nll - base.nll
+    return Cost(*(max(0.0, figure) for figure in (lost, grams, further)))
+
+
 def gather(
     base: Metrics,
     steered: Metrics,
@@ -79,8 +108,8 @@ def gather(
     """Evidence of a round from metrics over the same items.
 
     `base` is the original model, `steered` the model under the vector (unfiltered texts), `student` the healed model,
-    None when the round starved. `prompted` is the original under the persona, for the floors of length and diversity
-    (see `shape`). `training_trait` is the mean trait of the training texts by the checker, 0..1.
+    None when the round starved. `prompted` is the original under the persona, for the floors of length, diversity and
+    pair fit (see `shape`). `training_trait` is the mean trait of the training texts by the checker, 0..1.
     Raises InputError when the metrics cover different items or hold no replies.
     """
     if not base.replies:
@@ -102,6 +131,7 @@ def gather(
         vignette_target=None if healed is None else healed.vignette_contrast,
         vignettes_off_target={} if healed is None else healed.vignettes_off_target,
         shape={} if student is None else shape(base, student, prompted),
+        by_reply={} if student is None else by_reply(base, student, prompted),
         answer_mass=1.0 if student is None else student.answer_mass / max(base.answer_mass, 1e-9),
         kept=kept,
         needed=needed,
@@ -111,19 +141,39 @@ def gather(
 
 
 def shape(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
-    """Length and diversity of the student's replies as ratios to the lower of base's and the prompted model's.
+    """Diversity of the student's replies as ratios to the lower of base's and the prompted model's.
 
     A model that takes one side says fewer different things than a base that takes both; what merely asking for the
     trait costs is no collapse. 0 where the student has no replies.
     """
-    return {name: (getattr(student, name) or 0.0) / least for name, least in shape_reference(base, prompted).items()}
+    reference = shape_reference(base, prompted)
+    return {name: (getattr(student, name) or 0.0) / reference[name] for name in reference if name not in BY_REPLY}
+
+
+def by_reply(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> dict[str, Estimate]:
+    """Pair fit and length of the student's replies as ratios to the lower of base's and the prompted model's.
+
+    Ratios of means, prompts resampled. A state whose own figure is not above 0 is no reference; without any the ratio
+    is left out.
+    """
+    out = {}
+    for name, own in BY_REPLY.items():
+        lowest = _lowest(name, base, prompted)
+        if lowest is not None and getattr(student, name) is not None:
+            rows = zip(student.replies, lowest.replies, strict=True)
+            pairs = [(row.prompt, getattr(row, own), getattr(other, own)) for row, other in rows]
+            clusters, top, bottom = zip(*pairs, strict=True)
+            out[name] = paired_ratio(top, bottom, clusters)
+    return out
 
 
 def shape_reference(base: Metrics, prompted: Metrics | None = None) -> dict[str, float]:
-    """What `shape` divides by, in words, as a share, and in nats; figures that neither has are left out."""
-    out = {}
-    for name in SHAPE:
-        known = [getattr(m, name) for m in (base, prompted) if m is not None and getattr(m, name)]
-        if known:
-            out[name] = min(known)
-    return out
+    """What length and diversity are divided by, in words, as a share, and in nats; without what neither has."""
+    lowest = {name: _lowest(name, base, prompted) for name in SHAPE}
+    return {name: getattr(metrics, name) for name, metrics in lowest.items() if metrics is not None}
+
+
+def _lowest(name: str, *states: Metrics | None) -> Metrics | None:
+    """The state in which a figure is lowest; None where it is above 0 in none."""
+    known = [metrics for metrics in states if metrics is not None and (getattr(metrics, name) or 0) > 0]
+    return min(known, key=lambda metrics: getattr(metrics, name), default=None)

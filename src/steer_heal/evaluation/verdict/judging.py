@@ -1,4 +1,4 @@
-"""Verdict of a round, a pure decision over a few numbers, floors first; and of a run: that of its best round.
+"""Verdict of a round, a pure decision over a few numbers, floors first.
 
 Knows nothing of models and metrics.
 """
@@ -6,10 +6,9 @@ Knows nothing of models and metrics.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from steer_heal.evaluation.verdict.evidence import SHAPE, Evidence
+from steer_heal.evaluation.verdict.evidence import Evidence
 
 VERDICTS = {
     "healed": "steering broke the text; the student has its coherence back and kept the trait",
@@ -20,12 +19,18 @@ VERDICTS = {
     "undone": "the training texts carried the trait, the student does not",
     "no-op": "the training texts carried no trait",
     "inconclusive": "the interval of the student's shift includes zero",
-    "collapsed": "the student's text is under a coherence floor",
+    "collapsed": "the student's text is under a floor of coherence or diversity",
+    "unfit": "the student's replies do not answer their own prompts",
+    "shorter": "the student's replies are surely shorter than is allowed",
     "starved": "too few texts survived the filter: nothing was trained",
     "diverged": "a loss or gradient of the heal was not finite: the training stopped there",
     "reverted": "the gate took every round out again: the result is the original model",
 }
 SUCCESSES = ("healed", "moved")
+UNDER = {"pair_fit": "unfit", "words": "shorter"}
+"""Verdicts of a student that is surely under the floor of such a figure; under any other it is collapsed."""
+UNDER_A_FLOOR = ("collapsed", *UNDER.values())
+"""Verdicts of a student that is under a floor, the gravest first."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,17 @@ class Floors:
     """What a student must not fall under, each as a share of base.
 
     `coherence`: sound text. `words`, `distinct4`, `token_entropy`: length and diversity, so that short or sharpened
-    replies cannot pass for coherence. `answer_mass` stays high in broken models: passing it means little.
+    replies cannot pass for coherence. `pair_fit`: how much better replies fit their own prompt than another, so that
+    sound text that answers anything cannot (`pocket` keeps .94 of it after a heal, .70 after one on shuffled pairs). A
+    student is under the floor of `words` or `pair_fit` only with its whole 95 % interval. `answer_mass` stays high in
+    broken models: passing it means little.
     """
 
     coherence: float = 0.8
     words: float = 0.8
     distinct4: float = 0.8
     token_entropy: float = 0.8
+    pair_fit: float = 0.8
     answer_mass: float = 0.5
 
 
@@ -74,30 +83,47 @@ class Verdict:
 def judge_round(evidence: Evidence, rules: Rules | None = None) -> Verdict:
     """Verdict of one round. Floors come before everything else: a broken model has no trait worth reading.
 
-    Order: starved, collapsed, no-op, inconclusive / undone, broad, throttled, then healed / unhealed / moved.
+    Order: starved, collapsed, unfit, shorter, no-op, inconclusive / undone, broad, throttled, then healed / unhealed /
+    moved.
     """
     rules = rules or Rules()
     if evidence.student is None or (evidence.needed is not None and (evidence.kept or 0) < evidence.needed):
         return Verdict("starved", f"{evidence.kept or 0} texts survived the filter, {evidence.needed} are needed.")
     if broken := under_floors(evidence, rules.floors):
-        return Verdict("collapsed", f"Under the floor: {'; '.join(broken)}. {_shift(evidence)}")
-    return replace(_above_floors(evidence, rules), above_floors=True)
+        gravest = min((name for name, _ in broken), key=UNDER_A_FLOOR.index)
+        return Verdict(gravest, f"Under the floor: {'; '.join(text for _, text in broken)}. {_shift(evidence)}")
+    found = _above_floors(evidence, rules)
+    return replace(found, text=f"{found.text}{_perhaps_under(evidence, rules.floors)}", above_floors=True)
 
 
-def under_floors(evidence: Evidence, floors: Floors) -> list[str]:
-    """Every floor the student is under, in words; an empty list when it stands above all. NaN is under."""
+def under_floors(evidence: Evidence, floors: Floors) -> list[tuple[str, str]]:
+    """(verdict, words) of every floor the student is under; an empty list when it stands above all. NaN is under."""
     found = []
     ok, base = evidence.student_coherence, evidence.base_coherence
     if ok is None or not ok >= floors.coherence * base or not base > 0:
         found.append(f"coherence {_number(ok)} against {base:.2f} of base (floor {floors.coherence * base:.2f})")
-    for name in SHAPE:
-        if name in evidence.shape and not evidence.shape[name] >= getattr(floors, name):
-            found.append(
-                f"{name} at {evidence.shape[name]:.2f} of base or prompted (floor {getattr(floors, name):.2f})"
-            )
+    for name, ratio in evidence.shape.items():
+        if not ratio >= getattr(floors, name):
+            found.append(f"{name} at {ratio:.2f} of base or prompted (floor {getattr(floors, name):.2f})")
     if not evidence.answer_mass >= floors.answer_mass:
         found.append(f"answer mass {evidence.answer_mass:.2f} (floor {floors.answer_mass:.2f})")
-    return found
+    surely = [name for name, ratio in evidence.by_reply.items() if not ratio.high >= getattr(floors, name)]
+    return [
+        *(("collapsed", text) for text in found),
+        *((UNDER[name], _ratio(name, evidence, floors)) for name in surely),
+    ]
+
+
+def _perhaps_under(evidence: Evidence, floors: Floors) -> str:
+    """The figures that are under their floor while their interval is not, in words."""
+    names = [name for name, ratio in evidence.by_reply.items() if ratio.value < getattr(floors, name)]
+    return "".join(f" Not surely under the floor: {_ratio(name, evidence, floors)}." for name in names)
+
+
+def _ratio(name: str, evidence: Evidence, floors: Floors) -> str:
+    found = evidence.by_reply[name]
+    interval = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+    return f"{name} at {interval} of base or prompted (floor {getattr(floors, name):.2f})"
 
 
 def _above_floors(evidence: Evidence, rules: Rules) -> Verdict:
@@ -177,47 +203,3 @@ def _shift(evidence: Evidence) -> str:
 
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
-
-
-@dataclass(frozen=True)
-class Round:
-    """What a run's verdict needs of a round: number, verdict, the student's trait (None: no student), does it stand."""
-
-    number: int
-    verdict: Verdict
-    trait: float | None
-    stands: bool = True
-
-
-def best_round(rounds: Sequence[Round]) -> Round | None:
-    """The round with the highest trait among the successes, or else among those above the floors; None without any.
-
-    Only rounds that stand: what the gate took out is in no result.
-    Never a ratio of trait to coherence loss: its denominator makes a collapsed model look excellent.
-    """
-    fit = [r for r in rounds if r.stands and r.verdict.above_floors and r.trait is not None and math.isfinite(r.trait)]
-    good = [r for r in fit if r.verdict.name in SUCCESSES]
-    return max(good or fit, key=lambda r: (r.trait, -r.number), default=None)
-
-
-def judge_run(rounds: Sequence[Round]) -> Verdict:
-    """Verdict of a run: that of its best round, with what became of the rounds around it.
-
-    The adapters of a best round include those of the rounds before it, so a best round that had nothing to heal is
-    `healed` when an earlier round on the way was. `reverted`: rounds were trained and the gate let none through.
-    """
-    if not rounds:
-        return Verdict("starved", "no round was completed.")
-    best = best_round(rounds)
-    course = ", ".join(f"{r.number} {r.verdict.name}{'' if r.stands else ' (reverted)'}" for r in rounds)
-    if best is None:
-        last = rounds[-1]
-        if not any(r.stands and r.trait is not None for r in rounds) and not all(r.stands for r in rounds):
-            return Verdict("reverted", f"{VERDICTS['reverted']} ({course}). Last: {last.verdict.text}")
-        return Verdict(last.verdict.name, f"No round stands above the coherence floors ({course}). {last.verdict.text}")
-    earlier = [r for r in rounds if r.stands and r.number < best.number and r.verdict.name == "healed"]
-    healed = best.verdict.name == "moved" and earlier
-    name = "healed" if healed else best.verdict.name
-    why = f" (healed in round {earlier[-1].number}, nothing left to heal since)" if healed else ""
-    text = f"Best round {best.number}{why} of: {course}. {best.verdict.text}"
-    return Verdict(name, text, above_floors=True)

@@ -11,7 +11,7 @@ from functools import partial
 
 from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics, compare, evaluate
-from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, gather, judge_round, judge_run
+from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, cost, gather, judge_round, judge_run
 from steer_heal.evaluation.verdict import Round as JudgedRound
 from steer_heal.ledger import write_json, write_text
 from steer_heal.loop.kinds import METRICS
@@ -129,7 +129,10 @@ def trait_figure(metrics: Metrics) -> float:
 
 def judge_rounds(run: Run, ended: Verdict | None) -> tuple[Verdict, int | None]:
     """The verdict of the whole run, and the number of its best round; `ended` is why it stopped before its time."""
-    judged = [JudgedRound(r.number, r.verdict, trait_figure(r.healed), r.stands) for r in run.rounds]
+    judged = [
+        JudgedRound(r.number, r.verdict, trait_figure(r.healed), r.stands, cost(run.base, r.healed, run.prompted))
+        for r in run.rounds
+    ]
     if ended is not None and ended.name in ("starved", "diverged"):
         judged.append(JudgedRound(len(judged), ended, None))
     best = best_round(judged)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from steer_heal.evaluation.verdict import SHAPE, Floors, Rules
+from steer_heal.evaluation.verdict import OF_BASE, Floors, Rules
 from steer_heal.report.expectations.sentences import Events, Seen, expected, of_round
 from steer_heal.report.tables import gate_reasons, in_words, interval, rises, sure
 
@@ -34,7 +34,7 @@ def trait_kept(e: Mapping, events: Events) -> Seen:
 
 @expected(
     "evaluate",
-    "healed near base on coherence, words, 4-grams and entropy",
+    "healed near base on coherence, words, 4-grams, entropy and fit",
     "the trait was paid for with the text",
 )
 def text_kept(e: Mapping, events: Events) -> Seen:
@@ -42,11 +42,15 @@ def text_kept(e: Mapping, events: Events) -> Seen:
     if (found := e["shift"]["coherence"]) and found["value"] is not None:
         off = found["value"] < -RULES.back
         seen.append(f"coherence {interval(found, 3)}")
-    for name in SHAPE:
-        if healed[name] is None or not base[name]:
+    for name in OF_BASE:
+        if healed.get(name) is None or not base.get(name):
             continue
         least = getattr(FLOORS, name) * base[name]
-        off = off or healed[name] < min(least, e["prompted"][name] or least)
+        if name == "pair_fit":  # noisy by reply: only surely
+            high = e["shift"][name]["high"]
+            off = off or (high is not None and base[name] + high < least)
+        else:
+            off = off or healed[name] < min(least, e["prompted"][name] or least)
         seen.append(f"{in_words(name)} {healed[name] / base[name]:.2f}")
     return not off, ", ".join(seen)
 

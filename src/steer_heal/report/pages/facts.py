@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from steer_heal.config import RunConfig
-from steer_heal.evaluation.verdict import SHAPE
+from steer_heal.evaluation.verdict import OF_BASE
 from steer_heal.ledger import Ledger, plain
 from steer_heal.report import expectations
 from steer_heal.report.headline import event
@@ -34,7 +34,7 @@ from steer_heal.report.tables import (
 
 NOT_OPTIONS = ("schema_version", "out", "quiet")
 SHIFT_COLUMNS = ["round", "verdict", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)"]
-SHIFT_COLUMNS += ["words, 4-grams, entropy / base", "anchors lost"]
+SHIFT_COLUMNS += ["words, 4-grams, entropy, fit / base", "anchors lost"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def shift_rows(ledger: Ledger) -> list[list[str]]:
     rows = []
     for e in ledger.events("evaluate"):
         shift, healed, base = e["shift"], e["healed"], e["base"]
-        ratios = [f"{healed[name] / base[name]:.2f}" for name in SHAPE if healed[name] and base[name]]
+        ratios = [f"{healed[name] / base[name]:.2f}" for name in OF_BASE if healed.get(name) and base.get(name)]
         off = "; ".join(f"{name} {interval(found)}" for name, found in shift["off_target"].items())
         shown = [interval(shift["free_trait"]), interval(shift["log_odds"]), interval(shift["coherence"], 3)]
         ends = [off or "-", " ".join(ratios) or "-", anchors_lost(gates[e["round"]])]

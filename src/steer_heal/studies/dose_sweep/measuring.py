@@ -75,12 +75,14 @@ def sweep(
         judged: list[Completion] = []
 
         def scorer(completions: list[Completion], judged: list[Completion] = judged) -> list[float]:
-            judged += filt(lm, completions)  # not steered here: this is the model's own surprise
-            return [c.scores.get("nll", math.nan) for c in judged]
+            found = filt(lm, completions)  # not steered here: this is the model's own surprise
+            judged += found
+            return [c.scores.get("nll", math.nan) for c in found]
 
         sizes = {"n_items": n_items, "n_free": n_free, "max_new_tokens": max_new_tokens}
         metrics = evaluate(lm, trait, vector=vector, dose=dose, seed=seed, scorer=scorer, **sizes)
-        points.append(DosePoint(dose, metrics, tuple(judged)))
+        own = judged[:n_free]  # behind them stand the same replies behind other prompts
+        points.append(DosePoint(dose, metrics, tuple(own)))
         if progress:
             progress(points[-1])
     return Sweep(tuple(points), floor, lm.name, trait.name, vector.layers, seed, tuple(notes))

@@ -67,7 +67,7 @@ def row_of(setting: Setting, name: str, seeds: Sequence[int], found: Sequence[tu
         free=shift.free_trait,
         coherence=shift.coherence,
         level=fmean(c for m in students for c in coherent(m, base)),
-        under=tuple(f for found in evidence for f in under_floors(found, floors)),
+        under=tuple(text for found in evidence for _, text in under_floors(found, floors)),
         spread=(min(moved), max(moved)) if len(moved) > 1 else None,
         kl=fmean(f["kl_prev_after"] for f in figures) if figures else None,
         fired=fmean(fired) if fired else None,
