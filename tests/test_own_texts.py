@@ -15,7 +15,7 @@ from steer_heal.loop.steps.texts import text_prompts, within_reach
 from steer_heal.loop.steps.training import under_vector
 from steer_heal.report.console import Reporter
 
-FAST = {"fast_dev_run": True, "n_rounds": 1, "doses": (2.0,)}
+FAST = {"fast_dev_run": True, "n_rounds": 1, "doses": (2.0,), "context_dose": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,19 @@ def test_every_other_one_of_mixed_texts_is_steered_and_filtered(prepared, run):
     assert all(c.flagged_by is None for c in found if c.origin == "steered")
 
 
-@pytest.mark.parametrize(("named", "share"), [("trait", 0.0), ("both", 0.75), ("contexts", 1.0)])
+@pytest.mark.parametrize(("named", "share"), [("trait", 0.0), ("both", 0.625), ("contexts", 1.0)])
 def test_contexts_have_their_share_of_the_prompts_from_the_first_on(run, named, share):
     now = run(text_prompts=named)
     asked = text_prompts(now, 0)[:32]
     assert sum(prompt in set(now.trait.contexts) for prompt in asked) == share * 32
     assert len(set(asked)) == 32
+
+
+def test_texts_that_answer_contexts_have_a_dose_of_their_own(prepared, run):
+    now = run(context_dose=3.0)
+    walk = steps.walk_dose(now, 0, prepared[1])
+    doses = {(c.prompt in set(now.trait.contexts), c.dose) for c in walk.completions}
+    assert doses == {(False, 2.0), (True, 6.0)}
 
 
 def test_a_teacher_out_of_reach_lowers_kappa_until_enough_texts_are_within(prepared, run):

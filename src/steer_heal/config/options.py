@@ -70,6 +70,8 @@ class SteeringOptions:
             steering, the doses being the teacher's then; mixed: half of each.
         text_prompts: What these texts answer: the trait's prompts, the extraction contexts, or both.
         context_share: Share of the texts that answer contexts, with --text-prompts both.
+        context_dose: Factor on the dose of texts that answer contexts. Free text on the trait's own prompts follows a
+            mild teacher; only a strong one carries the trait to other kinds of question.
         teacher_reach: Nats (rmse over a reply's tokens) that the teacher of one of the student's own texts may be away
             from the student: a text beyond it is left out, and kappa falls while too few are within; 0: no limit.
         prompted_teacher: Share of the texts whose teacher is not the steered student but the original model under the
@@ -91,7 +93,8 @@ class SteeringOptions:
     text_min_p: Annotated[float | None, by_model("text_min_p")] = None
     texts: Annotated[Literal["steered", "own", "mixed"] | None, by_model("texts")] = None
     text_prompts: Annotated[Literal["trait", "contexts", "both"] | None, by_model("text_prompts")] = None
-    context_share: float = 0.75
+    context_share: float = 0.625
+    context_dose: Annotated[float | None, by_model("context_dose")] = None
     teacher_reach: float = 0.0
     prompted_teacher: float = 0.0
     vector: Literal["real", "random", "none"] = "real"
@@ -242,6 +245,7 @@ class HealOptions(HealConfig):
     epochs: Annotated[int | None, by_model("epochs")] = None
     row_weights: Annotated[str | None, by_model("row_weights")] = None
     target_temperature: Annotated[float | None, by_model("target_temperature")] = None
+    target_plausibility: Annotated[float | None, by_model("target_plausibility")] = None
     seed: tyro.conf.Suppress[int] = 0
 
     def __post_init__(self) -> None:

@@ -92,6 +92,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             )
         if not 0 <= self.teacher_reach < float("inf"):
             raise InputError(f"teacher_reach {self.teacher_reach}: give nats above 0, or 0 for no limit")
+        if not 0 <= self.context_dose < float("inf"):
+            raise InputError(f"context_dose {self.context_dose}: give a factor of at least 0, such as 2")
         if self.vector == "none" and any(self.doses):
             object.__setattr__(self, "doses", (0.0,))  # an unsteered run has one dose
 

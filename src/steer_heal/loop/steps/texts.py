@@ -58,7 +58,7 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
     When Ctrl-C or a lack of memory ends it, what was sampled is in `rounds/NN.interrupted/`.
     """
     config = run.config
-    prompts = text_prompts(run, number)
+    prompts, contexts = text_prompts(run, number), frozenset(run.trait.contexts)
     sampling = text_sampling(run)
     asked, drawn, judged = 0, [], []
 
@@ -68,7 +68,8 @@ def walk_dose(run: Run, number: int, vector: SteeringVector) -> Walk:
         for kappa, n in plan:
             for i in range(asked, asked + n):
                 at = i // len(config.doses) % len(prompts)  # every prompt gets every dose in turn
-                doses.append(config.doses[i % len(config.doses)] * kappa)
+                factor = config.context_dose if prompts[at] in contexts else 1.0
+                doses.append(config.doses[i % len(config.doses)] * kappa * factor)
                 requests.append(Request(prompts[at], 0.0 if _is_own(config.texts, i) else doses[-1], at))
             asked += n
         kappas = ", ".join(f"{kappa:.2f}" for kappa, _ in plan)
