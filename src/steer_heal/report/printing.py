@@ -62,7 +62,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def barriers(step: Mapping) -> list[str]:
-    """The references whose barrier a step's row has figures of; none in a plain nll heal."""
+    """The references whose barrier a step's row has figures of; none without one."""
     return [key.removesuffix("_agg") for key in step if key.endswith("_agg")]
 
 
