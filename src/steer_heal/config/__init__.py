@@ -4,6 +4,7 @@ Knows nothing of models.
 """
 
 from steer_heal.config.follows_model import FOLLOWS_MODEL
+from steer_heal.config.idle import idle_options
 from steer_heal.config.run_config import RunConfig
 
-__all__ = ["FOLLOWS_MODEL", "RunConfig"]
+__all__ = ["FOLLOWS_MODEL", "RunConfig", "idle_options"]

@@ -62,11 +62,11 @@ class Healed:
     def plain(self) -> str:
         """What this heal was, in a sentence, where no barrier acted on it; empty where one did (or a budget ruled)."""
         what = "fine-tuning" if self.config.targets == "tokens" else "distillation"
-        if not self.tau:
-            return f"There was no barrier: this was plain {what}."
-        if self.config.lam_mode == "budget" or any(self.figures[f"{name}_fired"] for name in self.tau):
+        budget = self.tau and self.config.lam_mode == "budget"
+        if budget or any(self.lam[name] and self.figures[f"{name}_fired"] for name in self.tau):
             return ""
-        return f"The barrier never fired: this was plain {what}."
+        why = "The barrier never fired" if any(self.lam.values()) else "There was no barrier"
+        return f"{why}: this was plain {what}."
 
     def notes(self) -> tuple[str, ...]:
         """What SHOULD have been seen and was not, and which epoch was kept if not the last, one line each."""

@@ -111,6 +111,8 @@ def _start(console: Console, e: dict) -> None:
     console.print(f"run folder: {e['folder']}", markup=False, soft_wrap=True)
     if e.get("note"):
         console.print(f"[bold]{e['note']}[/bold]")
+    for line in e.get("idle", ()):
+        console.print(f"! {line}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _calibrate(console: Console, e: dict) -> None:

@@ -70,6 +70,8 @@ class Screen:
         self._line(f"run folder: {e['folder']}")
         if e.get("note"):
             self._line(e["note"], "bold")
+        for line in e.get("idle", ()):
+            self._line(f"! {line}", "yellow")
 
     def _baseline(self, e: Mapping) -> None:
         states = [(name, e[name]) for name in ("base", "prompted")]
