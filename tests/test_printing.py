@@ -144,13 +144,14 @@ def test_prompted_against_base_is_judged_with_its_interval_once_the_end_has_it(e
 
 
 @pytest.mark.parametrize(
-    ("nll", "holds"),
-    [((1.9, 1.8, 1.7), True), ((1.9, 1.80, 1.81), True), ((1.9, 1.7, 1.8), False), ((2.0, 2.0, 2.0), False),
-     ((2.1, 2.2, 2.3), False)],
+    ("nll", "kept", "holds"),
+    [((1.9, 1.8, 1.7), 2, True), ((1.9, 1.80, 1.81), 2, True), ((1.9, 1.7, 1.8), 2, False), ((1.9, 1.7, 1.8), 1, True),
+     ((2.0, 2.0, 2.0), 2, False), ((2.1, 2.2, 2.3), 0, False)],
 )  # fmt: skip
-def test_a_held_out_nll_that_rises_after_its_best_epoch_is_not_as_it_should_be(events, nll, holds):
+def test_a_held_out_nll_that_rises_until_the_kept_epoch_is_not_as_it_should_be(events, nll, kept, holds):
+    heal = events["heal", 0]
     epochs = [{"epoch": i, "heldout_nll": x, "heldout_nll_before": 2.0} for i, x in enumerate(nll)]
-    assert seen("held_out_nll", events["heal", 0], epochs=epochs) == holds
+    assert seen("held_out_nll", heal, epochs=epochs, figures=heal["figures"] | {"kept_epoch": kept}) == holds
     assert seen("held_out_nll", events["heal", 0], epochs=[{"epoch": 0, "train_nll": 1.0}]) is None
 
 
@@ -162,7 +163,7 @@ def test_a_barrier_that_hardly_fired_is_not_as_it_should_be(events):
         return seen("barrier", heal, figures=figures, notes=list(notes))
 
     assert not holds(0.0016, 0.001) and holds(0.2, 0.1) and holds(0.005, 0.1)  # on few rows, but hard
-    assert not holds(0.0, 0.0, ["the barrier against base never fired: this was a plain nll heal; lower tau"])
+    assert not holds(0.0, 0.0, ["the barrier against base never fired; lower tau"])
     assert holds(0.0, 0.0)  # in budget mode a multiplier may come to rest
     assert seen("barrier", heal, tau={}) is None
 

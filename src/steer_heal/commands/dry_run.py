@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from steer_heal.commands.options import console, shown
-from steer_heal.config import RunConfig
+from steer_heal.config import RunConfig, idle_options
 from steer_heal.config.presets import PRESETS, UNTRIED, Shape
 from steer_heal.ledger.clock import duration
 from steer_heal.loop.gate import anchors_of
@@ -122,6 +122,8 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
             out.print(f"{topic}: {', '.join(values)}", markup=False)
     if preset:
         out.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
+    for line in idle_options(config):
+        out.print(f"! {line}", markup=False, style="yellow")
     columns = ["replies to sample", "at least", "at most", "tokens each, at most"]
     out.print(table("", columns, [[w.stage, str(w.least), str(w.most), str(w.tokens)] for w in work]))
     questions = sum(min(len(some), config.eval_items or len(some)) for some in (trait.items, trait.off_target))

@@ -4,6 +4,7 @@ Knows nothing of models.
 """
 
 from steer_heal.config.follows_model import defaults
+from steer_heal.config.idle import idle_options
 from steer_heal.config.run_config import RunConfig
 
-__all__ = ["RunConfig", "defaults"]
+__all__ = ["RunConfig", "defaults", "idle_options"]

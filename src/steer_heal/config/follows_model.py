@@ -29,6 +29,7 @@ _TEACHER: dict[str, tuple] = {
     "text_top_p": (1.0, None, 1.0),
     "text_min_p": (0.0, None, 0.0),
     "diversity_gain": (0.0, 0.0, 0.0),
+    "match_lengths": ("none", "none", "none"),
     "replay": (0.2, 0.2, 0.2),
     "replay_anchors": (0.125, 0.0, 0.0),
 }
@@ -48,6 +49,7 @@ _TOKENS: dict[str, tuple] = {
     "walk_batch": (96, 24, 48),
     "text_min_p": (0.03, None, 0.03),
     "diversity_gain": (1.0, 0.0, 1.0),
+    "match_lengths": ("base", "base", "base"),
     "replay": (0.0, 0.0, 0.0),
     "replay_anchors": (0.0, 0.0, 0.0),
 }

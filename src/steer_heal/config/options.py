@@ -34,8 +34,10 @@ class ModelOptions:
         device: cpu, cuda, mps or auto.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; default its own choice.
         trust_remote_code: Run Python code that comes with a hub model.
-        temperature: Sampling temperature; default the model's own (its generation config), 1 where it names none.
-        top_p: Sample from the likeliest tokens that hold this share of the probability; default the model's own.
+        temperature: Sampling temperature of all but the training texts, which have --text-temperature; default the
+            model's own (its generation config), 1 where it names none.
+        top_p: Sample from the likeliest tokens that hold this share of the probability (training texts:
+            --text-top-p); default the model's own.
         threads: CPU threads of torch; 0: one for the embedded models (faster for them), else torch's own choice.
     """
 
@@ -127,7 +129,7 @@ class WalkOptions:
     filter: Literal["coherence", "repetition", "none"] = "coherence"
     filter_model: Literal["original", "student"] = "original"
     false_drop: float = 0.05
-    match_lengths: Literal["base", "sampled", "none"] = "base"
+    match_lengths: Annotated[Literal["base", "sampled", "none"] | None, by_model("match_lengths")] = None
     pairs: Literal["real", "shuffled"] = "real"
 
     def dose_config(self) -> DoseConfig:

@@ -86,6 +86,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
         if self.vector == "none" and self.tau_rel is not None and self.reg != "nll":
             raise InputError("tau_rel is a share of what steering causes; vector none steers nothing: give tau in nats")
+        if self.barrier_rows == "replay" and self.reg != "nll" and not self.replay + self.replay_anchors:
+            raise InputError("barrier_rows replay: no row is the original model's own; give --replay, such as .2")
         if self.texts != "steered" and self.targets == "tokens":
             raise InputError(
                 f"texts {self.texts} with targets tokens teaches the student what it says already: --targets teacher"

@@ -33,6 +33,7 @@ CHOICES = {
     "row_weights": ("none", "inv_sqrt", "tokens"),
     "barrier_rows": ("all", "replay"),
     "targets": ("tokens", "teacher"),
+    "keep_epoch": ("best", "last"),
 }
 
 
@@ -81,7 +82,8 @@ class HealConfig:
         grad_accum: Forward passes per optimiser step; only the product with `batch_size` changes the result.
         warmup: Share of the steps with a rising learning rate; a cosine to zero follows.
         clip: Largest norm of the adapter's gradient; 0: no clipping.
-        heldout: Share of rows kept out of training, to see overfitting; 0: none.
+        heldout: Share of rows kept out of training, to see overfitting and to choose the epoch by; 0: none.
+        keep_epoch: Whose adapter a heal returns: best, the epoch with the lowest loss on the held-out rows, or last.
         row_weights: tokens: every token of the data counts the same (maximum likelihood); inv_sqrt: a row's token sum
             over sqrt(tokens); none: its token mean, so that a token of a short reply, its end too, weighs more.
         barrier_rows: Rows the barrier acts on: all, or replay (the original model's own completions among the data).
@@ -130,6 +132,7 @@ class HealConfig:
     warmup: float = 0.1
     clip: float = 1.0
     heldout: float = 0.125
+    keep_epoch: str = "best"
     row_weights: str = "none"
     barrier_rows: str = "all"
     replay_weight: float = 1.0

@@ -50,6 +50,13 @@ class Lora:
         )
         return Adapter(a, b, self.rank, self.alpha, self.base_model, self.fan_in_fan_out)
 
+    @torch.no_grad()
+    def load(self, adapter: Adapter) -> None:
+        """Put an adapter's factors, a copy taken earlier, in the place of these."""
+        for ours, theirs in ((self.a, adapter.a), (self.b, adapter.b)):
+            for name, factor in ours.items():
+                factor.copy_(theirs[name])
+
     def spectral(self) -> Float[Tensor, ""]:
         """Mean over modules of sigma_max(alpha / rank * B A)^2, differentiable also at B = 0.
 

@@ -65,8 +65,9 @@ class Task:
 def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, Tensor]:
     """Accumulate the gradient of one optimiser step's loss, `batch_size` rows at a time.
 
-    Returns, by row: `loss`, `nll`, `d` [term, row], and for the whole step the squared hidden-state gradient norms
-    `squares` [1 + term], the divergence `mean` and `max` per term; all detached, on the model's device.
+    Returns, by row: `loss`, `nll`, `d` [term, row], with a teacher `target`, and for the whole step the squared
+    hidden-state gradient norms `squares` [1 + term], the divergence `mean` and `max` per term; all detached, on the
+    model's device.
     """
     config = task.config
     parts: list[dict[str, Tensor]] = []
@@ -74,25 +75,17 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
     for start in range(0, len(rows), config.batch_size):
         micro = rows[start : start + config.batch_size]
         losses, lengths = completion_losses(task, micro)
-        nll = aggregate_rows(losses.nll, lengths, "mean")
-        against, taught = losses.divergence[: len(task.terms)], losses.divergence[len(task.terms) :]
-        learnt = task.teacher.mixed(nll, aggregate_rows(taught[0], lengths, "mean")) if task.teacher else nll
-        loss = learnt * nll.new_tensor([task.row_factors[i] / len(rows) for i in micro])
-        weight = nll.new_tensor([task.barrier_weights[i] / len(rows) for i in micro])
-        d = [aggregate_rows(values, lengths, config.kl_agg) for values in against]
-        for term, value in zip(task.terms, d, strict=True):
-            loss = loss + weight * penalty(value, lam[term.name], term.tau, config.lam_mode)
+        by_row = row_losses(task, micro, losses, lengths, lam, config.lam_mode, len(rows))
+        loss = by_row.pop("loss")
         outputs = [losses.nll, losses.divergence] if len(losses.divergence) else [losses.nll]
         gradients = torch.autograd.grad(loss.sum(), outputs)
         torch.autograd.backward(outputs, gradients)
         coefficients = torch.cat([g.reshape(-1, len(losses.nll)) for g in gradients])
-        values = against.detach()
+        values = losses.divergence[: len(task.terms)].detach()
         parts.append(
             {
                 "loss": loss.detach() * len(rows),
-                "nll": nll.detach(),
-                "learnt": learnt.detach(),
-                "d": torch.stack(d).detach() if d else nll.new_zeros(0, len(micro)),
+                **{name: found.detach() for name, found in by_row.items()},
                 "squares": (coefficients * losses.row_norms).square().sum(-1),
                 "sum": values.sum(-1),
                 "max": values.amax(-1),
@@ -100,11 +93,57 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
         )
     if config.spectral:
         (config.spectral * lora.spectral()).backward()
-    joined = {key: torch.cat([part[key] for part in parts], dim=-1) for key in ("loss", "nll", "learnt", "d")}
+    by_row = ("loss", "nll", "d", *(("target",) if task.teacher else ()))
+    joined = {key: torch.cat([part[key] for part in parts], dim=-1) for key in by_row}
     joined["squares"] = torch.stack([part["squares"] for part in parts]).sum(0)
     joined["mean"] = torch.stack([part["sum"] for part in parts]).sum(0) / sum(task.lengths[i] for i in rows)
     joined["max"] = torch.stack([part["max"] for part in parts]).amax(0)
     return joined
+
+
+def row_losses(
+    task: Task,
+    rows: Sequence[int],
+    losses: PositionLosses,
+    lengths: Sequence[int],
+    lam: Mapping[str, float],
+    lam_mode: str,
+    of: int = 1,
+) -> dict[str, Tensor]:
+    """By row: `loss` as it is minimised, over `of` rows; `nll`, `d` [term, row] and, with a teacher, `target`, in nats.
+
+    `target` is the token-mean divergence from the teacher's distribution.
+    """
+    n = len(task.terms)
+    nll = aggregate_rows(losses.nll, lengths, "mean")
+    d = [aggregate_rows(values, lengths, task.config.kl_agg) for values in losses.divergence[:n]]
+    out = {"nll": nll, "d": torch.stack(d) if d else nll.new_zeros(0, len(rows))}
+    learnt = nll
+    if task.teacher:
+        out["target"] = aggregate_rows(losses.divergence[n], lengths, "mean")
+        learnt = task.teacher.mixed(nll, out["target"])
+    loss = learnt * nll.new_tensor([task.row_factors[i] / of for i in rows])
+    weight = nll.new_tensor([task.barrier_weights[i] / of for i in rows])
+    for term, value in zip(task.terms, d, strict=True):
+        loss = loss + weight * penalty(value, lam[term.name], term.tau, lam_mode)
+    return {**out, "loss": loss}
+
+
+@torch.no_grad()
+def held_out(task: Task, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, list[float]]:
+    """By held-out row: `nll`, with a teacher `target`, and `loss` as it is minimised, without the spectral term; nats.
+
+    The penalty is hinged in budget mode too: a row under its budget earns nothing there.
+    """
+    wanted = ("nll", "target", "loss") if task.teacher else ("nll", "loss")
+    out = {name: [0.0] * len(rows) for name in wanted}
+    for batch in batches([task.completions[i] for i in rows]):
+        some = [rows[j] for j in batch]
+        found = row_losses(task, some, *completion_losses(task, some), lam, "constant")
+        for name in wanted:
+            for j, value in zip(batch, found[name].tolist(), strict=True):
+                out[name][j] = value
+    return out
 
 
 def completion_losses(task: Task, rows: Sequence[int]) -> tuple[PositionLosses, list[int]]:
@@ -126,7 +165,7 @@ def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], l
     """
     figures = {"loss": stats["loss"].mean().item(), "nll": stats["nll"].mean().item()}
     if task.teacher:
-        figures["target"] = stats["learnt"].mean().item()
+        figures["target"] = stats["target"].mean().item()
     norms, means, peaks = (stats[key].tolist() for key in ("squares", "mean", "max"))
     learnt = norms[0] + sum(norms[1 + len(task.terms) :])
     held = [j for j, i in enumerate(rows) if task.barrier_weights[i] > 0] or list(range(len(rows)))

@@ -39,12 +39,13 @@ class Healed:
         steps: one row per optimiser step: `loss`, `nll`, `lr`, `grad_norm`, and per reference NAME `NAME_mean`,
             `NAME_agg`, `NAME_max` (divergence), `NAME_fired` (share of rows over budget), `NAME_ratio` (gradient norm
             barrier / nll at the hidden states), `NAME_lam`.
-        epochs: one row per epoch: training nll (mean over its steps) and held-out nll, each beside its value before.
-        figures: `train_nll_before`, `train_nll_after`, `heldout_nll_before`, `heldout_nll_after`; with a teacher the
-            same of `target`, the divergence from its distribution; `kl_NAME_before` and `kl_NAME_after`, the
-            token-mean KL(student || NAME) on steered rows, whatever the barrier is, and `kl_NAME_replay_...` on the
-            original model's own completions; `NAME_fired` and `NAME_ratio`, means over the steps; `rows_train`,
-            `rows_heldout`, `steps`.
+        epochs: one row per epoch: training nll (mean over its steps) and held-out nll, each beside its value before,
+            with a teacher the same of `target`; and `heldout_loss`, what the training lowers, on the held-out rows.
+        figures: `kept_epoch`, the epoch (from 0) whose adapter this is; `train_nll_before`, `train_nll_after`,
+            `heldout_nll_before`, `heldout_nll_after`; with a teacher the same of `target`, the divergence from its
+            distribution; `kl_NAME_before` and `kl_NAME_after`, the token-mean KL(student || NAME) on steered rows,
+            whatever the barrier is, and `kl_NAME_replay_...` on the original model's own completions; `NAME_fired` and
+            `NAME_ratio`, means over the steps up to the kept epoch; `rows_train`, `rows_heldout`, `steps`.
         lam: the multiplier of each barrier at the end; pass it on as `lam0` in budget mode.
         tau: the budget of each barrier in nats, also where it was given relative to the steering.
     """
@@ -57,8 +58,18 @@ class Healed:
     lam: Mapping[str, float]
     tau: Mapping[str, float]
 
+    @property
+    def plain(self) -> str:
+        """What this heal was, in a sentence, where no barrier acted on it; empty where one did (or a budget ruled)."""
+        what = "fine-tuning" if self.config.targets == "tokens" else "distillation"
+        budget = self.tau and self.config.lam_mode == "budget"
+        if budget or any(self.lam[name] and self.figures[f"{name}_fired"] for name in self.tau):
+            return ""
+        why = "The barrier never fired" if any(self.lam.values()) else "There was no barrier"
+        return f"{why}: this was plain {what}."
+
     def notes(self) -> tuple[str, ...]:
-        """What SHOULD have been seen and was not, one line each; empty when all is well."""
+        """What SHOULD have been seen and was not, and which epoch was kept if not the last, one line each."""
         figures, lines = self.figures, []
         key, what = ("nll", "nll") if self.config.targets == "tokens" else ("target", "divergence from the teacher")
         fell = figures[f"train_{key}_before"] - figures[f"train_{key}_after"]
@@ -70,8 +81,13 @@ class Healed:
             lines.append(
                 f"the held-out {what} rose while the training {what} fell: overfitted; fewer epochs or more completions"
             )
-        plain = "a plain nll heal" if key == "nll" else "plain distillation"
+        kept, last = (self.epochs[at] for at in (int(figures["kept_epoch"]), -1))
+        if kept is not last:
+            lines.append(
+                f"kept epoch {kept['epoch']}, where the held-out loss was lowest: {kept['heldout_loss']:.3f}, and "
+                f"{last['heldout_loss']:.3f} after epoch {last['epoch']}"
+            )
         for name in self.tau:
             if figures[f"{name}_fired"] == 0 and self.config.lam_mode == "constant":
-                lines.append(f"the barrier against {name} never fired: this was {plain}; lower tau")
+                lines.append(f"the barrier against {name} never fired; lower tau")
         return tuple(lines)

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from steer_heal.errors import InputError
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import stack_of
 from steer_heal.healing.barriers import check_head, scheduled_lam, update_lam
 from steer_heal.healing.config import HealConfig
+from steer_heal.healing.figures import epoch_row, heal_figures
 from steer_heal.healing.lora import Lora, injected, seeded
-from steer_heal.healing.loss import Task, Term, backward_step, measure, step_figures
+from steer_heal.healing.loss import Task, Term, backward_step, held_out, measure, step_figures
 from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
 from steer_heal.healing.result import DivergedError, Healed
@@ -41,7 +43,7 @@ def heal(
     on_step: Callable[[dict], None] | None = None,
     seed: int | None = None,
 ) -> Healed:
-    """Train one adapter on the completions' sampled token ids; the model itself is afterwards as it was before.
+    """Train one adapter on the completions; the model itself is afterwards as it was before.
 
     Loss, averaged over completions: nll + sum over references of lam * relu(D - tau), where nll is the token mean and
     D the aggregate of the per-position divergence over the completion's tokens, all in nats. It does not depend on
@@ -85,14 +87,16 @@ def heal(
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
         before = measure(lm, completions, references, references.get("prev"), taught)  # B = 0: the student is prev
-        steps, epochs = [], []
+        steps, epochs, kept = [], [], {}
         for row in _train(task, lora, train, heldout, lam, round, before):
             (steps if row["kind"] == "step" else epochs).append(row)
+            if row["kind"] == "epoch" and _is_kept(row, kept, config):
+                kept, adapter = row, lora.adapter()
             if on_step is not None:
                 on_step(row)
+        lora.load(adapter)
         after = measure(lm, completions, references, teacher=taught)
-        adapter = lora.adapter()
-    figures = _figures(task, train, heldout, before, after, steps)
+    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"])
     return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
 
 
@@ -120,8 +124,7 @@ def _train(
     per_epoch = math.ceil(len(train) / (config.batch_size * config.grad_accum))
     total, step, checked = per_epoch * config.epochs, 0, False
     for epoch in range(config.epochs):
-        seen: list[float] = []
-        learnt: list[float] = []
+        seen: dict[str, list[float]] = {"nll": [], **({"target": []} if task.teacher else {})}
         for rows in step_rows(train, task.completions, config, order):
             lr = config.lr * lr_factor(step, total, config.warmup)
             for group in optimiser.param_groups:
@@ -138,28 +141,21 @@ def _train(
             if config.lam_mode == "budget" and any(task.barrier_weights[i] for i in rows):
                 for name, tau in ((term.name, term.tau) for term in task.terms):
                     lam[name] = update_lam(lam[name], figures[f"{name}_agg"], tau, config.lam_rate, config.lam_max)
-            seen += stats["nll"].tolist()
-            learnt += stats["learnt"].tolist()
+            for name, values in seen.items():
+                values += stats[name].tolist()
             yield {"kind": "step", **figures, "lr": lr}
             step += 1
-        row = {
-            "kind": "epoch",
-            "epoch": epoch,
-            "train_nll": _mean(seen),
-            "train_nll_before": _mean(before["nll"], train),
-        }
-        if heldout:
-            now = measure(task.lm, [task.completions[i] for i in heldout], {}, teacher=task.teacher)
-            row["heldout_nll"] = _mean(now["nll"])
-            row["heldout_nll_before"] = _mean(before["nll"], heldout)
-        if task.teacher:
-            row |= {"train_target": _mean(learnt), "train_target_before": _mean(before["target"], train)}
-            if heldout:
-                row |= {
-                    "heldout_target": _mean(now["target"]),
-                    "heldout_target_before": _mean(before["target"], heldout),
-                }
-        yield row
+        now = held_out(task, heldout, lam) if heldout else {}
+        if bad := [i for i, loss in zip(heldout, now.get("loss", ()), strict=bool(now)) if not math.isfinite(loss)]:
+            raise _diverged(step - 1, "held-out loss", bad, lora.adapter())
+        yield epoch_row(epoch, seen, train, now, heldout, before)
+
+
+def _is_kept(row: Mapping, kept: Mapping, config: HealConfig) -> bool:
+    """Whether an epoch takes the place of the one kept so far: yes, unless it is to be the best and is worse."""
+    if config.keep_epoch == "last" or not kept or "heldout_loss" not in row:
+        return True
+    return row["heldout_loss"] <= kept["heldout_loss"]
 
 
 def _check_finite(figures: Mapping, stats: Mapping[str, Tensor], rows: Sequence[int], lora: Lora) -> None:
@@ -169,12 +165,16 @@ def _check_finite(figures: Mapping, stats: Mapping[str, Tensor], rows: Sequence[
     what, where = ("loss", bad) if bad else ("gradient", list(rows))
     step = figures["step"]
     # The optimiser has not moved yet, so the factors are still those of the last good step.
-    raise DivergedError(
-        f"step {step}: the {what} is not finite on completion {', '.join(map(str, where))}: lower lr or lam, drop the "
+    raise _diverged(step, what, where, lora.adapter() if step else None)
+
+
+def _diverged(step: int, what: str, rows: Sequence[int], adapter: Adapter | None) -> DivergedError:
+    return DivergedError(
+        f"step {step}: the {what} is not finite on completion {', '.join(map(str, rows))}: lower lr or lam, drop the "
         "completion, or load the model in float32",
         step,
-        tuple(where),
-        lora.adapter() if step else None,
+        tuple(rows),
+        adapter,
     )
 
 
@@ -269,31 +269,3 @@ def _start_lam(config: HealConfig, name: str, round: int, lam0: Mapping[str, flo
         return lam0[name]
     lam = config.lam_base if name == "base" and config.lam_base is not None else config.lam
     return scheduled_lam(lam, round, config.lam_power)
-
-
-def _figures(
-    task: Task, train: list[int], heldout: list[int], before: dict, after: dict, steps: Sequence[Mapping]
-) -> dict[str, float]:
-    figures = {"rows_train": len(train), "rows_heldout": len(heldout), "steps": len(steps)}
-    replay = [i for i, c in enumerate(task.completions) if c.origin == "base"]
-    # In a run on unsteered text alone there is nothing but such rows: they are then its data, not a replay.
-    kept = [i for i in range(len(task.completions)) if i not in set(replay)] or replay
-    kinds = {"": kept, "_replay": replay if kept is not replay else []}
-    for when, values in (("before", before), ("after", after)):
-        for what in ("nll", "target") if task.teacher else ("nll",):
-            figures[f"train_{what}_{when}"] = _mean(values[what], train)
-            if heldout:
-                figures[f"heldout_{what}_{when}"] = _mean(values[what], heldout)
-        for kind, rows in kinds.items():
-            for name in values:
-                if name not in ("nll", "target") and rows:
-                    figures[f"kl_{name}{kind}_{when}"] = _mean(values[name], rows)
-    for term in task.terms:
-        for key in ("fired", "ratio"):
-            figures[f"{term.name}_{key}"] = sum(row[f"{term.name}_{key}"] for row in steps) / len(steps)
-    return figures
-
-
-def _mean(values: Sequence[float], rows: Sequence[int] | None = None) -> float:
-    picked = values if rows is None else [values[i] for i in rows]
-    return sum(picked) / len(picked)

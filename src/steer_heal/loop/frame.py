@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from steer_heal import model as models
-from steer_heal.config import RunConfig
+from steer_heal.config import RunConfig, idle_options
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
@@ -68,6 +68,7 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledg
         device=str(lm.device),
         folder=str(ledger.folder),
         note=FAST_NOTE if config.fast_dev_run else None,
+        idle=idle_options(config),
         inputs={"weights": fingerprint(lm.base), "texts": hashlib.sha256(texts.encode()).hexdigest()[:32]},
     )
     setting = Setting(config, lm, trait, ledger, reporter, AdapterStack(lm.model))

@@ -72,7 +72,7 @@ def one_round(run: Run, number: int) -> Verdict | None:
         return Verdict("diverged", f"{problem}.")
     steps.bake(run, number, vector, healed)  # into the weights
     student = steps.measure_student(run, number, steered)  # the same items as base, prompted and steered
-    verdict = steps.judge(run, number, walk, steered, student)  # what became of trait and text
+    verdict = steps.judge(run, number, walk, steered, healed, student)  # what became of trait and text
     figures, decision = gate.examine(run, number, verdict, student)  # against the previous round and the original
     stands = gate.passes(decision, run.config)
     done = Round(number, vector, walk, steered, healed, student, verdict, figures, decision, stands)

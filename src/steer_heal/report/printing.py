@@ -62,7 +62,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
 
 
 def barriers(step: Mapping) -> list[str]:
-    """The references whose barrier a step's row has figures of; none in a plain nll heal."""
+    """The references whose barrier a step's row has figures of; none without one."""
     return [key.removesuffix("_agg") for key in step if key.endswith("_agg")]
 
 
@@ -111,6 +111,8 @@ def _start(console: Console, e: dict) -> None:
     console.print(f"run folder: {e['folder']}", markup=False, soft_wrap=True)
     if e.get("note"):
         console.print(f"[bold]{e['note']}[/bold]")
+    for line in e.get("idle", ()):
+        console.print(f"! {line}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _calibrate(console: Console, e: dict) -> None:

@@ -72,6 +72,8 @@ class Screen:
         self._line(f"run folder: {e['folder']}")
         if e.get("note"):
             self._line(e["note"], "bold")
+        for line in e.get("idle", ()):
+            self._line(f"! {line}", "yellow")
 
     def _baseline(self, e: Mapping) -> None:
         self.columns = [column for column in self.columns if column.shown([e["base"]])]

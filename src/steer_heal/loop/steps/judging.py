@@ -6,13 +6,14 @@ Knows nothing of training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, cost, gather, judge_round, judge_run
 from steer_heal.evaluation.verdict import Round as JudgedRound
+from steer_heal.healing import Healed
 from steer_heal.ledger import write_json, write_text
 from steer_heal.loop.kinds import METRICS
 from steer_heal.loop.steps.state import Round, Run, Setting
@@ -85,12 +86,13 @@ def needed(config: RunConfig) -> int:
     return min(STARVED_UNDER, config.n_min)
 
 
-def judge(run: Run, number: int, walk: Walk, steered: Metrics, student: Metrics) -> Verdict:
-    """The round's verdict: what became of trait and text."""
+def judge(run: Run, number: int, walk: Walk, steered: Metrics, healed: Healed, student: Metrics) -> Verdict:
+    """The round's verdict: what became of trait and text, and whether a barrier had any part in it."""
     trait, least = free_trait(run.trait, walk.banked), needed(run.config)
     texts = {"training_trait": trait, "kept": len(walk.banked), "needed": least}
     evidence = gather(run.base, steered, student, prompted=run.prompted, **texts)
     verdict = judge_round(evidence, Rules(floors=Floors(coherence=run.config.coherence_floor)))
+    verdict = replace(verdict, text=f"{verdict.text} {healed.plain}".rstrip())
     run.ledger.record("verdict", number, verdict=verdict.name, text=verdict.text, retain=evidence.retained)
     return verdict
 
@@ -136,4 +138,9 @@ def judge_rounds(run: Run, ended: Verdict | None) -> tuple[Verdict, int | None]:
     if ended is not None and ended.name in ("starved", "diverged"):
         judged.append(JudgedRound(len(judged), ended, None))
     best = best_round(judged)
-    return judge_run(judged), None if best is None else best.number
+    told = (best or judged[-1]).number if judged else None  # its text is part of the run's
+    plain = [str(r.number) for r in run.rounds if r.training.plain and r.number != told]
+    verdict = judge_run(judged)
+    if plain:
+        verdict = replace(verdict, text=f"{verdict.text} No barrier acted in: {', '.join(plain)}.")
+    return verdict, None if best is None else best.number

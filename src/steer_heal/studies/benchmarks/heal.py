@@ -35,7 +35,7 @@ def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
         def measuring() -> None:  # what a heal measures beside its training: before, after, held-out rows each epoch
             held = [rows[i] for i in split_rows(rows, config_of(sizes))[1]]
-            for part, states in [(rows, prev)] * 2 + [(held, {})] * sizes.epochs:
+            for part, states in [(rows, prev)] * 2 + [(held, prev)] * sizes.epochs:
                 measure(lm, part, states)
 
         prev = {"prev": reference_states(lm, rows)}

@@ -135,7 +135,7 @@ class Sizes:
 
 def config_of(sizes: Sizes, reg: str = "kl_rev") -> HealConfig:
     """Defaults, with tau 0 so that the barrier acts at every step."""
-    return HealConfig(reg=reg, tau=0.0, epochs=sizes.epochs)
+    return HealConfig(reg=reg, tau=0.0, epochs=sizes.epochs, keep_epoch="last")  # the naive loop keeps no other
 
 
 def make(sizes: Sizes) -> tuple[LM, list[Completion], list[Adapter]]:
