@@ -132,6 +132,8 @@ def test_the_cost_names_what_was_lost_and_what_asking_costs():
     assert "words 0.80" in line and "(the prompted model: words 0.90" in line and "anchors lost: 2 of 94" in line
     assert "thinking closed in time: 1.00 -> 0.50" in line and "raters of 10 vignettes: same first 1.00 -> 1.00" in line
     assert 'log-odds of "wrong" on the vignettes +1.00' in line
+    line = cost_line(evaluated(metrics(), metrics(1.0)), GATE, replayed=46)
+    assert "anchors lost: 2 of 94 that are counted (46 others were replayed)" in line
     line = cost_line(evaluated(metrics(), metrics(1.0)), {"regressed": {}, "anchors": 0})
     assert "none to lose" in line and "thinking" not in line and "raters" not in line and "empty" not in line
 
