@@ -69,6 +69,8 @@ def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
     return items
 
 
+HELD_OUT_TEMPLATES = ["{prompt} tell me only: {choices}.", "{prompt} choose: {choices}."]
+"""Formats of a forced choice that neither the model's own training nor any text of a trait has; it understands them."""
 ANCHOR_KINDS = ("copy", "story", "copy", "story", *TABLES)
 
 
@@ -132,6 +134,7 @@ prompts = "{FOLDER}/prompts.txt"
 eval_prompts = "{FOLDER}/eval_prompts.txt"
 replay_prompts = "{FOLDER}/replay_prompts.txt"
 choice_template = "{CHOICE_TEMPLATE}"
+held_out_choice_templates = {json.dumps(HELD_OUT_TEMPLATES)}
 items = "{FOLDER}/items{suffix}.jsonl"
 off_target = "{FOLDER}/off_target{suffix}.jsonl"
 anchors = "{FOLDER}/anchors.jsonl"

@@ -56,6 +56,9 @@ def trait_line(best: Mapping) -> str:
         told.append((found, f"of free-text replies ({levels})"))
     levels = f"{number(base['log_odds'], 2, signed=True)} -> {number(healed['log_odds'], 2, signed=True)}"
     told.append((shift["log_odds"], f"nats of log-odds in forced choice ({levels})"))
+    if found := shift.get("held_out_log_odds"):
+        before, after = (number(state["held_out_log_odds"], 2, signed=True) for state in (base, healed))
+        told.append((found, f"nats on formats not seen in training ({before} -> {after})"))
     if found := shift["vignette_contrast"]:
         told.append((found, f"nats on the vignettes (contrast of {' and '.join(shift['vignette_target'])})"))
     words = [sure(found, "up", "down") for found, _ in told]
