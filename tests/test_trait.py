@@ -1,6 +1,8 @@
 """Trait files: what is read, what is refused and in which words."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -243,6 +245,23 @@ def test_every_built_in_trait_loads_and_reverses(name):
     trait = Trait.load(name)
     assert trait.name == name and Trait.load(f"{name}-reversed").pos == trait.neg
     assert trait.off_target and len(trait.eval_prompts) >= 8 and not set(trait.eval_prompts) & set(trait.prompts)
+
+
+def words(text):
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+@pytest.mark.parametrize("name", builtin_traits())
+def test_no_training_text_of_a_built_in_trait_is_in_its_evaluation(name):
+    trait = Trait.load(name)
+    trained = {words(text) for text in (*trait.contexts, *trait.prompts, *trait.replay_prompts)}
+    measured = {*trait.eval_prompts, *(vignette.text for vignette in trait.vignettes)}
+    measured |= {row.prompt for row in (*trait.items, *trait.off_target, *trait.anchors)}
+    for template in (trait.choice_template, *trait.held_out_choice_templates):
+        asking = replace(trait, choice_template=template)
+        items = (*trait.items, *trait.off_target)
+        measured |= {asking.question(item, some) for item in items for some in (item.choices, item.choices[::-1])}
+    assert not trained & {words(text) for text in measured}
 
 
 def test_default_trait_follows_the_models_lists_else_the_general_one():
