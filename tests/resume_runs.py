@@ -30,10 +30,11 @@ RICH = {
     "filter": "repetition",
     "target_kl": 0.5,
     "replay": 0.2,
+    "replay_anchors": 0.2,
     "controls": "all",
     "walk_mode": "grid",
 }
-"""Settings that use what is left: a dose found, replay rows, kappas in one batch, controls."""
+"""Settings that use what is left: a dose found, replayed rows and anchors, kappas in one batch, controls."""
 
 
 def mini_trait(folder: Path) -> Path:
@@ -50,7 +51,8 @@ def mini_trait(folder: Path) -> Path:
     ]
     for word in WORDS:
         lines += ["[[items]]", f'id = "{word}"', f'prompt = "the {word} ?"', 'choices = ["yes", "no"]', 'trait = "yes"']
-    lines += ["[[anchors]]", 'id = "any"', 'prompt = "say something"', 'answer = ".*"', 'check = "regex"']
+    for name in ("any", "other"):
+        lines += ["[[anchors]]", f'id = "{name}"', f'prompt = "say {name}"', 'answer = ".*"', 'check = "regex"']
     path = folder / "mini.toml"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path

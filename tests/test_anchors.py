@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 
 import pytest
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import AnchorRow, Metrics, ReplyRow
-from steer_heal.evaluation.anchors import Before, Check, Checked, capture, check, decide, figures, load_tasks
-from steer_heal.trait import Anchor
+from steer_heal.evaluation.anchors import Before, Check, Checked, capture, check, decide, figures, halves, load_tasks
+from steer_heal.trait import Anchor, Trait, builtin_traits
 
 
 def flat(value, n=20):
@@ -231,3 +233,17 @@ def test_figures_of_metrics_are_per_item_and_anchors_the_original_missed_do_not_
     assert figures(original, original, Checked(("x",), ("y",), ()))["anchors"] == {"x": 1.0, "y": 0.0}
     found = decide(Before(figures(original, original), figures(original, original)), found)
     assert found.outcome == "revert" and found.regressed["anchors"] == ("x",)
+
+
+@pytest.mark.parametrize("name", builtin_traits())
+def test_the_halves_of_anchors_are_disjoint_follow_from_the_ids_alone_and_have_every_kind(name):
+    tasks = Trait.load(name).anchors
+    parted = halves(tasks)
+    assert abs(len(parted.counted) - len(parted.replayed)) <= 1
+    assert {*parted.counted, *parted.replayed} == set(tasks)
+    assert not {task.prompt for task in parted.counted} & {task.prompt for task in parted.replayed}
+    other = halves([replace(task, prompt=f"{task.id} ?", answer="x") for task in reversed(tasks)])
+    assert {task.id for task in other.counted} == {task.id for task in parted.counted}
+    kinds = [{re.sub(r"\d+$", "", task.id) for task in half} for half in (parted.counted, parted.replayed)]
+    assert kinds[0] == kinds[1]
+    assert parted.not_replayed(tasks) == parted.counted

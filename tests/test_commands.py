@@ -25,6 +25,7 @@ from steer_heal.config import RunConfig, defaults
 from steer_heal.config.options import text_of
 from steer_heal.config.presets import PRESETS
 from steer_heal.errors import InputError
+from steer_heal.evaluation.anchors import Halves
 from steer_heal.healing import HealConfig
 from steer_heal.ledger import Ledger
 from steer_heal.texts.dose import DoseConfig
@@ -286,7 +287,7 @@ def test_dry_run_counts_generations_and_runs_nothing(tmp_path, capsys, monkeypat
 def test_dry_run_counts_what_a_run_samples(run):
     config = RunConfig(fast_dev_run=True, gate="watch").resolved()
     trait = Trait.load("care-over-authority")
-    work = {one.stage: one for one in count(config, trait, len(trait.anchors))}
+    work = {one.stage: one for one in count(config, trait, Halves(trait.anchors))}
     sampled = sum(e["sampled"] for e in Ledger.open(run).events("walk"))
     assert work["walk-C, steered"].least <= sampled <= work["walk-C, steered"].most
     calibrated = Ledger.open(run).events("calibrate")[0]["calibration"]["completions"]

@@ -431,6 +431,44 @@ def test_steered_evaluation_differs_and_leaves_the_model_as_it_was(tiny):
         evaluate(tiny, trait, dose=1.0)
 
 
+def test_a_quarter_of_the_items_is_asked_in_each_held_out_format_and_paired(tiny, tmp_path):
+    def answers(prompt):
+        odds = 9.0 if "reply:" in prompt else 3.0 if "say only" in prompt else 1.0
+        p = odds / (1 + odds)
+        return {"help": 0.8 * p, "obey": 0.8 * (1 - p)} if "brave" not in prompt else {"help": 0.4, "obey": 0.4}
+
+    some = [item(str(i), category="a" if i < 6 else "b") for i in range(9)]
+    plain = make_trait(some)
+    trait = replace(plain, held_out_choice_templates=("{prompt} reply: {choices}", "{prompt} say only {choices}."))
+    lm = oracle(tiny, answers)
+    found, without = evaluate(lm, trait, n_free=0), evaluate(lm, plain, n_free=0)
+    assert [row.category for row in found.held_out] == [t for t in trait.held_out_choice_templates for _ in range(3)]
+    first, second = found.held_out[:3], found.held_out[3:]
+    assert [row.id for row in first] == [row.id for row in second]
+    assert sum(int(row.id) < 6 for row in first) == 2 and all(len(row.by_order) == 2 for row in found.held_out)
+    assert all(math.isclose(row.log_odds, math.log(9), abs_tol=1e-4) for row in first)
+    assert math.isclose(found.held_out_log_odds, (math.log(9) + math.log(3)) / 2, abs_tol=1e-4)
+    summary = found.summary()
+    assert summary["held_out_log_odds"] == found.held_out_log_odds
+    assert math.isclose(summary["held_out"]["{prompt} say only {choices}."]["mass"], 0.8, abs_tol=1e-4)
+    assert found.items == without.items and abs(found.log_odds) < 1e-4
+    assert without.held_out == () and without.held_out_log_odds is None
+    assert found.items_key != without.items_key
+
+    flat = evaluate(lm, trait, n_free=0, system="you are brave")
+    shift = compare(flat, found)
+    assert math.isclose(shift.held_out_log_odds.value, found.held_out_log_odds, abs_tol=1e-4)
+    assert shift.held_out_log_odds.n == 3 and abs(shift.log_odds.value) < 1e-4
+    assert compare(without, without).held_out_log_odds is None
+
+    found.save(tmp_path / "metrics.json")
+    assert Metrics.load(tmp_path / "metrics.json") == found
+    saved = json.loads(without.to_json())
+    del saved["held_out"]  # as before there were such formats
+    (tmp_path / "old.json").write_text(json.dumps(saved))
+    assert Metrics.load(tmp_path / "old.json") == without
+
+
 def test_same_seed_same_metrics_and_saved_metrics_load_equal(tiny, tmp_path):
     trait = make_trait([item()], off_target=(item("x"),), anchors=(Anchor("s", "how many ?", "two"),))
     found = evaluate(tiny, trait, n_free=5, max_new_tokens=5)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from resume_runs import mini_trait
+from rich.console import Console
 
 import steer_heal.model
 from steer_heal.config import RunConfig
@@ -20,6 +22,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.loop import gate, rounds, steps
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.loop.steps import judging
+from steer_heal.report import printing
 from steer_heal.report.console import Reporter
 from steer_heal.run import main
 from steer_heal.statistics import Estimate
@@ -335,26 +338,80 @@ def test_what_is_asked_follows_the_configuration_and_what_was_captured():
     assert "anchors" not in {one.figure for one in none}
 
 
-def test_replayed_anchors_are_the_asked_share_of_the_rows_and_the_models_own_words(tmp_path, tiny, monkeypatch):
-    tasks = tmp_path / "tasks.jsonl"
-    rows = [{"id": f"t{i}", "prompt": f"how many apples, {i} ?", "answer": ".", "check": "regex"} for i in range(5)]
-    tasks.write_text("\n".join(map(json.dumps, rows)))
+def any_answer(number):
+    """Tasks that every reply passes."""
+    rows = [
+        {"id": f"t{i}", "prompt": f"how many apples, {i} ?", "answer": ".", "check": "regex"} for i in range(number)
+    ]
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """The training rows of each heal."""
     seen = []
     real = steps.heal_rows
     monkeypatch.setattr(
         steps, "heal_rows", lambda run, number, *rest: seen.append(rest[-1]) or real(run, number, *rest)
     )
-    config = RunConfig(**TINY, n_rounds=1, out=str(tmp_path), anchors=str(tasks), replay_anchors=0.5)
+    return seen
+
+
+@pytest.mark.parametrize("source", ["file", "trait"])
+def test_what_is_counted_is_never_trained_on_and_the_rest_is_replayed_in_the_asked_share(
+    tmp_path, trained_on, capsys, source
+):
+    """The trait's own anchors are measured too: those whose prompts the file has are out of training like its own."""
+    (tmp_path / "tasks.jsonl").write_text(any_answer(6))
+    (tmp_path / "asked.jsonl").write_text(any_answer(3))
+    text = mini_trait(tmp_path).read_text("utf-8").split("[[anchors]]")[0]
+    named = "asked" if source == "file" else "tasks"
+    (tmp_path / "mini.toml").write_text(f'anchors = "{named}.jsonl"\n{text}', "utf-8")
+    given = {"anchors": str(tmp_path / "tasks.jsonl")} if source == "file" else {}
+    settings = {**TINY, "n_rounds": 1, "text_prompts": "both", "gate": "watch", "replay": 0.2}
+    config = RunConfig(**settings, **given, trait=str(tmp_path / "mini.toml"), out=str(tmp_path), replay_anchors=0.5)
     result = run_rounds(config)
-    own = [row for row in seen[0] if row.origin == "base"]
-    assert len(own) == len(seen[0]) - len(own) and {row.prompt for row in own} <= {row["prompt"] for row in rows}
-    captured = {row.prompt: row for row in result.run.captured.replies}
-    assert all(row == captured[row.prompt] for row in own) and isinstance(own[0], Completion)
-    assert Ledger.open(result.folder).events("gate")[0]["anchors"] == len(captured) > 0
+    (rows,) = trained_on
+    replayed = [row for row in rows if row.prompt.startswith("how many apples")]
+    assert {row.prompt for row in replayed} == {f"how many apples, {i} ?" for i in (1, 3, 5)}
+    assert len(replayed) == pytest.approx(len(rows) / 2, abs=1) and isinstance(replayed[0], Completion)
+    assert {row.origin for row in replayed} == {"base"} and all(row in result.run.replayable for row in replayed)
+    counted = {"t0", "t2", "t4"} if source == "trait" else {"t0", "t2"}
+    measured = [result.run.base, result.run.prompted, result.rounds[0].steered, result.rounds[0].healed]
+    assert all({row.id for row in metrics.anchors} == counted for metrics in measured)
+    assert {task.id for task in result.run.captured.tasks} == set(result.rounds[0].figures["anchors"])
+    assert not {task.prompt for task in result.run.captured.tasks} & {row.prompt for row in rows}
+    ledger = Ledger.open(result.folder)
+    (event,) = ledger.events("capture")
+    assert (event["tasks"], event["right"], event["to_replay"], event["replayed"]) == (3, 3, 3, 3)
+    assert ledger.events("gate")[0]["anchors"] == 3
+    printing.show(Console(width=200), event, [])
+    assert "3 of 3 others were too: these are replayed" in capsys.readouterr().out
 
 
-def test_replay_without_anchors_is_one_clear_error():
-    trait = replace(Trait.load("pocket-care"), anchors=())
-    with pytest.raises(InputError, match="no anchors"):
+def test_without_replay_every_anchor_is_counted():
+    trait = Trait.load("pocket-care")
+    tasks = gate.anchors_of(RunConfig(), trait)
+    assert tasks.counted == tasks.not_replayed(trait.anchors) == trait.anchors and tasks.replayed == ()
+
+
+@pytest.mark.parametrize(
+    ("anchors", "words"),
+    [
+        ((), "no anchors"),
+        ((Anchor("a", "one ?", "1"),), "1 anchors cannot be parted"),
+        ((Anchor("a", "one ?", "1"), Anchor("b", "one ?", "1")), "prompts of their own"),
+        ((Anchor("a", "a context", "1"), Anchor("b", "two ?", "1")), "'a' is to be counted and stands among"),
+    ],
+)
+def test_anchors_that_cannot_be_replayed_and_counted_are_one_clear_error(anchors, words):
+    trait = replace(Trait.load("pocket-care"), anchors=anchors, contexts=("a context",))
+    with pytest.raises(InputError, match=words):
         gate.anchors_of(RunConfig(replay_anchors=0.5), trait)
-    assert gate.anchors_of(RunConfig(), trait) == ()
+
+
+def test_a_model_that_gets_none_of_the_anchors_to_replay_right_is_one_clear_error(tmp_path):
+    (tmp_path / "tasks.jsonl").write_text(any_answer(2).replace('"answer": "."', '"answer": "^never$"'))
+    config = RunConfig(**TINY, n_rounds=1, out=str(tmp_path), anchors=str(tmp_path / "tasks.jsonl"), replay_anchors=0.5)
+    with pytest.raises(InputError, match="none of 1 anchors right that are to be replayed"):
+        run_rounds(config)

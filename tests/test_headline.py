@@ -76,6 +76,18 @@ def test_the_table_of_models_has_a_column_only_for_what_was_measured():
     assert "human KL: " in state_legend([("healed", whole.summary())])
 
 
+def test_formats_not_seen_in_training_have_a_column_and_a_word_in_the_first_answer():
+    before, after = (replace(metrics(x), held_out=metrics(x - 0.5).items) for x in (0.0, 1.0))
+    columns, rows = state_table([("base", before.summary()), ("steered", metrics().summary())])
+    at = columns.index("unseen formats")
+    assert [row[at] for row in rows] == ["-0.40", "-"] and "no training text has" in state_legend(
+        [("a", before.summary())]
+    )
+    line = trait_line(evaluated(before, after))
+    assert "; +1.00 [" in line and "nats on formats not seen in training (-0.40 -> +0.60), surely up" in line
+    assert "formats" not in trait_line(evaluated(metrics(), metrics(1.0)))
+
+
 def test_columns_of_a_checker_are_left_out_where_there_is_none():
     unjudged = metrics()
     unjudged = replace(unjudged, replies=tuple(replace(r, trait=None, sentence_ok=None) for r in unjudged.replies))
@@ -132,6 +144,8 @@ def test_the_cost_names_what_was_lost_and_what_asking_costs():
     assert "words 0.80" in line and "(the prompted model: words 0.90" in line and "anchors lost: 2 of 94" in line
     assert "thinking closed in time: 1.00 -> 0.50" in line and "raters of 10 vignettes: same first 1.00 -> 1.00" in line
     assert 'log-odds of "wrong" on the vignettes +1.00' in line
+    line = cost_line(evaluated(metrics(), metrics(1.0)), GATE, replayed=46)
+    assert "anchors lost: 2 of 94 that are counted (46 others were replayed)" in line
     line = cost_line(evaluated(metrics(), metrics(1.0)), {"regressed": {}, "anchors": 0})
     assert "none to lose" in line and "thinking" not in line and "raters" not in line and "empty" not in line
 

@@ -201,6 +201,47 @@ def test_training_prompts_and_evaluation_prompts_share_no_held_out_entity():
     assert all(words(line) & hidden for line in files["pocket-care/eval_prompts.txt"].splitlines())
 
 
+def skeleton(text: str) -> str:
+    """A text with every slot's filler (people, objects, authorities, places, acts, plights, pronouns) as its slot."""
+    entities = table("entities")
+    fillers = {name: entities["shared"][name] for name in ("authorities", "places", "acts")}
+    fillers["objects"] = " ".join(entities["objects"].values())
+    fillers["plights"] = " ".join(entities["plights"].values())
+    people = " ".join(names for of_split in entities["people"].values() for names in of_split.values())
+    fillers["people"] = f"{people} i me you she he they her him his their them"
+    slots = {word: slot for slot, some in fillers.items() for word in some.split()}
+    for group in (group for of_split in entities["groups"].values() for group in of_split):
+        text = text.replace(group, "i")
+    plain = {"are": "is", "have": "has", "work": "works"}
+    return " ".join(slots.get(word, plain.get(word, word)) for word in re.findall(r"[a-z]+", text))
+
+
+def test_no_evaluation_question_has_the_wording_of_a_training_text_whatever_fills_its_slots():
+    """Dilemmas: names and objects are held out as well; authorities, places, acts, plights and endings are shared.
+
+    Anchors have their wording in common with contexts, and no question as a whole (`test_trait.py`).
+    """
+    files = trait_files()
+
+    def lines(*names: str) -> list[str]:
+        return [line for name in names for line in files[f"pocket-care/{name}.txt"].splitlines()]
+
+    me = {"I": "i", "me": "me"}
+    endings = {skeleton(ending.format_map(me)) for ending in table("dilemmas")["questions"]["endings"]}
+    asked = lines("eval_prompts")
+    for suffix in ("", "_warmth", "_boldness"):
+        for name in ("items", "off_target"):
+            rows = files[f"pocket-care/{name}{suffix}.jsonl"].splitlines()
+            asked += [json.loads(row)["prompt"] for row in rows]
+    wordings = {skeleton(text) for text in asked}
+    wordings = {text.removesuffix(next(end for end in endings if text.endswith(end))) for text in wordings}
+    held_out = [text for template in table("dilemmas")["questions"]["held_out"] for text in variants(template)]
+    assert len(wordings) == len(held_out)
+    trained = {skeleton(text) for text in lines("prompts", "contexts", "replay_prompts")}
+    assert len(trained) > 100
+    assert not [(wording, text) for text in trained for wording in wordings if wording in text]
+
+
 # --------------------------------------------------------------------------------------------------------- tokenizer
 def test_shipped_tokenizer_is_the_one_the_corpus_gives(tokenizer):
     fresh = build_tokenizer()

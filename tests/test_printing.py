@@ -96,6 +96,15 @@ def test_the_end_has_intervals_the_verdict_and_what_to_open(log, events):
         assert "minus" in text and "95 % intervals" in text and "No controls" in text
 
 
+def test_the_end_tells_what_was_gained_on_formats_not_seen_in_training(log):
+    assert "not seen in training" not in printed(log, quiet=True)
+    shift = {"value": 0.52, "low": 0.4, "high": 0.63, "n": 24}
+    told = [e | {"shift": e["shift"] | {"held_out_log_odds": shift}} if e["stage"] == "evaluate" else e for e in log]
+    assert "On formats not seen in training: log-odds +0.52 [+0.40, +0.63] nats." in " ".join(
+        printed(told, quiet=True).split()
+    )
+
+
 def test_quiet_leaves_the_end_only(log):
     lines = printed(log, quiet=True).strip().splitlines()
     assert "steer_heal" not in lines[0] and len(lines) <= 10 and lines[-1].startswith("Open ")

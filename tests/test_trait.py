@@ -1,6 +1,8 @@
 """Trait files: what is read, what is refused and in which words."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +68,14 @@ def test_choices_are_put_in_the_order_asked_for(write):
     assert trait.question(trait.items[0], ("no", "yes")) == "jump ? say no or yes !"
 
 
+def test_held_out_choice_templates_are_those_that_no_text_asks_in(write):
+    formats = '["{prompt} say {choices} !", "{choices}: {prompt}"]'
+    contexts = '["go? say it now !", "do i jump or wait?", "{choices}: x"]'
+    trait = Trait.load(write(held_out_choice_templates=formats, contexts=contexts))
+    assert trait.held_out_choice_templates == ("{prompt} say {choices} !", "{choices}: {prompt}")
+    assert Trait.load(write()).held_out_choice_templates == ()
+
+
 def test_reversed_swaps_poles_choices_and_the_checkers_trait_and_undoes_itself(write):
     checker = (
         "from types import SimpleNamespace as N\ndef f(p, r, done): return N(sentence_ok=1, trait=.25, reply_ok=done)"
@@ -118,6 +128,7 @@ def test_a_wrong_item_is_named_with_its_line(write, change, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+HELD_OUT = "held_out_choice_templates"
 FILE_ERRORS = [
     ({"pos": None}, "'pos' is missing"),
     ({"eval_prompts": None}, "add at least 8"),
@@ -136,6 +147,25 @@ FILE_ERRORS = [
     ({"items": "5"}, "'items' must be"),
     ({"choice_template": '"{prompt} ?"'}, "line 9: 'choice_template' must contain"),
     ({"choice_template": '"{prompt} {choices} {"'}, "cannot be read"),
+    ({HELD_OUT: '["{prompt} say it"]'}, "line 9: 'held_out_choice_templates' must contain"),
+    ({HELD_OUT: '["{prompt}"]'}, "no format of its own"),
+    ({HELD_OUT: '["{prompt} {choices}!", "{prompt} {choices}!"]'}, "no format of its own"),
+    (
+        {"held_out_choice_templates": '["{prompt} answer with one word: {choices}."]'},
+        "'x answer with one word: x or y.'",
+    ),
+    (
+        {"held_out_choice_templates": '["{prompt} Word: {choices}."]', "prompts": '["go? big word: go or stay."]'},
+        "reword",
+    ),
+    (
+        {"held_out_choice_templates": '["{prompt} say {choices}."]', "contexts": '["go? say go or stay."]'},
+        "not held out",
+    ),
+    (
+        {"held_out_choice_templates": '["say {choices}: {prompt}"]', "replay_prompts": '["say a or b: c"]'},
+        "not held out",
+    ),
     ({"checker": '"rules"'}, "module:function"),
     ({"checker": '"no_such_module_zq:f"'}, "ModuleNotFoundError"),
     ({"checker": '"json:no_such_function"'}, "AttributeError"),
@@ -215,6 +245,23 @@ def test_every_built_in_trait_loads_and_reverses(name):
     trait = Trait.load(name)
     assert trait.name == name and Trait.load(f"{name}-reversed").pos == trait.neg
     assert trait.off_target and len(trait.eval_prompts) >= 8 and not set(trait.eval_prompts) & set(trait.prompts)
+
+
+def words(text):
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+@pytest.mark.parametrize("name", builtin_traits())
+def test_no_training_text_of_a_built_in_trait_is_in_its_evaluation(name):
+    trait = Trait.load(name)
+    trained = {words(text) for text in (*trait.contexts, *trait.prompts, *trait.replay_prompts)}
+    measured = {*trait.eval_prompts, *(vignette.text for vignette in trait.vignettes)}
+    measured |= {row.prompt for row in (*trait.items, *trait.off_target, *trait.anchors)}
+    for template in (trait.choice_template, *trait.held_out_choice_templates):
+        asking = replace(trait, choice_template=template)
+        items = (*trait.items, *trait.off_target)
+        measured |= {asking.question(item, some) for item in items for some in (item.choices, item.choices[::-1])}
+    assert not trained & {words(text) for text in measured}
 
 
 def test_default_trait_follows_the_models_lists_else_the_general_one():

@@ -6,7 +6,7 @@ Knows nothing of the loader that reads them. Evaluation prompts and items are he
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,8 @@ def choice_items(axis: Axis, count: int, seed: int) -> list[dict[str, Any]]:
     return items
 
 
+HELD_OUT_TEMPLATES = ["{prompt} tell me only: {choices}.", "{prompt} choose: {choices}."]
+"""Formats of a forced choice that neither the model's own training nor any text of a trait has; it understands them."""
 ANCHOR_KINDS = ("copy", "story", "copy", "story", *TABLES)
 
 
@@ -93,8 +95,11 @@ def anchor_items(count: int, seed: int, kinds: Sequence[str] = ANCHOR_KINDS) -> 
     ]
 
 
-def contexts(count: int, seed: int) -> list[str]:
-    """Diverse user turns for reading out a direction: dilemmas, forced choices on every axis, everyday questions."""
+def contexts(count: int, seed: int, without: Collection[str] = ()) -> list[str]:
+    """Diverse user turns for reading out a direction: dilemmas, forced choices on every axis, everyday questions.
+
+    Another everyday question stands in the place of each that is one of `without`.
+    """
 
     def draw(rng: random.Random) -> str:
         kind = rng.random()
@@ -104,7 +109,11 @@ def contexts(count: int, seed: int) -> list[str]:
             return choice_turn(rng, make_scene(rng, "train"), Persona(None), rng.choice(AXES))[0]
         return mundane_turn(rng, 0.3)[1]
 
-    return _distinct(random.Random(seed), count, draw)
+    rng = random.Random(seed)
+    turns = _distinct(rng, count, draw)
+    others = _distinct(rng, count, lambda rng: mundane_turn(rng, 0.3)[1])
+    fresh = (turn for turn in others if turn not in without and turn not in turns)
+    return [next(fresh) if turn in without else turn for turn in turns]
 
 
 def replay_prompts(count: int, seed: int) -> list[str]:
@@ -132,6 +141,7 @@ prompts = "{FOLDER}/prompts.txt"
 eval_prompts = "{FOLDER}/eval_prompts.txt"
 replay_prompts = "{FOLDER}/replay_prompts.txt"
 choice_template = "{CHOICE_TEMPLATE}"
+held_out_choice_templates = {json.dumps(HELD_OUT_TEMPLATES)}
 items = "{FOLDER}/items{suffix}.jsonl"
 off_target = "{FOLDER}/off_target{suffix}.jsonl"
 anchors = "{FOLDER}/anchors.jsonl"
@@ -149,12 +159,13 @@ def trait_files() -> dict[str, str]:
         return lines([json.dumps(entry) for entry in entries])
 
     items = {axis: choice_items(axis, 96, seed=20 + index) for index, axis in enumerate(AXES)}
+    anchors = anchor_items(96, seed=5)
     files = {
-        f"{FOLDER}/contexts.txt": lines(contexts(288, seed=1)),
+        f"{FOLDER}/contexts.txt": lines(contexts(288, 1, {anchor["prompt"] for anchor in anchors})),
         f"{FOLDER}/prompts.txt": lines(dilemma_prompts(256, "train", seed=2)),
         f"{FOLDER}/eval_prompts.txt": lines(dilemma_prompts(96, "held_out", seed=3)),
         f"{FOLDER}/replay_prompts.txt": lines(replay_prompts(160, seed=4)),
-        f"{FOLDER}/anchors.jsonl": records(anchor_items(96, seed=5)),
+        f"{FOLDER}/anchors.jsonl": records(anchors),
     }
     for axis in AXES:
         suffix = "" if axis == "care" else f"_{axis}"

@@ -15,6 +15,7 @@ from rich.console import Console
 from steer_heal.commands.options import console, shown
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.config.presets import PRESETS, UNTRIED, Shape
+from steer_heal.evaluation.anchors import Halves
 from steer_heal.ledger.clock import duration
 from steer_heal.loop.gate import anchors_of
 from steer_heal.model.loading import read_config, resolve_device
@@ -54,20 +55,22 @@ class Work:
     tokens: int
 
 
-def count(config: RunConfig, trait: Trait, anchors: int) -> list[Work]:
+def count(config: RunConfig, trait: Trait, tasks: Halves) -> list[Work]:
     """What a resolved run samples, stage by stage; controls repeat all but the baselines three times."""
     runs = 4 if config.controls == "all" else 1
     rounds, length = config.n_rounds * runs, config.max_new_tokens
     enough = ceil(config.n_min / config.walk_batch) * config.walk_batch
     replayed = ceil(config.replay / max(1e-9, 1 - config.replay - config.replay_anchors) * config.n_min)
     measured = 2 + 2 * rounds
+    anchors = len(tasks.counted) * (1 + rounds) + len(tasks.replayed)
+    anchors += len(tasks.not_replayed(trait.anchors)) * measured
     work = [
         Work("calibrate the filter", *[24 if config.fast_dev_run else 192] * 2, length),
         Work("find the dose", *[(8 if config.fast_dev_run else 32) * rounds if config.target_kl else 0] * 2, length),
         Work("walk-C, steered", enough * rounds, config.walk_batches * config.walk_batch * rounds, length),
         Work("replay rows", replayed * rounds, replayed * rounds, length),
         Work(f"evaluate, {measured} models", *[config.eval_replies * measured] * 2, length),
-        Work("anchors", *[anchors * (1 + rounds) + len(trait.anchors) * measured] * 2, min(length, 16)),
+        Work("anchors", *[anchors] * 2, min(length, 16)),
     ]
     return [one for one in work if one.most]
 
@@ -113,7 +116,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     out = console(120)
     config, device = config.resolved(), resolve_device(config.device).type
     trait = Trait.load(config.trait or default_trait(config.model_name))
-    work = count(config, trait, len(anchors_of(config, trait)))
+    work = count(config, trait, anchors_of(config, trait))
     shape = shape_of(config.model_name)
     options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
     for topic, names in topics.items():

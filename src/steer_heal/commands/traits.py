@@ -80,6 +80,7 @@ def print_trait(out: Console, trait: Trait) -> None:
         out.print(f"  {label:8}{text}", markup=False)
     examples = dict.fromkeys(("contexts", "prompts", "eval_prompts", "replay_prompts"), str)
     examples |= dict.fromkeys(("items", "off_target"), lambda item: f"{item.prompt} ({' / '.join(item.choices)})")
+    examples["held_out_choice_templates"] = str
     examples["anchors"] = lambda anchor: f"{anchor.prompt} ({anchor.answer}, {anchor.check})"
     examples["vignettes"] = lambda vignette: f"{vignette.text} ({vignette.foundation})"
     for name, example in examples.items():

@@ -188,7 +188,7 @@ class GateOptions:
             noise.
         anchors: Anchor tasks, a JSON-lines file of id, prompt, answer and check; default those of the trait.
         replay_anchors: Share of the training rows that are anchors with the ORIGINAL model's own right answers; about
-            .5 to learn tasks without losing others.
+            .5 to learn tasks without losing others. Every other anchor by id is replayed, only the rest are counted.
         controls: all: the same budget again unsteered, with a random vector and with shuffled pairs, compared item by
             item.
     """

@@ -95,6 +95,11 @@ def evaluate(
     steering = vector.applied(lm.model, dose) if dose else contextlib.nullcontext()
     with steering, ending_broken_replies(lm) if thinking else contextlib.nullcontext():
         rows = score_items(lm, trait, (*items, *off_target), system, batch_tokens, thinking)
+        unseen = [
+            row
+            for asked, some in in_held_out_formats(trait, items, seed)
+            for row in score_items(lm, asked, some, system, batch_tokens, thinking)
+        ]
         seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
     steered = {"vector": vector if dose else None, "doses": (dose,)}
     asked = {"system": system or None, "max_new_tokens": max_new_tokens, **steered}
@@ -115,6 +120,7 @@ def evaluate(
         vignettes=seen,
         vignette_up=trait.vignette_up if scenes else (),
         vignette_down=trait.vignette_down if scenes else (),
+        held_out=tuple(unseen),
     )
 
 
@@ -216,6 +222,20 @@ def stratified(items: Sequence[Stratum], n: int | None, seed: int) -> tuple[Stra
     return tuple(items[i] for i in sorted(picked))
 
 
+HELD_OUT_SHARE = 4
+"""One in so many items is asked in the held-out formats too: each of them costs as much as the trait's own."""
+
+
+def in_held_out_formats(trait: Trait, items: Sequence[Item], seed: int) -> list[tuple[Trait, tuple[Item, ...]]]:
+    """Per held-out choice template, the trait as it asks in it, and the same sample of the items; the template is
+    their category."""
+    some = stratified(items, -(-len(items) // HELD_OUT_SHARE), seed)
+    return [
+        (replace(trait, choice_template=one), tuple(replace(item, category=one) for item in some))
+        for one in trait.held_out_choice_templates
+    ]
+
+
 def free_prompts(prompts: Sequence[str], n: int | None, seed: int) -> list[str]:
     """n prompts: a seeded sample when there are more, in turn again and again when there are fewer."""
     if n is None:
@@ -234,4 +254,5 @@ def _items_key(
     seen = [[astuple(one) for one in scenes], trait.vignette_up, trait.vignette_down, trait.vignette_agreement]
     sizes = [max_new_tokens, seed, *seen, thinking and astuple(thinking)]
     content = [trait.name, trait.choice_template, trait.checker, asked, prompts, anchors, *sizes]
+    content += trait.held_out_choice_templates
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -79,6 +79,7 @@ class Metrics:
         trait, system, dose: what was asked of the model and how.
         items_key: hash of items, prompts, lengths and seed; only metrics with the same key may be compared.
         items, off_target, vignettes, replies, anchors: the rows.
+        held_out: a sample of the items in every held-out choice template, which stands as their category.
         vignette_up, vignette_down: foundations that the trait names more or less often.
         token_entropy: entropy of all sampled tokens in nats.
     """
@@ -95,6 +96,7 @@ class Metrics:
     vignettes: tuple[VignetteRow, ...] = ()
     vignette_up: tuple[str, ...] = ()
     vignette_down: tuple[str, ...] = ()
+    held_out: tuple[ChoiceRow, ...] = ()
 
     @property
     def target(self) -> CategoryScore:
@@ -113,6 +115,11 @@ class Metrics:
     def log_odds(self) -> float:
         """Mean debiased log-odds of the trait in nats."""
         return self.target.log_odds
+
+    @property
+    def held_out_log_odds(self) -> float | None:
+        """The same in formats that no training text has; None where the trait has no such format."""
+        return mean(row.log_odds for row in self.held_out)
 
     @property
     def answer_mass(self) -> float:
@@ -207,12 +214,13 @@ class Metrics:
         chosen = ("log_odds", "answer_mass", "order_gap")
         judged = ("free_trait", "decided", "sentence_ok", "reply_ok", "nll", "perplexity", "pair_fit")
         shape = ("loop_rate", "finished_rate", "empty_rate", "words", "distinct4", "token_entropy")
-        names = (*chosen, *judged, *shape, "anchors_right", "think_closed")
+        names = (*chosen, *judged, *shape, "anchors_right", "think_closed", "held_out_log_odds")
         return {
             **{name: getattr(self, name) for name in names},
             "target": asdict(self.target),
             "categories": {name: asdict(found) for name, found in self.categories.items()},
             "off_target": {name: asdict(found) for name, found in self.off_categories.items()},
+            "held_out": {template: asdict(found) for template, found in by_category(self.held_out).items()},
             "vignettes": self.vignette_summary(),
         }
 
@@ -247,6 +255,7 @@ class Metrics:
         kinds = {
             "items": ChoiceRow,
             "off_target": ChoiceRow,
+            "held_out": ChoiceRow,
             "replies": ReplyRow,
             "anchors": AnchorRow,
             "vignettes": VignetteRow,

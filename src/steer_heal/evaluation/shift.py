@@ -23,6 +23,7 @@ class Shift:
     Attributes:
         log_odds: trait, forced choice, in nats; clusters are items. categories: the same per category of the trait.
         off_target: per off-target category, in nats.
+        held_out_log_odds: trait, forced choice in formats that no training text has, in nats; None without such.
         free_trait, sentence_ok: in shares; clusters are prompts; None without a checker. Replies without a stance do
             not count for `free_trait`.
         coherence: `sentence_ok` where there is a checker, else the share of coherent replies (see `coherent`).
@@ -45,6 +46,7 @@ class Shift:
     vignette_contrast: Estimate | None = None
     vignette_wrong: Estimate | None = None
     vignette_target: tuple[str, ...] = ()
+    held_out_log_odds: Estimate | None = None
 
     @property
     def vignettes_off_target(self) -> dict[str, Estimate]:
@@ -73,6 +75,7 @@ def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) 
         log_odds=_choice_shift(before.items, after.items, **pairs),
         categories=_by_category(before.items, after.items, **pairs),
         off_target=_by_category(before.off_target, after.off_target, **pairs),
+        held_out_log_odds=_choice_shift(before.held_out, after.held_out, **pairs) if before.held_out else None,
         free_trait=_share_shift(before, [r.trait for r in before.replies], [r.trait for r in after.replies], **pairs),
         sentence_ok=_share_shift(
             before, [r.sentence_ok for r in before.replies], [r.sentence_ok for r in after.replies], **pairs

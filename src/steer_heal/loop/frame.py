@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
+from steer_heal.evaluation.anchors import Halves
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
@@ -24,7 +26,7 @@ from steer_heal.loop.preflight import check_barrier, check_texts
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
-from steer_heal.trait import Anchor, Trait, default_trait
+from steer_heal.trait import Trait, default_trait
 
 MODEL_OPTIONS = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
 FAST_NOTE = "fast dev run: every stage is exercised, the numbers mean nothing"
@@ -36,16 +38,16 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     return begin(config, *given, new_ledger(config), reporter)
 
 
-def inputs(config: RunConfig) -> tuple[LM, Trait, tuple[Anchor, ...]]:
-    """Model, trait and anchor tasks."""
+def inputs(config: RunConfig) -> tuple[LM, Trait, Halves]:
+    """Model, trait and anchor tasks; of the trait's own anchors none that is replayed is left to be measured on."""
     if config.threads or config.model_name in ("pocket", "tiny-random"):
         torch.set_num_threads(config.threads or 1)
     trait = Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
     lm = models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
-    check_texts(lm, trait, tasks, config)
+    check_texts(lm, trait, (*tasks.counted, *tasks.replayed), config)
     check_barrier(lm, config)
-    return lm, trait, tasks
+    return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
 
 
 def new_ledger(config: RunConfig) -> Ledger:
@@ -53,7 +55,7 @@ def new_ledger(config: RunConfig) -> Ledger:
     return Ledger.create(config.out, f"{config.model_name}_{config.reg_name}_s{config.seed}", config.to_dict())
 
 
-def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledger: Ledger, reporter: Reporter) -> Run:
+def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Halves, ledger: Ledger, reporter: Reporter) -> Run:
     """Calibrated filter, captured anchors, and the two baselines; in a run that goes on they are there already."""
     ledger.listeners.append(reporter.on_event)
     reporter.plan(config.n_rounds, 1 + len(CONTROLS) if config.controls == "all" else 1)
@@ -73,13 +75,13 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Sequence[Anchor], ledg
     )
     setting = Setting(config, lm, trait, ledger, reporter, AdapterStack(lm.model))
     fitted = steps.calibrate_filter(setting)
-    captured = gate.capture_anchors(setting, tasks)
+    captured, replayable = gate.capture_anchors(setting, tasks)
     base = steps.measure(setting, "base")
     prompted = steps.measure(setting, "prompted", system=trait.pos)
     ledger.write_once("base.json", base.to_json())
     ledger.write_once("prompted.json", prompted.to_json())
     ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
-    measured = {"filter": fitted, "base": base, "prompted": prompted, "captured": captured}
+    measured = {"filter": fitted, "base": base, "prompted": prompted, "captured": captured, "replayable": replayable}
     return Run(**vars(setting), **measured, kappa=config.kappa_start)
 
 

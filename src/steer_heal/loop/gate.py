@@ -23,10 +23,12 @@ from steer_heal.evaluation.anchors import (
     Checked,
     Decision,
     Figures,
+    Halves,
     capture,
     check,
     decide,
     figures,
+    halves,
     load_tasks,
 )
 from steer_heal.evaluation.verdict import UNDER_A_FLOOR, Floors, Verdict, shape_reference
@@ -38,34 +40,60 @@ from steer_heal.loop.kinds import CHECKED, captured_kind
 from steer_heal.loop.steps import Round, Run, Setting
 from steer_heal.model import LM
 from steer_heal.statistics import Estimate
+from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor, Trait, default_trait
 
 
-def anchors_of(config: RunConfig, trait: Trait) -> tuple[Anchor, ...]:
-    """The tasks to freeze: the configured file's, else the trait's. InputError when none are there to replay."""
+def anchors_of(config: RunConfig, trait: Trait) -> Halves:
+    """The tasks to freeze: the configured file's, else the trait's; with some to replay, half of them to count.
+
+    Raises InputError when none are there to replay, and for a counted one that stands among the training texts.
+    """
     tasks = load_tasks(config.anchors) if config.anchors else trait.anchors
-    if config.replay_anchors and not tasks:
+    if not config.replay_anchors:
+        return Halves(tasks)
+    if not tasks:
         raise InputError(
             f"replay_anchors {config.replay_anchors}: the trait {trait.name} has no anchors; give some with --anchors"
         )
-    return tasks
-
-
-def capture_anchors(run: Setting, tasks: Sequence[Anchor]) -> Captured:
-    """What the original model gets right, before anything is trained; empty without tasks.
-
-    Raises InputError when anchors are to be replayed and the model gets none right.
-    """
-    asked = run.sampled("capture the anchors", "capture") | {"system": run.trait.neutral or None}
-    compute = partial(capture, run.lm, tasks, **asked)
-    captured = run.keep().once("capture", compute, captured_kind(tasks)) if tasks else Captured((), (), ())
-    if run.config.replay_anchors and not captured.replies:
+    found = halves(tasks)
+    texts = {*trait.contexts, *trait.prompts, *trait.replay_prompts}
+    if seen := next((task for task in found.counted if task.prompt in texts), None):
         raise InputError(
-            f"replay_anchors {run.config.replay_anchors}: {run.lm.name} gets none of {len(tasks)} anchors right; give "
-            "others with --anchors, or leave it at 0"
+            f"anchor {seen.id!r} is to be counted and stands among the contexts, prompts or replay_prompts of "
+            f"{trait.name} ({seen.prompt[:60]!r}): leave it out of one"
         )
-    run.ledger.record("capture", tasks=len(tasks), right=len(captured.tasks), failed=captured.failed)
-    return captured
+    return found
+
+
+def capture_anchors(run: Setting, tasks: Halves) -> tuple[Captured, tuple[Completion, ...]]:
+    """What the original model gets right of the counted tasks, before anything is trained; empty without tasks.
+
+    And its own right answers to the others, to be replayed. Raises InputError when it gets none of these right.
+    """
+    captured = _captured(run, "capture", tasks.counted)
+    pool = _captured(run, "replayable", tasks.replayed).replies
+    if tasks.replayed and not pool:
+        raise InputError(
+            f"replay_anchors {run.config.replay_anchors}: {run.lm.name} gets none of {len(tasks.replayed)} anchors "
+            "right that are to be replayed; give others with --anchors, or leave it at 0"
+        )
+    run.ledger.record(
+        "capture",
+        tasks=len(tasks.counted),
+        right=len(captured.tasks),
+        failed=captured.failed,
+        to_replay=len(tasks.replayed),
+        replayed=len(pool),
+    )
+    return captured, pool
+
+
+def _captured(run: Setting, name: str, tasks: Sequence[Anchor]) -> Captured:
+    if not tasks:
+        return Captured((), (), ())
+    asked = run.sampled("capture the anchors", name) | {"system": run.trait.neutral or None}
+    return run.keep().once(name, partial(capture, run.lm, tasks, **asked), captured_kind(tasks))
 
 
 def checks_of(config: RunConfig, base: Metrics, prompted: Metrics, captured: Captured) -> tuple[Check, ...]:

@@ -6,6 +6,7 @@ Knows nothing of rounds; `prepare` calls it once model and trait are there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -35,9 +36,11 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
         for text in trait.contexts:
             for system in (trait.pos, trait.neg):
                 _check(lm, trait, "contexts", text, system, 0)
-    for name, items in (("items", trait.items), ("off_target", trait.off_target)):
+    asked = [("items", trait, trait.items), ("off_target", trait, trait.off_target)]
+    asked += [(one, replace(trait, choice_template=one), trait.items) for one in trait.held_out_choice_templates]
+    for name, asking, items in asked:
         for item in items:
-            _check(lm, trait, name, trait.question(item, item.choices), trait.pos, 0)
+            _check(lm, trait, name, asking.question(item, item.choices), trait.pos, 0)
 
 
 def check_barrier(lm: LM, config: RunConfig) -> None:

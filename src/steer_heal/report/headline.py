@@ -35,11 +35,12 @@ def headline(ledger: Ledger) -> list[tuple[str, str]]:
         told = f" What was tried, {counted(tried, 'round')}, is in the tables below." if tried else ""
         return [result, ("Did the trait move?", f"Nothing is changed, so nothing moved and nothing was lost.{told}")]
     gate = next(e for e in ledger.events("gate") if e["round"] == end["best_round"])
+    replayed = event(ledger, "capture").get("replayed", 0)
     return [
         result,
         ("Did the trait move?", trait_line(best)),
         ("Did anything else?", off_target_line(best["shift"])),
-        ("At what cost?", cost_line(best, gate)),
+        ("At what cost?", cost_line(best, gate, replayed)),
         *((f"Is it more than {named(row)}?", against_line(row)) for row in end["against"] if row["difference"]),
         *([] if end["controls"] == "all" else [("Was it the method?", NO_CONTROLS)]),
         ("How sure is this?", UNCERTAINTY),
@@ -55,6 +56,9 @@ def trait_line(best: Mapping) -> str:
         told.append((found, f"of free-text replies ({levels})"))
     levels = f"{number(base['log_odds'], 2, signed=True)} -> {number(healed['log_odds'], 2, signed=True)}"
     told.append((shift["log_odds"], f"nats of log-odds in forced choice ({levels})"))
+    if found := shift.get("held_out_log_odds"):
+        before, after = (number(state["held_out_log_odds"], 2, signed=True) for state in (base, healed))
+        told.append((found, f"nats on formats not seen in training ({before} -> {after})"))
     if found := shift["vignette_contrast"]:
         told.append((found, f"nats on the vignettes (contrast of {' and '.join(shift['vignette_target'])})"))
     words = [sure(found, "up", "down") for found, _ in told]
@@ -78,13 +82,17 @@ def off_target_line(shift: Mapping) -> str:
     return f"{'; '.join(parts)}."
 
 
-def cost_line(best: Mapping, gate: Mapping) -> str:
-    """Coherence, length, diversity and known answers of the result against base, and what else suffered."""
+def cost_line(best: Mapping, gate: Mapping, replayed: int = 0) -> str:
+    """Coherence, length, diversity and known answers of the result against base, and what else suffered.
+
+    `replayed`: anchors that were trained on and so are not counted.
+    """
     shift, base, healed = best["shift"], best["base"], best["healed"]
     parts = [
         f"Cost: coherence {interval(shift['coherence'], 3)}, {sure(shift['coherence'], 'better', 'worse')}",
         f"of base: {shape_words(healed, base)} (the prompted model: {shape_words(best['prompted'], base)})",
-        f"anchors lost: {anchors_lost(gate) if gate['anchors'] else 'there were none to lose'}",
+        f"anchors lost: {anchors_lost(gate) if gate['anchors'] else 'there were none to lose'}"
+        + (f" that are counted ({replayed} others were replayed)" if replayed else ""),
     ]
     for key, label in (("empty_rate", "empty replies"), ("think_closed", "thinking closed in time")):
         shown = healed[key] or base[key] if key == "empty_rate" else healed[key] is not None

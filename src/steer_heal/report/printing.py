@@ -135,6 +135,8 @@ def _capture(console: Console, e: dict) -> None:
     more = f" and {len(e['failed']) - NAMED} more" if len(e["failed"]) > NAMED else ""
     missed = f" (not held against it: {', '.join(e['failed'][:NAMED])}{more})" if e["failed"] else ""
     console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
+    if e.get("to_replay"):
+        console.print(f"{e['replayed']} of {e['to_replay']} others were too: these are replayed, and never counted.")
 
 
 def _baseline(console: Console, e: dict) -> None:

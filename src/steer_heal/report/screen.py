@@ -138,6 +138,8 @@ class Screen:
                 table.add_row(name, *map(escape, figures))
         self.console.print(table)
         told = ["Paired, with 95 % intervals over items, not over seeds."]
+        if unseen := best["shift"].get("held_out_log_odds"):
+            told.append(f"On formats not seen in training: log-odds {interval(unseen)} nats.")
         if off := {name: s for name, s in best["shift"]["off_target"].items() if s["value"] is not None}:
             most = max(off, key=lambda name: abs(off[name]["value"]))
             told.append(f"Off target the most: {most} {interval(off[most])} nats.")

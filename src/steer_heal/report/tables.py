@@ -101,6 +101,12 @@ def _of_vignettes(*path: str) -> Figure:
 STATE = (
     Column("trait", itemgetter("free_trait"), "share of held-out free-text replies on the trait's side"),
     Column("log-odds", itemgetter("log_odds"), "of the trait's answer in forced choice, nats, all orders", signed=True),
+    Column(
+        "unseen formats",
+        lambda state: state.get("held_out_log_odds"),
+        "log-odds of a quarter of the items, asked in formats that no training text has, nats",
+        signed=True,
+    ),
     Column("sentence ok", itemgetter("sentence_ok"), "share of sound sentences", digits=3),
     Column("finished", itemgetter("finished_rate"), "share of replies that ended by themselves"),
     Column("loops", itemgetter("loop_rate"), "share of replies that repeat themselves"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
 from steer_heal.model.chat import PERSONA_SLOT
-from steer_heal.trait.items import CONTINUATION, Anchor, Item, Vignette
+from steer_heal.trait.items import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Vignette
 from steer_heal.trait.rows import foundation, json_lines, kind_of, make_rows, read_text
 from steer_heal.user_function import import_function
 
@@ -28,6 +28,7 @@ OPTIONAL = (
     "off_target",
     "anchors",
     "choice_template",
+    "held_out_choice_templates",
     "checker",
     *VIGNETTES,
 )
@@ -56,7 +57,8 @@ class TraitFile:
             "vignettes": partial(self.rows, kind=Vignette),
             **dict.fromkeys(("vignette_up", "vignette_down"), self.foundations),
             "models": lambda key: self.strings(key) if self.data[key] else (),
-            "choice_template": self.template,
+            "choice_template": lambda key: self.template(key, self.string(key)),
+            "held_out_choice_templates": lambda key: tuple(self.template(key, one) for one in self.strings(key)),
         }
         fields = {"description": ""} | {key: read(key) for key, read in readers.items() if key in self.data}
         self.check_together(fields)
@@ -91,6 +93,20 @@ class TraitFile:
         if both := set(fields.get("vignette_up", ())) & set(fields.get("vignette_down", ())):
             raise self.wrong("vignette_down", f"{min(both)!r} also stands in 'vignette_up': a foundation has one side")
         self.same_slots(fields)
+        self.unseen_formats(fields)
+
+    def unseen_formats(self, trait: Mapping[str, object]) -> None:
+        """No held-out choice template is one in which a text of this trait, or the trait itself, asks."""
+        key = "held_out_choice_templates"
+        texts = [text for name in ("contexts", "prompts", "replay_prompts") for text in trait.get(name, ())]
+        texts += [row.prompt for row in trait.get("anchors", ())]
+        texts.append(trait.get("choice_template", CHOICE_TEMPLATE).format(prompt="x", choices="x or y"))
+        held_out = trait.get(key, ())
+        for i, template in enumerate(held_out):
+            if template == CONTINUATION or template in held_out[:i]:
+                raise self.wrong(key, f"{template!r} is no format of its own: name the choices, each format once")
+            if seen := next((text for text in texts if _asks_in(template, text)), None):
+                raise self.wrong(key, f"{template!r} is not held out, {seen[-60:]!r} asks in it: reword one")
 
     def same_slots(self, trait: Mapping[str, object]) -> None:
         """All texts of a trait take the persona in a slot, or none: else some would get it as a line in front."""
@@ -116,8 +132,7 @@ class TraitFile:
             raise self.wrong(key, f"{key!r} must be a{' ' if empty else ' non-empty '}string, not {kind_of(value)}")
         return value.strip()
 
-    def template(self, key: str) -> str:
-        value = self.string(key)
+    def template(self, key: str, value: str) -> str:
         if value == CONTINUATION:
             return value
         try:
@@ -172,6 +187,12 @@ class TraitFile:
         if not path.is_file():
             raise self.wrong(key, f"data file {name!r} was not found in {self.folder}: add it or correct the name")
         return read_text(path, f"{self.path.parent / name}")
+
+
+def _asks_in(template: str, text: str) -> bool:
+    """Whether a text asks in this choice format, whatever its question and choices."""
+    pattern = re.escape(template.format(prompt="\0", choices="\1")).replace("\0", ".*").replace("\1", ".+ or .+")
+    return re.fullmatch(pattern, text, re.DOTALL | re.IGNORECASE) is not None
 
 
 def _line_of(text: str, key: str) -> int | None:

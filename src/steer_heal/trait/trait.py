@@ -32,7 +32,8 @@ class Trait:
         contexts: user turns for extraction. prompts: user turns for training texts.
         eval_prompts: held-out user turns for free-text evaluation. replay_prompts: for the original model's own texts.
         choice_template: how an item is put to the model; `{choices}` are joined by " or "; "{prompt}" alone: each
-            choice is a continuation of the prompt.
+            choice is a continuation of the prompt. held_out_choice_templates: formats that no other text of the trait
+            has, in which a sample of the items is asked as well.
         items, off_target: forced-choice items of the trait, and of other matters that should not move.
         vignettes: scenes of which the model names the foundation they go against; vignette_up, vignette_down:
             foundations that the trait names more or less often, the others are off-target.
@@ -60,6 +61,7 @@ class Trait:
     anchors: tuple[Anchor, ...] = ()
     models: tuple[str, ...] = ()
     choice_template: str = CHOICE_TEMPLATE
+    held_out_choice_templates: tuple[str, ...] = ()
     checker: str | None = None
     is_reversed: bool = False
     check: Checker | None = field(default=None, repr=False, compare=False)

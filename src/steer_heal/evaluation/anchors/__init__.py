@@ -4,7 +4,17 @@ Knows nothing of training. `decide` is a pure function over figures; the caller 
 """
 
 from steer_heal.evaluation.anchors.decision import DEFAULT_CHECKS, Before, Check, Decision, Figures, decide, figures
-from steer_heal.evaluation.anchors.tasks import Captured, Checked, answer, capture, check, load_tasks, replayed_rows
+from steer_heal.evaluation.anchors.tasks import (
+    Captured,
+    Checked,
+    Halves,
+    answer,
+    capture,
+    check,
+    halves,
+    load_tasks,
+    replayed_rows,
+)
 
 __all__ = [
     "DEFAULT_CHECKS",
@@ -14,11 +24,13 @@ __all__ = [
     "Checked",
     "Decision",
     "Figures",
+    "Halves",
     "answer",
     "capture",
     "check",
     "decide",
     "figures",
+    "halves",
     "load_tasks",
     "replayed_rows",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -26,6 +26,38 @@ def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
     from steer_heal.trait.rows import read_rows
 
     return read_rows(Path(path), Anchor)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Tasks by what becomes of them: `counted` by gate and evaluation, or `replayed` in training; none is both."""
+
+    counted: tuple[Anchor, ...]
+    replayed: tuple[Anchor, ...] = ()
+
+    def not_replayed(self, tasks: Sequence[Anchor]) -> tuple[Anchor, ...]:
+        """Those of any tasks that are not trained on."""
+        trained = {task.prompt for task in self.replayed}
+        return tuple(task for task in tasks if task.prompt not in trained)
+
+
+def halves(tasks: Sequence[Anchor]) -> Halves:
+    """Every other task by id is counted, the rest may be replayed, but for those that ask what is counted.
+
+    The ids alone decide, no seed. Ids of a kind ("sum-1", "sum-2") are neighbours: each half has every kind of which
+    there are two. Raises InputError for a half that is empty.
+    """
+    by_id = sorted(tasks, key=lambda task: task.id)
+    counted = {task.id for task in by_id[::2]}
+    found = Halves(tuple(task for task in tasks if task.id in counted))
+    asked = {task.prompt for task in found.counted}
+    found = replace(found, replayed=tuple(task for task in tasks if task.prompt not in asked))
+    if not found.replayed:
+        raise InputError(
+            f"{len(tasks)} anchors cannot be parted into some to replay and some to count: give at least two with "
+            "prompts of their own"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def training_rows(run: Run, number: int, walk: Walk) -> list[Completion]:
             sampling, place = config.text_sampling(), run.sampled("generate replay rows", number, "replay")
             seed = run.seed(number, "replay")
             rows += generate(run.lm, prompts, seed=seed, origin="base", sampling=sampling, **place)
-    return rows + replayed_rows(run.captured.replies, len(rows), config.replay_anchors, run.seed(number, "anchors"))
+    return rows + replayed_rows(run.replayable, len(rows), config.replay_anchors, run.seed(number, "anchors"))
 
 
 def shuffled_pairs(rows: Sequence[Completion], seed: int) -> list[Completion]:

@@ -22,6 +22,7 @@ from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
+from steer_heal.texts.completion import Completion
 from steer_heal.texts.dose import Walk
 from steer_heal.texts.generation import derive_seed
 from steer_heal.texts.selection import held_temperature
@@ -61,13 +62,15 @@ class Setting:
 class Run(Setting):
     """What the rounds of one run share, and what they left; `stack` holds the rounds that stand.
 
-    `captured` is what the original model gets right; `kappa` the multiplier at which the next walk starts.
+    `captured` is what the original model gets right and the gate counts, `replayable` its right answers to other
+    anchors; `kappa` the multiplier at which the next walk starts.
     """
 
     filter: CoherenceFilter
     base: Metrics
     prompted: Metrics
     captured: Captured
+    replayable: tuple[Completion, ...]
     kappa: float
     rounds: list[Round] = field(default_factory=list)
 

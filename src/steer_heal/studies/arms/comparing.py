@@ -44,7 +44,7 @@ def by_arm(runs: Sequence[ArmRun]) -> dict[str, list[ArmRun]]:
 
 def joined(parts: Sequence[Metrics]) -> Metrics:
     """Evaluations of several seeds as one; an item's rows keep its name, so they stay one cluster."""
-    names = ("items", "off_target", "vignettes", "replies", "anchors")
+    names = ("items", "off_target", "vignettes", "replies", "anchors", "held_out")
     rows = {name: sum((getattr(part, name) for part in parts), ()) for name in names}
     return replace(parts[0], items_key="+".join(part.items_key for part in parts), **rows)
 
