@@ -30,8 +30,6 @@ _TEACHER: dict[str, tuple] = {
     "text_min_p": (0.0, None, 0.0),
     "diversity_gain": (0.0, 0.0, 0.0),
     "match_lengths": ("none", "none", "none"),
-    "replay": (0.2, 0.2, 0.2),
-    "replay_anchors": (0.125, 0.0, 0.0),
 }
 """In the order of `MODELS`, None: as the model's own. Steps and lengths of a 1 M-parameter model are not those of a 4 B
 one."""
@@ -50,10 +48,10 @@ _TOKENS: dict[str, tuple] = {
     "text_min_p": (0.03, None, 0.03),
     "diversity_gain": (1.0, 0.0, 1.0),
     "match_lengths": ("base", "base", "base"),
-    "replay": (0.0, 0.0, 0.0),
-    "replay_anchors": (0.0, 0.0, 0.0),
 }
 """Those that differ where a heal learns from sampled tokens."""
+_MIXED_IN: dict[str, tuple] = {"replay": (0.2, 0.2, 0.2), "replay_anchors": (0.125, 0.0, 0.0)}
+"""With a teacher, as far as the trait has such texts (`RunConfig.resolved`); none with tokens."""
 
 
 def defaults(model: str, targets: str) -> dict[str, object]:
@@ -63,11 +61,19 @@ def defaults(model: str, targets: str) -> dict[str, object]:
     return {option: several[at] for option, several in values.items() if several[at] is not None}
 
 
+def mixed_in(model: str, targets: str) -> dict[str, float]:
+    """Default shares of the original model's own rows, for a trait that has prompts and anchors for them."""
+    at = MODELS.index(model) if model in MODELS else -1
+    return {option: several[at] if targets == "teacher" else 0.0 for option, several in _MIXED_IN.items()}
+
+
 def by_model(option: str) -> object:
     """What a help page says of such a default: its value for each model, and with --targets tokens where it differs."""
-    shown = _shown(_TEACHER[option])
-    if option in _TOKENS:
-        shown += f"; with --targets tokens {_shown(_TOKENS[option])}"
+    if option in _MIXED_IN:
+        shown = f"{_shown(_MIXED_IN[option])}, where the trait has some; with --targets tokens 0"
+    else:
+        shown = _shown(_TEACHER[option])
+        shown += f"; with --targets tokens {_shown(_TOKENS[option])}" if option in _TOKENS else ""
     return tyro.conf.arg(help_behavior_hint=f"(default: {shown})")
 
 

@@ -9,7 +9,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from steer_heal.config.follows_model import defaults
+from steer_heal.config.follows_model import defaults, mixed_in
 from steer_heal.config.options import (
     EvaluationOptions,
     GateOptions,
@@ -22,7 +22,7 @@ from steer_heal.config.options import (
 from steer_heal.errors import InputError
 from steer_heal.healing.config import DivergenceFunction, HealConfig
 from steer_heal.texts.sampling import Sampling
-from steer_heal.trait import Vignette
+from steer_heal.trait import Trait, Vignette, default_trait
 from steer_heal.trait.rows import read_rows
 
 AT_LEAST = {
@@ -69,9 +69,10 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             raise InputError(f"threads {self.threads}: this machine has {cores} cores, give at most so many, or 0")
         for most, names in SHARES.items():
             for name in names:
-                if not 0 <= getattr(self, name) <= most:
+                if not 0 <= (getattr(self, name) or 0) <= most:
                     raise InputError(f"{name} {getattr(self, name)}: give a share from 0 to {most}")
-        if self.replay + self.replay_anchors > 0.9:
+        mixed = (self.replay or 0) + (self.replay_anchors or 0)
+        if mixed > 0.9:
             raise InputError(
                 f"replay {self.replay} and replay_anchors {self.replay_anchors} are together over 0.9: lower one"
             )
@@ -86,7 +87,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         self.vignettes()  # a wrong file is an error here, not after the filter is calibrated
         if self.vector == "none" and self.tau_rel is not None and self.reg != "nll":
             raise InputError("tau_rel is a share of what steering causes; vector none steers nothing: give tau in nats")
-        if self.barrier_rows == "replay" and self.reg != "nll" and not self.replay + self.replay_anchors:
+        if self.barrier_rows == "replay" and self.reg != "nll" and mixed == self.replay == 0:
             raise InputError("barrier_rows replay: no row is the original model's own; give --replay, such as .2")
         if self.texts != "steered" and self.targets == "tokens":
             raise InputError(
@@ -122,15 +123,26 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         return HealConfig(**{f.name: getattr(self, f.name) for f in fields(HealConfig)} | {"seed": seed})
 
     def resolved(self) -> RunConfig:
-        """With --fast-dev-run: sizes cut down so that every stage runs in seconds.
+        """As it is run: what was left open as far as the trait has texts for it, and with --fast-dev-run small sizes.
 
         Eight replies decide nothing, so inconclusive rounds are kept there: the second round starts on a baked one.
         """
+        open_shares = {name: value for name, value in self._mixed_in().items() if getattr(self, name) is None}
+        if open_shares:
+            return replace(self, **open_shares).resolved()
         if not self.fast_dev_run:
             return self
         most = {"n_rounds": 2, "n_min": 12, "walk_batch": 16, "epochs": 2, "max_new_tokens": 16}
         cut_down = {name: min(getattr(self, name), size) for name, size in most.items()}
         return replace(self, **cut_down, eval_items=8, eval_replies=8, on_inconclusive="keep")
+
+    def _mixed_in(self) -> dict[str, float]:
+        """Shares of the original model's own rows by default: none of a kind that the trait has no texts for."""
+        if self.replay is not None and self.replay_anchors is not None:
+            return {}
+        trait, usual = Trait.load(self.trait or default_trait(self.model_name)), mixed_in(self.model_name, self.targets)
+        there = {"replay": trait.replay_prompts, "replay_anchors": self.anchors or trait.anchors}
+        return {name: share if there[name] else 0.0 for name, share in usual.items()}
 
     def to_dict(self) -> dict:
         """For `config.json`."""
