@@ -25,10 +25,12 @@ OTHER = {
     "top_p": 0.9, "target_kl": 1.0, "trust_remote_code": True, "attn_implementation": "eager",
     "filter_model": "student", "false_drop": 0.1, "match_lengths": "sampled", "walk_mode": "grid",
     "survival_target": 0.5, "eval_think_closing": "</thought>", "max_reverts": 6, "on_inconclusive": "keep",
+    "target_temperature": 1.7, "prompted_teacher": 0.2, "teacher_reach": 3.0, "context_share": 0.4, "context_dose": 1.5,
     "accumulate": 8, "diversity_gain": 0.5, "early_stop": True, "vector_from": "first",
 }  # fmt: skip
 """A value beside the default's for every option of the table."""
-TEACHER = {"targets": "teacher"}
+TOKENS = {"targets": "tokens"}
+NO_REPLAY = {"replay": 0.0, "replay_anchors": 0.0}
 PLACES = [
     ({"reg": "nll"}, {"replay": 0.2, "lam_mode": "budget"}),
     ({"lam": 0.0, "replay": 0.2}, {"replay": 0.2}),
@@ -37,9 +39,13 @@ PLACES = [
     ({"tau_base": 0.3}, {"tau_base": 0.3, "reference": "both"}),
     ({"lam_base": 0.2}, {"lam_base": 0.2, "reference": "both"}),
     ({"tau_rel": 0.5}, {}),
-    ({}, {"replay_anchors": 0.1}),
-    ({}, TEACHER),
-    ({**TEACHER, "token_weight": 1.0}, {**TEACHER, "token_weight": 0.5}),
+    (NO_REPLAY, {"replay_anchors": 0.1}),
+    (TOKENS, {}),
+    ({"token_weight": 1.0}, {"token_weight": 0.5}),
+    ({"texts": "steered"}, {}),
+    ({"text_prompts": "trait"}, {}),
+    ({"text_prompts": "trait"}, {}),
+    ({}, {"texts": "mixed"}),
     ({"heldout": 0.0}, {}),
     ({}, {"text_temperature": 0.9}),
     ({}, {"text_top_p": 0.8}),
@@ -48,7 +54,7 @@ PLACES = [
     ({"model": "tiny-random"}, {}),
     ({"filter": "repetition"}, {}),
     ({"filter": "none"}, {"filter": "repetition"}),
-    ({"filter": "none"}, {}),
+    ({"filter": "none", "texts": "mixed"}, {"texts": "mixed"}),
     ({"kappa_floor": 1.0}, {}),
     ({"walk_batches": 1}, {"walk_batches": 2}),
     ({}, {"eval_think_tokens": 10}),
@@ -92,7 +98,7 @@ def test_defaults_and_presets_are_not_spoken_of(options):
 
 def test_a_barrier_on_rows_that_there_are_none_of_is_refused_before_anything_is_sampled():
     with pytest.raises(InputError, match="give --replay"):
-        RunConfig(barrier_rows="replay")
+        RunConfig(barrier_rows="replay", **NO_REPLAY)
     assert RunConfig(barrier_rows="replay", replay_anchors=0.1).barrier_rows == "replay"
 
 
@@ -123,7 +129,7 @@ def test_a_plan_says_so_too(capsys):
 
 def test_verdicts_say_where_the_barrier_never_fired(silent_run):
     result, _, _ = silent_run
-    clause = "The barrier never fired: this was plain fine-tuning."
+    clause = "The barrier never fired: this was plain distillation."
     for done, event in zip(result.rounds, result.run.ledger.events("verdict"), strict=True):
         assert done.verdict.text == event["text"] and event["text"].endswith(f" {clause}")
     best = result.best_round if result.best_round is not None else 1
@@ -146,8 +152,8 @@ def test_a_heal_says_what_it_was_without_a_barrier(lm, data, prev):
     silent = heal(lm, data, replace(QUICK, tau=99.0, epochs=1), prev)
     none = heal(lm, data, replace(QUICK, reg="nll", epochs=1), prev)
     fired = {**silent.figures, "prev_fired": 0.5}
-    assert silent.plain == "The barrier never fired: this was plain fine-tuning."
-    assert none.plain == "There was no barrier: this was plain fine-tuning."
+    assert silent.plain == "The barrier never fired: this was plain distillation."
+    assert none.plain == "There was no barrier: this was plain distillation."
     assert replace(silent, config=replace(silent.config, targets="teacher")).plain.endswith("plain distillation.")
     assert replace(silent, figures=fired).plain == ""
     assert replace(silent, figures=fired, lam={"prev": 0.0}).plain.startswith("There was no barrier")

@@ -14,15 +14,15 @@ _TEACHER: dict[str, tuple] = {
     "lam": (1.0, 1.0, 1.0),
     "tau": (0.6, 0.2, 0.6),
     "row_weights": ("none", "none", "none"),
-    "target_temperature": (1.5, 1.5, 1.5),
+    "target_temperature": (1.3, 1.3, 1.3),
     "target_plausibility": (0.01, 0.01, 0.01),
-    "doses": ((0.75,), (0.75,), (0.75,)),
-    "context_dose": (2.0, 2.0, 2.0),
+    "doses": ((0.5,), (0.5,), (0.5,)),
+    "context_dose": (3.5, 3.5, 3.5),
     "texts": ("own", "own", "own"),
     "text_prompts": ("both", "both", "both"),
     "max_new_tokens": (72, 24, 256),
-    "n_min": (128, 16, 48),
-    "walk_batch": (128, 24, 48),
+    "n_min": (160, 16, 48),
+    "walk_batch": (160, 24, 48),
     "target_kl": (0.0, 0.0, 1.0),
     "survival_target": (0.4, 0.25, 0.25),
     "text_temperature": (1.15, None, 1.0),
@@ -50,7 +50,7 @@ _TOKENS: dict[str, tuple] = {
     "match_lengths": ("base", "base", "base"),
 }
 """Those that differ where a heal learns from sampled tokens."""
-_MIXED_IN: dict[str, tuple] = {"replay": (0.2, 0.2, 0.2), "replay_anchors": (0.125, 0.0, 0.0)}
+_MIXED_IN: dict[str, tuple] = {"replay": (0.15, 0.15, 0.15), "replay_anchors": (0.1, 0.0, 0.0)}
 """With a teacher, as far as the trait has such texts (`RunConfig.resolved`); none with tokens."""
 
 

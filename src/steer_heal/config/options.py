@@ -95,7 +95,7 @@ class SteeringOptions:
     text_min_p: Annotated[float | None, by_model("text_min_p")] = None
     texts: Annotated[Literal["steered", "own", "mixed"] | None, by_model("texts")] = None
     text_prompts: Annotated[Literal["trait", "contexts", "both"] | None, by_model("text_prompts")] = None
-    context_share: float = 0.625
+    context_share: float = 0.6
     context_dose: Annotated[float | None, by_model("context_dose")] = None
     teacher_reach: float = 0.0
     prompted_teacher: float = 0.0
