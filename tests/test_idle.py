@@ -26,6 +26,7 @@ OTHER = {
     "filter_model": "student", "false_drop": 0.1, "match_lengths": "sampled", "walk_mode": "grid",
     "survival_target": 0.5, "eval_think_closing": "</thought>", "max_reverts": 6, "on_inconclusive": "keep",
     "target_temperature": 1.7, "prompted_teacher": 0.2, "teacher_reach": 3.0, "context_share": 0.4, "context_dose": 1.5,
+    "trait_teacher": "student",
     "accumulate": 8, "diversity_gain": 0.5, "early_stop": True, "vector_from": "first",
 }  # fmt: skip
 """A value beside the default's for every option of the table."""
@@ -44,6 +45,7 @@ PLACES = [
     ({"token_weight": 1.0}, {"token_weight": 0.5}),
     ({"texts": "steered"}, {}),
     ({"text_prompts": "trait"}, {}),
+    ({"text_prompts": "contexts"}, {}),
     ({"text_prompts": "trait"}, {}),
     ({}, {"texts": "mixed"}),
     ({"heldout": 0.0}, {}),
@@ -152,7 +154,7 @@ def test_a_heal_says_what_it_was_without_a_barrier(lm, data, prev):
     silent = heal(lm, data, replace(QUICK, tau=99.0, epochs=1), prev)
     none = heal(lm, data, replace(QUICK, reg="nll", epochs=1), prev)
     fired = {**silent.figures, "prev_fired": 0.5}
-    assert silent.plain == "The barrier never fired: this was plain distillation."
+    assert silent.plain == "The barrier never fired: this was plain fine-tuning."
     assert none.plain == "There was no barrier: this was plain distillation."
     assert replace(silent, config=replace(silent.config, targets="teacher")).plain.endswith("plain distillation.")
     assert replace(silent, figures=fired).plain == ""

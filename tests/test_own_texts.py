@@ -1,6 +1,7 @@
 """A round on the student's own texts: who writes them, what the filter may do, what the teacher's dose may be."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from steer_heal.healing import reference_states
 from steer_heal.healing.references import completion_key
 from steer_heal.ledger import Ledger
 from steer_heal.loop import rounds, steps
+from steer_heal.loop.gate import must_block_adapter
 from steer_heal.loop.steps.texts import text_prompts, within_reach
-from steer_heal.loop.steps.training import under_vector
+from steer_heal.loop.steps.training import steered_states, under_vector
 from steer_heal.report.console import Reporter
 
 FAST = {"fast_dev_run": True, "n_rounds": 1, "doses": (2.0,), "context_dose": 1.0}
@@ -125,6 +127,27 @@ def test_the_original_model_teaches_its_own_rows_as_it_is(prepared, run):
     assert [torch.equal(teacher.of(c), prev.of(c)) for c in rows] == [c.origin == "base" for c in rows]
 
 
+def test_later_rounds_are_taught_by_the_original_on_trait_prompts_and_by_the_student_on_contexts(prepared, run):
+    first, rows = prepared[1], list(prepared[2].completions)
+    now, vector = run(), 2.0 * first  # of a later round
+    now.rounds.append(SimpleNamespace(vector=first, stands=True))
+    on_contexts = {c.prompt: c.prompt in now.trait.contexts for c in rows}
+    assert set(on_contexts.values()) == {True, False}
+    of_original = steered_states(now.lm, first, rows)
+    now.stack.push(must_block_adapter(now.lm, size=0.05))
+    try:
+        _, teacher = teacher_of(now, vector, rows)
+        _, moving = teacher_of(run(trait_teacher="student"), vector, rows)
+        of_student = steered_states(now.lm, vector, rows)
+    finally:
+        now.stack.pop()
+    for row in rows:
+        torch.testing.assert_close(moving.of(row), of_student.of(row))
+        expected = of_student if on_contexts[row.prompt] else of_original
+        torch.testing.assert_close(teacher.of(row), expected.of(row))
+        assert not torch.allclose(of_student.of(row), of_original.of(row))
+
+
 def test_under_shuffled_pairs_the_teacher_reads_another_prompt_and_the_student_its_own(prepared, run):
     rows = list(prepared[2].completions)
     now = run(pairs="shuffled")
@@ -133,8 +156,7 @@ def test_under_shuffled_pairs_the_teacher_reads_another_prompt_and_the_student_i
     _, torn = teacher_of(now, prepared[1], rows)
     shown = steps.shuffled_pairs(rows, now.seed(0, "pairs"))
     assert all(a.prompt != b.prompt for a, b in zip(rows, shown, strict=True))
-    around = lambda some: prepared[1].applied(now.lm.model, [c.dose for c in some])  # noqa: E731
-    other = reference_states(now.lm, shown, around=around)
+    other = steered_states(now.lm, prepared[1], shown)
     for row, elsewhere in zip(rows, shown, strict=True):
         torch.testing.assert_close(torn.of(row), other.of(elsewhere))
         assert not torch.equal(torn.of(row), real.of(row))

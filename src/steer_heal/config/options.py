@@ -74,6 +74,8 @@ class SteeringOptions:
         context_share: Share of the texts that answer contexts, with --text-prompts both.
         context_dose: Factor on the dose of texts that answer contexts. Free text on the trait's own prompts follows a
             mild teacher; only a strong one carries the trait to other kinds of question.
+        trait_teacher: Which weights are under the vector where a teacher reads the trait's own prompts: the original's,
+            with round 0's vector, a teacher that does not drift, or the student's, as on contexts.
         teacher_reach: Nats (rmse over a reply's tokens) that the teacher of one of the student's own texts may be away
             from the student: a text beyond it is left out, and kappa falls while too few are within; 0: no limit.
         prompted_teacher: Share of the texts whose teacher is not the steered student but the original model under the
@@ -97,6 +99,7 @@ class SteeringOptions:
     text_prompts: Annotated[Literal["trait", "contexts", "both"] | None, by_model("text_prompts")] = None
     context_share: float = 0.6
     context_dose: Annotated[float | None, by_model("context_dose")] = None
+    trait_teacher: Literal["original", "student"] = "original"
     teacher_reach: float = 0.0
     prompted_teacher: float = 0.0
     vector: Literal["real", "random", "none"] = "real"

@@ -88,7 +88,8 @@ def needed(config: RunConfig) -> int:
 
 def judge(run: Run, number: int, walk: Walk, steered: Metrics, healed: Healed, student: Metrics) -> Verdict:
     """The round's verdict: what became of trait and text, and whether a barrier had any part in it."""
-    trait, least = free_trait(run.trait, walk.banked), needed(run.config)
+    steered_texts = [c for c in walk.banked if c.origin != "own"]  # under a teacher it is that which carries the trait
+    trait, least = free_trait(run.trait, steered_texts), needed(run.config)
     texts = {"training_trait": trait, "kept": len(walk.banked), "needed": least}
     evidence = gather(run.base, steered, student, prompted=run.prompted, **texts)
     verdict = judge_round(evidence, Rules(floors=Floors(coherence=run.config.coherence_floor)))

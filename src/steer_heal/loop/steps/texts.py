@@ -18,6 +18,7 @@ from steer_heal.healing.references import divergences
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import FILTER
 from steer_heal.loop.steps.state import Run, Setting
+from steer_heal.loop.steps.training import steered_states
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import COMPLETIONS, Completion, flagged, save_completions
@@ -128,7 +129,7 @@ def within_reach(run: Run, vector: SteeringVector, completions: Sequence[Complet
     if not own:
         return list(completions)
     plain = reference_states(run.lm, own)
-    steered = reference_states(run.lm, own, around=lambda some: vector.applied(run.lm.model, [c.dose for c in some]))
+    steered = steered_states(run.lm, vector, own)
     config = HealConfig(reg="kl_rev", kl_agg=run.config.kl_agg)
     nats = iter(divergences(run.lm, steered, plain, own, config))
 

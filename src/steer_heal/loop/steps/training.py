@@ -28,6 +28,7 @@ from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.rows import shuffled_pairs
 from steer_heal.loop.steps.state import Run, contexts
+from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
 from steer_heal.texts.completion import Completion, save_completions
@@ -112,9 +113,11 @@ def under_vector(
 ) -> tuple[float | None, ReferenceStates | None]:
     """What the steered student is needed for: the nats that steering causes (`tau_rel`), and the teacher of each row.
 
-    The teacher of a row is the student under the vector at the row's dose; the original model on rows of its own, and
-    under the persona as system prompt on the share `prompted_teacher` of the others. The control of shuffled pairs
-    lets the teacher read another row's prompt than the student.
+    The teacher of a row is the student under this round's vector at the row's dose, or, on the trait's own prompts with
+    `trait_teacher` original, the original model under the first round's: that one stays where it is, and gives back
+    the length and variety that a student teaching itself round after round loses. The original model teaches rows of
+    its own as it is, and under the persona as system prompt the share `prompted_teacher` of the others. The control of
+    shuffled pairs lets the teacher read another row's prompt than the student.
     """
     config, lm = run.config, run.lm
     teaches, relative = config.targets == "teacher", config.tau_rel is not None
@@ -124,10 +127,16 @@ def under_vector(
     teacher, caused = prev, None
     if dosed:
         shown = dosed if config.pairs == "real" or not teaches else shuffled_pairs(dosed, run.seed(number, "pairs"))
-        steered = reference_states(lm, shown, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
-        steered = steered.shown_as(shown, dosed)
-        caused = mean_divergence(lm, steered, prev, dosed, run.config) if relative else None
+        steered = steered_states(lm, vector, shown).shown_as(shown, dosed)
+        caused = mean_divergence(lm, steered, prev, dosed, config) if relative else None
         teacher = prev.replaced(dosed, steered)
+        pairs = zip(dosed, shown, strict=True)
+        fixed = [(c, other) for c, other in pairs if teaches and len(run.stack) and _taught_by_original(run, c)]
+        if fixed:
+            mine, read = (list(side) for side in zip(*fixed, strict=True))
+            with run.stack.unfolded():
+                original = steered_states(lm, run.rounds[0].vector, read)
+            teacher = teacher.replaced(mine, original.shown_as(read, mine))
     if not teaches:
         return caused, None
     if asked := prompted_rows(rows, config.prompted_teacher, run.seed(number, "prompted")):
@@ -137,6 +146,16 @@ def under_vector(
         with run.stack.unfolded():
             teacher = teacher.replaced(asked, reference_states(lm, shown).shown_as(shown, asked))
     return caused, teacher.replaced([c for c in rows if c.origin == "base"], base)
+
+
+def steered_states(lm: LM, vector: SteeringVector, rows: Sequence[Completion]) -> ReferenceStates:
+    """What the model as it is thinks of the rows under the vector, each at its own dose."""
+    return reference_states(lm, rows, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
+
+
+def _taught_by_original(run: Run, row: Completion) -> bool:
+    """Whether the original model is under the vector in the row's teacher, and not the student."""
+    return run.config.trait_teacher == "original" and row.prompt not in run.trait.contexts
 
 
 def prompted_rows(rows: Sequence[Completion], share: float, seed: int) -> list[Completion]:

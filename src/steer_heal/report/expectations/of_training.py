@@ -110,7 +110,7 @@ def bites(e: Mapping, events: Events) -> Seen:
 )
 def dose(e: Mapping, events: Events) -> Seen:
     low, high = e["per_dose"][0], e["per_dose"][-1]
-    if low["dose"] == high["dose"]:
+    if low["dose"] == high["dose"] or e.get("texts") == "own":
         return None
     seen = [f"from dose {low['dose']:.2f} to {high['dose']:.2f} survival {low['kept']:.2f} -> {high['kept']:.2f}"]
     falls = high["kept"] <= low["kept"]
