@@ -224,7 +224,7 @@ class LoopOptions:
             "not seen".
     """
 
-    n_rounds: int = 4
+    n_rounds: int = 3
     replay: Annotated[float | None, by_model("replay")] = None
     accumulate: int = 0
     seed: int = 0

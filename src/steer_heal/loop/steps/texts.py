@@ -38,7 +38,7 @@ def calibrate_filter(run: Setting) -> CoherenceFilter:
     compute = partial(
         CoherenceFilter.calibrate,
         run.lm,
-        run.trait.prompts,
+        run.trait.prompts if config.text_prompts == "trait" else text_prompts(run),
         n=24 if config.fast_dev_run else 192,
         seed=run.seed("filter"),
         false_drop=config.false_drop,
