@@ -14,18 +14,18 @@ from steer_heal.statistics import Estimate
 from steer_heal.studies.arms.comparing import by_arm, compare_states
 from steer_heal.studies.arms.reading import ArmRun, figures
 
-FIRST_NATS = 0.5
-"""Least shift of forced choice after round 0, nats."""
-GROWTH = 2.0
-"""Least shift at the end, as a multiple of that after round 0."""
+FIRST_NATS, END_NATS = 2.0, 4.3
+"""Least shift of forced choice after round 0 and at the end, nats."""
 SHARES = {
     "sentence_share": ("sentence ok of base, every round", 0.97),
-    "distinct4_share": ("distinct 4-grams of base, every round", 0.8),
-    "words_share": ("words of base, every round", 0.8),
-    "entropy_share": ("token entropy of base, every round", 0.8),
+    "distinct4_share": ("distinct 4-grams of base, every round, at least prompted's", None),
+    "words_share": ("words of base, every round", 0.9),
+    "entropy_share": ("token entropy of base, every round", 0.95),
 }
-"""Least share of base in every round."""
-OFF_TARGET = 1 / 3
+"""Least share of base in every round; None: the prompted model's."""
+ANCHORS = 0.95
+"""Least share of the counted anchors in every round."""
+OFF_TARGET = 0.15
 """An off-target category moves less than this share of the target."""
 CONTROL = 1 / 4
 """The interval of a control's shift ends below this share of the steered run's shift."""
@@ -88,33 +88,38 @@ def run_lines(run: ArmRun) -> list[BarLine]:
         line("rounds run", done, done - run.n_rounds, "rounds", run.ended_by or ""),
         line(f"round 0 moves at least {FIRST_NATS:g} nats", first["shift"], first["shift"] - FIRST_NATS, "nats"),
     ]
-    grown = last["shift"] / first["shift"] if first["shift"] > 0 else None
-    margin, note = (grown - GROWTH, "") if grown is not None else (-math.inf, "round 0 did not move up")
-    out.append(line(f"end at least {GROWTH:g} x round 0", grown, margin, "x round 0", note))
-    for key, (name, least) in SHARES.items():
+    out.append(line(f"end at least {END_NATS:g} nats", last["shift"], last["shift"] - END_NATS, "nats"))
+    for key, (name, _) in SHARES.items():
+        least = least_share(key, run)
         out.append(_worst(run, key, name, least, trained=False))
         if any(r.student is not None and not r.stands for r in run.rounds):
             out.append(_worst(run, key, f"{name}, reverted ones too", least, trained=True))
     if last["off_target"] is not None:
         ratio, note = last["off_ratio"], f"{last['off_target']:.2f} of {last['shift']:+.2f} nats"
         margin = -math.inf if ratio is None else OFF_TARGET - ratio
-        out.append(line("off-target under a third of the target, end", ratio, margin, "of target", note, strict=True))
+        out.append(
+            line(f"off-target under {OFF_TARGET:g} of the target, end", ratio, margin, "of target", note, strict=True)
+        )
     out += prompted_lines([run])
     if last["anchors"] is not None:
         worst = min(r.student.anchors for r in run.rounds if r.stands) if any(r.stands for r in run.rounds) else 1.0
-        # A run of before the gate has no budget of its own; the gate's default is what it is held to.
-        budget = run.config.get("total_drop", 0.10)
-        out.append(line(f"anchors kept, every round, budget {budget:g}", worst, worst - (1 - budget), "share"))
+        out.append(line("counted anchors kept, every round", worst, worst - ANCHORS, "share"))
     return out
 
 
-def _worst(run: ArmRun, key: str, name: str, least: float, trained: bool) -> BarLine:
+def least_share(key: str, run: ArmRun) -> float | None:
+    """Least share of base in every round of this run; None for a figure without one."""
+    _, least = SHARES.get(key, ("", math.nan))
+    return figures(run.prompted, run.base)[key] if least is None else None if math.isnan(least) else least
+
+
+def _worst(run: ArmRun, key: str, name: str, least: float | None, trained: bool) -> BarLine:
     """The lowest share over the rounds: of the states that stand, or of all that were trained."""
     rounds = [r for r in run.rounds if r.student is not None]
     states = [(r.number, r.student if trained else run.standing(r.number)) for r in rounds]
     found = [(figures(state, run.base)[key], number) for number, state in states]
     known = [pair for pair in found if pair[0] is not None]
-    if not known:
+    if not known or least is None:
         return BarLine(run.arm, run.seed, name, None, None, "share", "not measured")
     value, number = min(known)
     return BarLine(run.arm, run.seed, name, value, value - least, "share", f"round {number}", beside=trained)

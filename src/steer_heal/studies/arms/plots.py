@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from steer_heal.studies.arms.bar import SHARES
+from steer_heal.studies.arms.bar import SHARES, least_share
 from steer_heal.studies.arms.comparing import Spread, by_arm, spread
 from steer_heal.studies.arms.reading import ArmRun, figures
 from steer_heal.studies.drawing import dress, new_figure, save
@@ -78,7 +78,7 @@ def plot_trait_coherence(path: Path, runs: Sequence[ArmRun]) -> None:
             if shown:
                 hollow = style | {"linestyle": "", "markerfacecolor": "none"}
                 axis.plot(*zip(*shown, strict=True), markersize=6, alpha=0.7, **hollow)
-        floor_line(axis, key)
+        floor_line(axis, runs, key)
         without_shuffled(axis, runs, key)
         axis.axvline(0, color="#999999", linewidth=0.8)
         dress(axis, "log-odds shift of forced choice against base (nats)", label)
@@ -105,7 +105,7 @@ def plot_trajectory(path: Path, runs: Sequence[ArmRun]) -> None:
                 axis.axhline(prompted, color="#777777", linestyle="-.", linewidth=1)
             else:  # far above: a line there would flatten every arm
                 axis.set_title(f"prompted: {prompted:+.2f} nats", fontsize=9, loc="right", color="#777777")
-        floor_line(axis, key)
+        floor_line(axis, runs, key)
         without_shuffled(axis, runs, key)
         dress(axis, "round (-1: base)", label)
     finish(figure, path, runs, "states that stand; band: range over seeds; dash-dotted: prompted; dotted: the bar")
@@ -151,9 +151,14 @@ def band(axis: Axes, arm: str, style: dict, series: Series, first: int) -> None:
     axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def floor_line(axis: Axes, key: str) -> None:
-    if key in SHARES:
-        axis.axhline(SHARES[key][1], color="#333333", linestyle=":", linewidth=1.2)
+def floor_of(runs: Sequence[ArmRun], key: str) -> float | None:
+    """Where the bar's dotted line goes: the least share, or the median of the prompted models'; None without one."""
+    return median([least for run in runs if (least := least_share(key, run)) is not None] or [None])
+
+
+def floor_line(axis: Axes, runs: Sequence[ArmRun], key: str) -> None:
+    if (floor := floor_of(runs, key)) is not None:
+        axis.axhline(floor, color="#333333", linestyle=":", linewidth=1.2)
 
 
 def without_shuffled(axis: Axes, runs: Sequence[ArmRun], key: str) -> None:
@@ -167,7 +172,7 @@ def without_shuffled(axis: Axes, runs: Sequence[ArmRun], key: str) -> None:
         lowest[run.config["pairs"] == "shuffled"] += [(min(found), run.arm)] if found else []
     if key not in SHARES or not all(lowest.values()):
         return
-    low, top = min(min(lowest[False])[0], SHARES[key][1]), axis.get_ylim()[1]
+    low, top = min(min(lowest[False])[0], floor_of(runs, key) or 1.0), axis.get_ylim()[1]
     if min(lowest[True])[0] < low - 0.1 * (top - low):
         axis.set_ylim(low - 0.08 * (top - low), top)
         value, arm = min(lowest[True])
