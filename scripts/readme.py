@@ -1,6 +1,6 @@
 """Fills the marked blocks of README.md and docs/results with figures of finished runs, so that none is typed by hand.
 
-    uv run python scripts/readme.py                        # from docs/data/ten_rounds.json (`just readme`)
+    uv run python scripts/readme.py                        # from docs/data/rounds.json (`just readme`)
     uv run python scripts/readme.py --runs out/results     # read the finished runs of the default arm first
     uv run python scripts/readme.py --check                # write nothing; exit code 1 where a page differs
 
@@ -28,8 +28,8 @@ from steer_heal.studies.arms.reading import ArmRun, State, figures, read_run
 from steer_heal.studies.arms.tables import bar_rows, cell
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "docs" / "data" / "ten_rounds.json"
-PAGES = tuple(ROOT / place for place in ("README.md", "docs/results.md", "docs/results/ten-rounds.md"))
+DATA = ROOT / "docs" / "data" / "rounds.json"
+PAGES = tuple(ROOT / place for place in ("README.md", "docs/results.md", "docs/results/rounds.md"))
 BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = ["", "trait", "log-odds", "sentence ok", "4-grams", "words", "entropy"]
 ABSOLUTE = ("trait", "log_odds", "sentence_ok", "distinct4", "words", "entropy")

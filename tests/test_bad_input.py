@@ -39,7 +39,7 @@ OPTIONS = [
     ("chat pocket --dose", "--dose without a value", "a number"),
     ("compare", "0 runs given", "at least two"),
     ("export {files}/runs/sound --to /proc/nowhere", "/proc/nowhere", "choose another"),
-    ("run --lam abc", "--lam abc", "a number", "0.3"),
+    ("run --lam-rate abc", "--lam-rate abc", "a number", "1.0"),
     ("run --lam=abc", "--lam abc", "a number"),
     ("run --lam", "--lam without a value", "a number"),
     ("run --epochs 1.5", "--epochs 1.5", "a whole number"),

@@ -29,9 +29,11 @@ from steer_heal.statistics import Estimate
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor, Trait
 
-TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16}
+TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16,
+        "targets": "tokens"}  # fmt: skip
 """Sizes of a run that passes every stage in a second or two; its numbers mean nothing."""
-POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 16, "eval_replies": 32, "n_min": 32, "walk_batch": 40}
+POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 16, "eval_replies": 32, "n_min": 32, "walk_batch": 40,
+          "targets": "tokens"}  # fmt: skip
 
 
 def weights(lm):

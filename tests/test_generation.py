@@ -198,7 +198,7 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
         config=config,
         lm=tiny,
         kappa=1.0,
-        trait=SimpleNamespace(prompts=PROMPTS, neutral="Be brief."),
+        trait=SimpleNamespace(prompts=PROMPTS, contexts=(), neutral="Be brief."),
         stack=SimpleNamespace(unfolded=contextlib.nullcontext),
         seed=derive_seed,
         sampled=lambda *stage: {"system": "Be brief.", "max_new_tokens": 4},

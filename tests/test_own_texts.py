@@ -105,7 +105,8 @@ def test_the_distance_of_a_teacher_is_the_divergence_the_barrier_would_measure(p
 
 def teacher_of(now, vector, rows):
     prev = reference_states(now.lm, rows)
-    return prev, under_vector(now, 0, vector, rows, prev, prev)[1]
+    vectors = vector, now.rounds[0].vector if now.rounds else vector
+    return prev, under_vector(now, 0, vectors, rows, now.config, prev, prev)[1]
 
 
 def test_rows_of_the_prompted_share_are_taught_by_the_original_model_under_the_persona(prepared, run):

@@ -51,8 +51,23 @@ def test_unsteered_texts_do_not_move_the_trait(unsteered, steered):
     assert shift["log_odds"]["value"] < 0.25 * moved["log_odds"]["value"]
 
 
-def test_filter_keeps_better_text_than_it_gets(steered):
-    for walk in Ledger.open(steered.folder).events("walk"):
+def test_two_rounds_reach_three_nats_and_lose_next_to_no_anchor_that_was_not_replayed(steered):
+    first, second = (e["shift"]["log_odds"] for e in Ledger.open(steered.folder).events("evaluate"))
+    assert first["low"] > 1.5 and second["low"] > 3.0
+    (captured,) = Ledger.open(steered.folder).events("capture")
+    assert captured["to_replay"] == captured["tasks"] == 48
+    assert all(e["figures"]["anchors"] >= 0.9 for e in Ledger.open(steered.folder).events("gate"))
+
+
+def test_the_gain_is_there_in_formats_that_no_training_text_had(steered):
+    shift = last(steered)["shift"]
+    assert shift["held_out_log_odds"]["low"] > 0.6 * shift["log_odds"]["value"]
+
+
+def test_filter_keeps_better_text_than_it_gets(tmp_path):
+    small = {"n_rounds": 1, "n_min": 64, "eval_items": 8, "eval_replies": 8}
+    tokens = run_rounds(RunConfig(targets="tokens", **small, out=str(tmp_path)))
+    for walk in Ledger.open(tokens.folder).events("walk"):
         assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
         assert walk["trait_kept"] > walk["trait_base"] + 0.3
 

@@ -22,7 +22,9 @@ def log(tmp_path_factory):
     from steer_heal.config import RunConfig
 
     out = tmp_path_factory.mktemp("printed")
-    return run_rounds(RunConfig(fast_dev_run=True, gate="watch", n_rounds=2, out=str(out))).run.ledger.events()
+    return run_rounds(
+        RunConfig(targets="tokens", fast_dev_run=True, gate="watch", n_rounds=2, out=str(out))
+    ).run.ledger.events()
 
 
 @pytest.fixture(scope="module")

@@ -200,17 +200,17 @@ def test_the_filters_counts_are_those_of_the_walk_and_thresholds_show_both_sides
     for found in filtered_rounds(ledger):
         walk = walks[found.number]
         assert (found.report.kept, found.report.n) == (walk["kept"], walk["sampled"])
-        assert {g.name: g.count for g in found.gates if g.count} == walk["dropped"]
+        assert {g.name: g.count for g in found.gates if g.count} == walk["flagged"]
         assert [(dose, pytest.approx(kept / n)) for dose, (kept, n) in found.report.by_dose.items()] == [
             (d["dose"], d["kept"]) for d in walk["per_dose"]
         ]
-        assert all(g.example.dropped_by == g.name and g.reason for g in found.gates if g.count)
+        assert all(g.example.flagged_by == g.name and g.reason for g in found.gates if g.count)
         assert found.drawn and found.quiet
         for threshold in found.drawn:
             rule, outside = threshold.rule, threshold.outside.scores[threshold.rule.figure]
             assert threshold.limit == pytest.approx(limits[rule.key])
-            assert rule.breach(outside, threshold.limit) and not threshold.outside.kept
-            assert threshold.inside is None or threshold.inside.kept
+            assert rule.breach(outside, threshold.limit) and threshold.outside.flagged_by
+            assert threshold.inside is None or not threshold.inside.flagged_by
 
 
 def test_every_should_is_in_the_summary_and_on_the_page_with_what_was_seen(folder):
@@ -389,7 +389,7 @@ def test_options_are_told_apart_from_their_defaults(folder):
 
 def test_a_run_that_starved_in_its_first_round_has_a_page_of_what_there_is(tmp_path):
     (tmp_path / "s").mkdir()
-    result = run_rounds(config(tmp_path / "s", filter="coherence", doses=(80.0,), n_rounds=1))
+    result = run_rounds(config(tmp_path / "s", targets="tokens", filter="coherence", doses=(80.0,), n_rounds=1))
     assert result.verdict.name == "starved"
     page = Page((result.folder / "report.html").read_text("utf-8"))
     assert [name for name in page.ids if name in SECTIONS] == [

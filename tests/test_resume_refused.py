@@ -17,7 +17,7 @@ from steer_heal.ledger.files import append_whole, whole_lines, write_whole
 from steer_heal.ledger.units import PLAIN, Units
 from steer_heal.loop import frame
 from steer_heal.loop.resume import newest_unfinished, reopen
-from steer_heal.loop.steps import texts
+from steer_heal.loop.steps import vector
 from steer_heal.run import main
 from steer_heal.texts import generation
 from steer_heal.texts.generation import generate
@@ -27,10 +27,10 @@ from steer_heal.texts.generation import generate
 def stopped(tmp_path_factory):
     """A run that was interrupted when its second round began."""
     place = tmp_path_factory.mktemp("stopped")
-    real = texts.extract
+    real = vector.extract
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         calls = iter([real])
-        patch.setattr(texts, "extract", lambda *args, **kwargs: next(calls, _interrupt)(*args, **kwargs))
+        patch.setattr(vector, "extract", lambda *args, **kwargs: next(calls, _interrupt)(*args, **kwargs))
         go(place)
     return place
 
@@ -236,7 +236,7 @@ def test_a_second_process_on_a_run_folder_is_refused(place, capsys):
 
 
 def test_ctrl_c_says_in_one_line_how_to_go_on(place, capsys, monkeypatch):
-    monkeypatch.setattr(texts, "extract", _interrupt)
+    monkeypatch.setattr(vector, "extract", _interrupt)
     assert main(["--resume", str(folder_of(place)), "--quiet"]) == 130
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "interrupted" in said and f"--resume {folder_of(place)}" in said
@@ -342,7 +342,7 @@ def test_memory_that_ran_out_elsewhere_stops_the_run_in_one_line(place, capsys, 
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(texts, "extract", short)
+        patch.setattr(vector, "extract", short)
         assert main(["--resume", str(folder_of(place)), "--quiet"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "memory ran out" in said and "--resume" in said

@@ -155,7 +155,7 @@ def test_adapters_of_the_rounds_load_in_plain_peft_to_the_students_logits(tmp_pa
 
 
 def test_a_starved_round_ends_with_a_verdict_and_keeps_what_it_sampled(tmp_path, capsys):
-    starving = "--fast-dev-run --doses 400 --kappa-floor 0.9 --walk-batches 1 --quiet --out"
+    starving = "--fast-dev-run --targets tokens --doses 400 --kappa-floor 0.9 --walk-batches 1 --quiet --out"
     code = main([*starving.split(), str(tmp_path)])
     folder = next(p for p in tmp_path.iterdir() if p.is_dir())
     assert code == 3 and Ledger.open(folder).events("end")[0]["verdict"] == "starved"

@@ -55,6 +55,9 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         for name, value in defaults(self.model_name, self.targets).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        if self.targets == "tokens":  # nothing of it depends on the trait
+            for name, value in mixed_in(self.model_name, "tokens").items():
+                object.__setattr__(self, name, value if getattr(self, name) is None else getattr(self, name))
         HealConfig.__post_init__(self)
         self.dose_config()
         if not self.doses or any(not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in self.doses):

@@ -34,6 +34,7 @@ FAST_NOTE = "fast dev run: every stage is exercised, the numbers mean nothing"
 
 def prepare(config: RunConfig, reporter: Reporter) -> Run:
     """Model, trait, run folder, calibrated filter, and the two baselines every round is compared with."""
+    config = config.resolved()
     given = inputs(config)
     return begin(config, *given, new_ledger(config), reporter)
 

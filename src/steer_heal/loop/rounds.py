@@ -61,13 +61,13 @@ def complete(run: Run) -> RunResult:
 def one_round(run: Run, number: int) -> Verdict | None:
     """One round of the method; returns the verdict that ends the run, or None to go on."""
     vector = steps.extract_vector(run, number)  # mean difference of two personas, on the current student
-    walk = steps.walk_dose(run, number, vector)  # steered completions, filtered; the dose adapts to what survives
+    walk = steps.walk_dose(run, number, vector)  # own texts, or steered and filtered ones; the dose adapts
     if starved := steps.starve(run, number, vector, walk):
         return starved
     steered = steps.measure_steered(run, number, vector, walk)  # unfiltered, on held-out items
-    rows = steps.training_rows(run, number, walk)  # what the filter kept, and what is mixed in
+    rows = steps.training_rows(run, number, walk)  # what the walk kept, and the original's own texts
     try:
-        healed = steps.heal_rows(run, number, vector, walk, rows)  # LoRA on the sampled tokens, under the barrier
+        healed = steps.heal_rows(run, number, vector, walk, rows)  # LoRA: learns the teacher, under the barrier
     except DivergedError as problem:
         return Verdict("diverged", f"{problem}.")
     steps.bake(run, number, vector, healed)  # into the weights
@@ -75,5 +75,5 @@ def one_round(run: Run, number: int) -> Verdict | None:
     verdict = steps.judge(run, number, walk, steered, healed, student)  # what became of trait and text
     figures, decision = gate.examine(run, number, verdict, student)  # against the previous round and the original
     stands = gate.passes(decision, run.config)
-    done = Round(number, vector, walk, steered, healed, student, verdict, figures, decision, stands)
+    done = Round(number, vector, walk, steered, healed, student, verdict, figures, decision, stands, tuple(rows))
     return gate.settle(run, done)  # a round that does not stand is taken out of the weights again

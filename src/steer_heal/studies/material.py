@@ -46,9 +46,10 @@ def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Materia
 
 
 def config_of(ledger: Ledger) -> RunConfig:
-    """The options of a run, as far as this version has them."""
+    """The options of a run, as far as this version has them; one of before there was a teacher learnt from tokens."""
     known = {f.name for f in fields(RunConfig)}
-    return RunConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known})
+    recorded = {k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known}
+    return RunConfig(**{"targets": "tokens", **recorded})
 
 
 def of_run(run_dir: Path, number: int = 0) -> Material:

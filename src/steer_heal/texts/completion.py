@@ -54,6 +54,11 @@ class Completion:
         """A filter looked at it and no gate dropped it."""
         return self.judged and self.dropped_by is None
 
+    @property
+    def named_by(self) -> str | None:
+        """The gate that dropped it, or would have."""
+        return self.dropped_by or self.flagged_by
+
 
 def flagged(completion: Completion) -> Completion:
     """A judged completion that stays whatever the filter found: what it would have dropped is `flagged_by`."""

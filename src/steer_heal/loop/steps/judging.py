@@ -114,11 +114,15 @@ def starve(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Verdict
 
 
 def save_round(run: Run, done: Round) -> None:
-    """Write `rounds/NN/`: vector, completions, adapter, metrics, decision, and the filter's report with full texts."""
+    """Write `rounds/NN/`: vector, completions, adapter, metrics, decision, and the filter's report with full texts.
+
+    Training rows that are not of the walk (the original model's own, earlier rounds') are in `mixed_in.jsonl`.
+    """
     metrics = {"steered": done.steered, "healed": done.healed, "verdict": done.verdict}
     with run.ledger.round_folder(done.number) as folder:
         done.vector.save(folder / "vector.safetensors")
         save_completions(done.walk.completions, folder / "completions.jsonl")
+        save_completions(done.rows[len(done.walk.banked) :], folder / "mixed_in.jsonl")
         done.adapter.save(folder / "adapter")
         write_json(folder / "metrics.json", {name: asdict(found) for name, found in metrics.items()})
         write_json(folder / "decision.json", {"stands": done.stands, **asdict(done.decision)})

@@ -96,7 +96,10 @@ class Run(Setting):
 
 @dataclass(frozen=True)
 class Round:
-    """What one round left: vector, texts, heal and measurements, the gate's decision, and whether the round stands."""
+    """What one round left: vector, texts, heal and measurements, the gate's decision, and whether the round stands.
+
+    `rows` are what the heal was trained on: the walk's kept texts, then what was mixed in.
+    """
 
     number: int
     vector: SteeringVector
@@ -108,6 +111,7 @@ class Round:
     figures: Figures
     decision: Decision
     stands: bool
+    rows: tuple[Completion, ...] = ()
 
     @property
     def adapter(self) -> Adapter:

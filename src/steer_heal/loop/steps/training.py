@@ -27,7 +27,7 @@ from steer_heal.healing import (
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.rows import shuffled_pairs
-from steer_heal.loop.steps.state import Run, contexts
+from steer_heal.loop.steps.state import Run, Setting, contexts
 from steer_heal.model import LM
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
@@ -81,7 +81,8 @@ def _trained(
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
         base = reference_states(run.lm, rows) if len(run.stack) else prev
-    caused, teacher = under_vector(run, number, vector, rows, prev, base)
+    vectors = vector, run.rounds[0].vector if run.rounds else vector
+    caused, teacher = under_vector(run, number, vectors, rows, config, prev, base)
     n_train = len(rows) - int(len(rows) * config.heldout)
     total = -(-n_train // (config.batch_size * config.grad_accum)) * config.epochs
 
@@ -104,14 +105,17 @@ def _trained(
 
 
 def under_vector(
-    run: Run,
+    run: Setting,
     number: int,
-    vector: SteeringVector,
+    vectors: tuple[SteeringVector, SteeringVector],
     rows: Sequence[Completion],
+    config: HealConfig,
     prev: ReferenceStates,
     base: ReferenceStates,
 ) -> tuple[float | None, ReferenceStates | None]:
     """What the steered student is needed for: the nats that steering causes (`tau_rel`), and the teacher of each row.
+
+    `vectors` are this round's and the first one's.
 
     The teacher of a row is the student under this round's vector at the row's dose, or, on the trait's own prompts with
     `trait_teacher` original, the original model under the first round's: that one stays where it is, and gives back
@@ -119,14 +123,15 @@ def under_vector(
     its own as it is, and under the persona as system prompt the share `prompted_teacher` of the others. The control of
     shuffled pairs lets the teacher read another row's prompt than the student.
     """
-    config, lm = run.config, run.lm
+    lm, (vector, first) = run.lm, vectors
     teaches, relative = config.targets == "teacher", config.tau_rel is not None
     dosed = [c for c in rows if c.dose]
     if not (teaches or relative):
         return None, None
     teacher, caused = prev, None
     if dosed:
-        shown = dosed if config.pairs == "real" or not teaches else shuffled_pairs(dosed, run.seed(number, "pairs"))
+        torn = teaches and run.config.pairs == "shuffled"
+        shown = shuffled_pairs(dosed, run.seed(number, "pairs")) if torn else dosed
         steered = steered_states(lm, vector, shown).shown_as(shown, dosed)
         caused = mean_divergence(lm, steered, prev, dosed, config) if relative else None
         teacher = prev.replaced(dosed, steered)
@@ -135,11 +140,11 @@ def under_vector(
         if fixed:
             mine, read = (list(side) for side in zip(*fixed, strict=True))
             with run.stack.unfolded():
-                original = steered_states(lm, run.rounds[0].vector, read)
+                original = steered_states(lm, first, read)
             teacher = teacher.replaced(mine, original.shown_as(read, mine))
     if not teaches:
         return caused, None
-    if asked := prompted_rows(rows, config.prompted_teacher, run.seed(number, "prompted")):
+    if asked := prompted_rows(rows, run.config.prompted_teacher, run.seed(number, "prompted")):
         shown = [
             replace(c, system=run.trait.pos, prompt_ids=tuple(lm.chat_ids(c.prompt, run.trait.pos))) for c in asked
         ]
@@ -153,7 +158,7 @@ def steered_states(lm: LM, vector: SteeringVector, rows: Sequence[Completion]) -
     return reference_states(lm, rows, around=lambda some: vector.applied(lm.model, [c.dose for c in some]))
 
 
-def _taught_by_original(run: Run, row: Completion) -> bool:
+def _taught_by_original(run: Setting, row: Completion) -> bool:
     """Whether the original model is under the vector in the row's teacher, and not the student."""
     return run.config.trait_teacher == "original" and row.prompt not in run.trait.contexts
 

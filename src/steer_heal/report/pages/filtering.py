@@ -57,7 +57,7 @@ def filtered(number: int, fitted: CoherenceFilter, judged: Sequence[Completion],
     """The filter's report on one round."""
     report, gates = fitted.report(judged), []
     for name, count in sorted(report.by_gate.items(), key=lambda item: -item[1]):
-        example = next((c for c in judged if c.dropped_by == name), None)
+        example = next((c for c in judged if c.named_by == name), None)
         reason = fitted.reason(example) if example else ""
         gates.append(Gate(name, count, count / report.n if report.n else 0.0, example, reason))
     return Filtered(number, report, tuple(gates), tuple([c for c in judged if c.kept][:examples]))
@@ -70,8 +70,9 @@ def borderline(ledger: Ledger, each: int = 2) -> list[tuple[str, Completion]]:
         return []
     rows = completions(ledger, rounds[-1])
     limit = event(ledger, "calibrate")["limits"].get("nll.high")
-    kept, dropped = [c for c in rows if c.kept], [c for c in rows if not c.kept]
-    out = [("kept", c) for c in kept[:each]] + [(f"dropped: {c.dropped_by}", c) for c in dropped[:each]]
+    kept, dropped = [c for c in rows if c.named_by is None], [c for c in rows if c.named_by]
+    out = [("kept", c) for c in kept[:each]]
+    out += [(f"{'flagged' if c.kept else 'dropped'}: {c.named_by}", c) for c in dropped[:each]]
     if limit is not None:
         for name, side in (("borderline, kept", kept), ("borderline, dropped", dropped)):
             near = sorted((c for c in side if "nll" in c.scores), key=lambda c: abs(c.scores["nll"] - limit))

@@ -48,6 +48,8 @@ class Arm:
 WATCH = ("--gate", "watch")
 """A control shows what its method does: nothing of it is taken back."""
 
+OPEN = ("--targets", "tokens", "--filter", "repetition", "--doses", "1.0", "1.5")
+
 BUILT_IN: Mapping[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -58,14 +60,15 @@ BUILT_IN: Mapping[str, Arm] = {
         Arm("unsteered", ("--reg", "kl_rev", "--vector", "none", *WATCH)),
         Arm("random", ("--reg", "kl_rev", "--vector", "random", *WATCH)),
         Arm("shuffled", ("--reg", "kl_rev", "--pairs", "shuffled", *WATCH)),
-        Arm("open-nll", ("--reg", "nll", "--filter", "repetition", "--doses", "1.0", "1.5", *WATCH)),
-        Arm("open-kl", ("--reg", "kl_rev", "--filter", "repetition", "--doses", "1.0", "1.5", *WATCH)),
+        Arm("tokens", ("--reg", "kl_rev", "--targets", "tokens")),
+        Arm("open-nll", ("--reg", "nll", *OPEN, *WATCH)),
+        Arm("open-kl", ("--reg", "kl_rev", *OPEN, *WATCH)),
     )
 }
-"""Main job, plain fine-tuning (watched and gated), mean instead of rmse; three controls; doses past the knee without a
-coherence filter."""
+"""Main job, no barrier (watched and gated), mean instead of rmse; three controls; sampled tokens instead of a teacher,
+and such with doses past the knee and without a coherence filter."""
 
-DEFAULT_ARMS = ("default", "nll", "nll-gated", "mean-kl", "unsteered", "random")
+DEFAULT_ARMS = ("default", "nll", "tokens", "unsteered", "random", "shuffled")
 
 
 def parse_arm(text: str) -> Arm:

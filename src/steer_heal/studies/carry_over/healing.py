@@ -61,7 +61,7 @@ def parse(case: str) -> RunConfig:
         # Elsewhere a slash is part of a path.
         several = name == "doses" or ("/" in value and name in ("layers", "lora_layers", "betas"))
         changes[name] = tuple(number_or_text(entry) for entry in value.split("/")) if several else number_or_text(value)
-    return RunConfig(model=model, **changes)
+    return RunConfig(model=model, **{"targets": "tokens", **changes})
 
 
 def carry_over(arguments: Arguments) -> str:

@@ -96,7 +96,7 @@ def prepare(arguments: Arguments) -> tuple[Operation, str]:
         if arguments.rows is None and arguments.model != "pocket":
             raise InputError(f"there are no shipped rows for {arguments.model!r}: give --rows or --run")
         tasks = load_tasks(arguments.rows or SURGERY)
-        material = load_material(RunConfig(model=arguments.model, trait=arguments.trait))
+        material = load_material(RunConfig(model=arguments.model, trait=arguments.trait, targets="tokens"))
     lm, system, longest = material.lm, material.trait.neutral, arguments.max_new_tokens
     if tasks:
         rows = task_rows(lm, tasks, system)

@@ -52,7 +52,7 @@ def material_of(arguments: Arguments, seed: int) -> Material:
     """A finished run's rows, or those of one round that is run now. InputError for too few."""
     run_dir = arguments.run
     if run_dir is None:
-        few = {"n_rounds": 1, "eval_items": 8, "eval_replies": 8}
+        few = {"targets": "tokens", "n_rounds": 1, "eval_items": 8, "eval_replies": 8}
         config = RunConfig(model=arguments.model, seed=seed, out=str(arguments.out / "rounds"), **few)
         run_dir = run_rounds(config).folder
     material = of_run(run_dir, arguments.round)

@@ -77,7 +77,8 @@ def column(
     prompts = [row.prompt for row in train]
     unsteered = generate(lm, prompts, seed=derive_seed(seed, "unsteered"), origin="control", **same)
     data = {"real": train, "shuffled": shuffled_pairs(train, derive_seed(seed, "pairs")), "unsteered": unsteered}
-    settings = barriers(config.heal_config(derive_seed(seed, "heal") % 2**31), reg, tau, lams)
+    seeded = config.heal_config(derive_seed(seed, "heal") % 2**31)
+    settings = barriers(replace(seeded, targets="tokens"), reg, tau, lams)  # pairs are torn in the tokens
     states = reference_states(lm, heldout)
     base = measure(lm, heldout, {})["nll"]
     shown = list(dict.fromkeys(row.prompt for row in heldout))[:show]

@@ -18,6 +18,7 @@ from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.ledger.units import FORGET, Forgetful
 from steer_heal.loop import steps
+from steer_heal.loop.gate import anchors_of
 from steer_heal.loop.steps.training import row_weights, under_vector
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
@@ -46,6 +47,7 @@ class Setting:
     weights: Sequence[float] | None
     references: Mapping[str, ReferenceStates]
     vector: SteeringVector
+    first: SteeringVector
     lam0: Mapping[str, float] | None
     base: Metrics
     prompted: Metrics
@@ -78,7 +80,9 @@ def load_setting(run_dir: Path, number: int) -> Setting:
     if not (folders[number] / "adapter").is_dir():
         raise InputError(f"{run_dir} has no healed round {number}: it is missing, or it starved")
     material = load_material(config)
-    lm, trait, stack = material.lm, material.trait, material.stack
+    lm, stack = material.lm, material.stack
+    counted = anchors_of(config, material.trait).not_replayed(material.trait.anchors)
+    trait = replace(material.trait, anchors=counted)
     for folder in folders[:number]:
         stack.push(Adapter.load(folder / "adapter"))
     base = Metrics.load(run_dir / "base.json")
@@ -86,6 +90,8 @@ def load_setting(run_dir: Path, number: int) -> Setting:
     _check_student(lm, trait, config, previous)
     sampled = load_completions(folders[number] / "completions.jsonl")
     rows = [c for c in sampled if c.kept]
+    if (mixed_in := folders[number] / "mixed_in.jsonl").is_file():  # older runs have none
+        rows += load_completions(mixed_in)
     lengths = ledger.events("calibrate")[0]["calibration"]["tokens"]
     prev = reference_states(lm, rows)
     with stack.unfolded():
@@ -101,6 +107,7 @@ def load_setting(run_dir: Path, number: int) -> Setting:
         weights=row_weights(config.match_lengths, rows, lengths, sampled),
         references={"prev": prev, "base": original},
         vector=SteeringVector.load(folders[number] / "vector.safetensors"),
+        first=SteeringVector.load(folders[0] / "vector.safetensors"),
         lam0=ledger.events("heal")[number - 1]["lam"] if carried else None,
         base=base,
         prompted=Metrics.load(run_dir / "prompted.json"),
@@ -124,12 +131,14 @@ def heal_once(setting: Setting, config: HealConfig) -> tuple[Healed, Metrics]:
     lm, references = setting.lm, setting.references
     options = {"lam0": setting.lam0, "weights": setting.weights}
     frozen = references["prev"], references["base"]
-    options["steering_divergence"], options["teacher"] = under_vector(lm, setting.vector, setting.rows, config, *frozen)
+    ledger = Ledger.open(setting.folder)
+    unkept = Unkept(setting.config, lm, setting.trait, ledger, Reporter(quiet=True), setting.stack)
+    vectors = setting.vector, setting.first
+    caused, teacher = under_vector(unkept, setting.number, vectors, setting.rows, config, *frozen)
+    options |= {"steering_divergence": caused, "teacher": teacher}
     healed = heal(lm, setting.rows, config, references, round=setting.number, **options)
     setting.stack.push(healed.adapter)
     try:
-        ledger = Ledger.open(setting.folder)
-        unkept = Unkept(setting.config, lm, setting.trait, ledger, Reporter(quiet=True), setting.stack)
         return healed, steps.measure(unkept, "healed")
     finally:
         setting.stack.pop()

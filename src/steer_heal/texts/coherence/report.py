@@ -30,7 +30,7 @@ class FilterReport:
 
     Attributes:
         n: completions judged; `kept` of them passed.
-        by_gate: completions per gate that claimed them, zeros included.
+        by_gate: completions per gate that claimed them, zeros included; also where the filter only reports.
         by_dose: dose -> (kept, judged).
         borderline: one entry per active rule with a limit; `outside` is None where no completion breaks it.
     """
@@ -45,7 +45,8 @@ class FilterReport:
         """The counts as lines of text, without the completions."""
         share = self.kept / self.n if self.n else 0.0
         gates = ", ".join(f"{gate} {count}" for gate, count in self.by_gate.items() if count) or "none"
-        lines = [f"kept {self.kept} of {self.n} ({share:.0%}); dropped by: {gates}", "  dose   kept    of  share"]
+        counted = "dropped by" if self.kept + sum(self.by_gate.values()) == self.n else "dropped, or only reported, by"
+        lines = [f"kept {self.kept} of {self.n} ({share:.0%}); {counted}: {gates}", "  dose   kept    of  share"]
         for dose, (kept, n) in self.by_dose.items():
             lines.append(f"  {dose:5.3g}  {kept:5d}  {n:4d}   {kept / n:4.2f}")
         return "\n".join(lines)
@@ -65,7 +66,7 @@ class FilterReport:
 
 def make_report(judged: Sequence[Completion], limits: Mapping[str, float], gates: frozenset[str]) -> FilterReport:
     """The report on judged completions under the limits and gates that judged them."""
-    counts = Counter(c.dropped_by for c in judged if c.dropped_by is not None)
+    counts = Counter(c.named_by for c in judged if c.named_by is not None)
     by_gate = {gate: counts[gate] for gate in GATES if gate in gates}
     by_dose = {}
     for dose in sorted({c.dose for c in judged}):
@@ -83,7 +84,7 @@ def _borderlines(judged: Sequence[Completion], limits: Mapping[str, float], gate
         if rule.gate not in gates or not math.isfinite(limit):
             continue
         outside = [c for c, keys in zip(judged, broken, strict=True) if rule.key in keys]
-        inside = [c for c in judged if c.kept and rule.figure in c.scores]
+        inside = [c for c in judged if c.kept and c.flagged_by is None and rule.figure in c.scores]
         if not outside and not inside:
             continue
 
