@@ -30,9 +30,10 @@ fast:
 train-pocket:
     uv run python scripts/train_pocket.py
 
-# ten rounds of the default run beside nll, mean KL and controls, and four without a filter; tables and plots of docs/results
+# six rounds of the default run, three beside no barrier, tokens and controls, and four without a filter; tables and plots
 results *options:
-    uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 10 --out out/results {{options}}
+    uv run python scripts/arms.py --arms default --seeds 20 21 22 --n-rounds 6 --out out/results {{options}}
+    uv run python scripts/arms.py --seeds 20 21 22 --n-rounds 3 --out out/controls {{options}}
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 4 --arms open-nll open-kl --out out/open {{options}}
 
 # what the filter does to labelled texts

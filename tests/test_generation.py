@@ -193,7 +193,9 @@ def test_all_kappas_of_a_walks_grid_share_one_batch_with_a_dose_per_row(tiny, ve
 
     monkeypatch.setattr(texts, "generate_requests", watched)
     monkeypatch.setattr(texts, "_walk_figures", lambda run, walk: {})
-    config = RunConfig(model="tiny-random", walk_mode="grid", walk_batch=24, n_min=28, max_new_tokens=4)
+    config = RunConfig(
+        model="tiny-random", targets="tokens", walk_mode="grid", walk_batch=24, n_min=28, max_new_tokens=4
+    )
     run = SimpleNamespace(
         config=config,
         lm=tiny,

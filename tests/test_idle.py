@@ -155,7 +155,7 @@ def test_a_heal_says_what_it_was_without_a_barrier(lm, data, prev):
     none = heal(lm, data, replace(QUICK, reg="nll", epochs=1), prev)
     fired = {**silent.figures, "prev_fired": 0.5}
     assert silent.plain == "The barrier never fired: this was plain fine-tuning."
-    assert none.plain == "There was no barrier: this was plain distillation."
+    assert none.plain == "There was no barrier: this was plain fine-tuning."
     assert replace(silent, config=replace(silent.config, targets="teacher")).plain.endswith("plain distillation.")
     assert replace(silent, figures=fired).plain == ""
     assert replace(silent, figures=fired, lam={"prev": 0.0}).plain.startswith("There was no barrier")
