@@ -46,6 +46,7 @@ def test_run_folder_holds_what_the_contract_names(finished):
         names = {p.name for p in round_folder.iterdir()}
         assert names == {
             "vector.safetensors",
+            "mixed_in.jsonl",
             "completions.jsonl",
             "adapter",
             "metrics.json",
