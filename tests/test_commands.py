@@ -257,7 +257,7 @@ def test_every_option_of_a_run_is_in_the_help_with_a_text_and_its_default(capsys
     assert [part.split()[0] for part in parts] == list(options)
     # Flag, kind, at least two words of text, and a default.
     assert all(re.search(r"\w{3,}.*\w{2,}.*\(default:", part.split(maxsplit=1)[1], re.DOTALL) for part in parts)
-    assert f"(default: pocket {defaults('pocket', 'teacher')['lr']}," in shown and "(default: 0.75)" in shown
+    assert f"(default: pocket {defaults('pocket', 'teacher')['lr']}," in shown and "(default: 0.6)" in shown
 
 
 def test_help_of_heal_config_explains_every_field():

@@ -199,6 +199,8 @@ def heal_by(pocket_run, monkeypatch, tmp_path):
 
     def go(make, **settings):
         prepared, vector, walk = pocket_run
+        while len(prepared.stack):  # of the test before
+            prepared.stack.pop()
         config = replace(prepared.config, **settings)
         ledger = Ledger.create(tmp_path, "run", config.to_dict())
         for event in prepared.ledger.events():
