@@ -23,8 +23,8 @@ LEFT, KEPT, VERDICT, GATE = 14, 7, 12, 9
 FIGURES = {"trait": "trait", "log-odds": "log-odds", "sentence ok": "sound", "4-grams": "4-grams", "fit": "fit"}
 """Columns of the table of measured models that a row has, and their heads here, where the line is short."""
 DECODE = (
-    "round: with the lowest and highest dose (kappa x --doses) of its kept texts; kept: of the sampled texts, by the "
-    "filter; then the healed student's figures on held-out items. {figures} gate: ? its interval crosses what is "
+    "round: with the lowest and highest dose (kappa x --doses) of its kept texts; kept: of the sampled texts; "
+    "then the healed student's figures on held-out items. {figures} gate: ? its interval crosses what is "
     "allowed; (brackets): only watched."
 )
 

@@ -43,7 +43,7 @@ def trajectory_plot(ledger: Ledger) -> Plot:
         keys.append(Key("healed", "hollow", "healed, reverted"))
     keys += [Key("base", "line", "base"), Key("prompted", "dotted", "persona as system prompt")]
     reading = (
-        "Each round steers the student, trains on what the filter kept, and measures both on the same held-out items. "
+        "Each round steers the student, trains on the round's texts, and measures both on the same held-out items. "
         "Bars are 95 % intervals of the paired difference to base. Steered falling under base in coherence is what "
         "there is to heal. " + legend(ledger.events(), "trajectory")
     )
