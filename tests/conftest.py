@@ -1,11 +1,14 @@
 """Shared fixtures: one thread for torch (tiny models are faster so, and other processes disturb them less)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from healing_data import completion
 
 import steer_heal.model
 from steer_heal.healing import reference_states
+from steer_heal.ledger import Ledger
 
 torch.set_num_threads(1)
 
@@ -32,3 +35,14 @@ def data(lm):
 def prev(lm, data):
     """Reference states of the model as it is before a heal."""
     return {"prev": reference_states(lm, data)}
+
+
+@pytest.fixture
+def run(prepared, tmp_path):
+    """A module's prepared run, with a ledger and a configuration of its own: `run(match_lengths="none")`."""
+
+    def of(**options):
+        config = replace(prepared[0].config, **options)
+        return replace(prepared[0], config=config, ledger=Ledger.create(tmp_path, "run", {}), rounds=[])
+
+    return of

@@ -10,7 +10,6 @@ from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import reference_states
 from steer_heal.healing.references import completion_key
-from steer_heal.ledger import Ledger
 from steer_heal.loop import rounds, steps
 from steer_heal.loop.gate import must_block_adapter
 from steer_heal.loop.steps.texts import text_prompts, within_reach
@@ -26,17 +25,6 @@ def prepared(tmp_path_factory):
     run = rounds.prepare(RunConfig(**FAST, out=str(tmp_path_factory.mktemp("out"))).resolved(), Reporter(quiet=True))
     vector = steps.extract_vector(run, 0)
     return run, vector, steps.walk_dose(run, 0, vector)
-
-
-@pytest.fixture
-def run(prepared, tmp_path):
-    """The prepared run with a ledger and a configuration of its own."""
-
-    def of(**options):
-        config = replace(prepared[0].config, **options)
-        return replace(prepared[0], config=config, ledger=Ledger.create(tmp_path, "run", {}), rounds=[])
-
-    return of
 
 
 def test_own_texts_are_the_plain_students_and_carry_their_teachers_dose(prepared):

@@ -33,17 +33,6 @@ def prepared(tmp_path_factory):
     return run, steps.extract_vector(run, 0)
 
 
-@pytest.fixture
-def run(prepared, tmp_path):
-    """The prepared run with a ledger and a configuration of its own: `run(match_lengths="none")`."""
-
-    def of(**options):
-        config = replace(prepared[0].config, **options)
-        return replace(prepared[0], config=config, ledger=Ledger.create(tmp_path, "run", {}), rounds=[])
-
-    return of
-
-
 def walk_of(completions, run):
     return Walk(tuple(completions), (), 1.0, False, run.config.dose_config())
 

@@ -1,6 +1,7 @@
 """Targets of a heal: tempering, mask and divergences against float64 autograd and closed forms."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, heal, reference_states
-from steer_heal.healing.targets import flattened, jensen_shannon, resolve_target, tempered
+from steer_heal.healing.targets import flattened, jensen_shannon, make_teacher, resolve_target, tempered
 from steer_heal.steering import extract
 from steer_heal.texts.generation import generate
 
@@ -211,6 +212,21 @@ def test_rows_may_have_a_teacher_of_their_own(tiny, taught):
     assert not torch.equal(teacher.of(rows[0]), prev.of(rows[0]))
     healed = heal(tiny, rows, config(epochs=1), {"prev": prev}, teacher=teacher)
     assert healed.figures["train_target_before"] > 0
+
+
+def test_rows_of_the_original_model_are_taught_as_they_are_and_others_masked_and_flattened(tiny, taught):
+    rows, prev, vector = taught
+    states = steered(tiny, rows, vector, 4.0)
+    teacher = make_teacher(config(target_plausibility=0.2, target_temperature=2.0), states, prev)
+
+    def target(row):
+        return teacher.at([row]).log_probabilities(tiny.head, slice(None))
+
+    plain, theirs = (tiny.head(found.of(rows[0])).log_softmax(-1) for found in (prev, states))
+    torch.testing.assert_close(target(replace(rows[0], origin="base")), theirs)
+    bent = flattened(tempered(theirs, plain, 1.0, 0.2), 2.0)
+    torch.testing.assert_close(target(rows[0]), bent)
+    assert (bent - theirs).abs().max() > 0.1
 
 
 def test_a_teacher_and_its_option_are_asked_for_together(tiny, taught):

@@ -63,8 +63,8 @@ class SteeringOptions:
         doses: Doses of the training texts, times the vector and kappa; they should straddle the knee.
         target_kl: Nats (rmse over a reply's tokens) that dose 1 causes, found anew each round; 0: raw vector.
         text_temperature: Sampling temperature of the training texts; under 1 every round sharpens the student.
-        diversity_gain: Feedback on that temperature: it rises by this times the share of base's distinct 4-grams that
-            the student has lost; 0: none.
+        diversity_gain: Feedback on that temperature, with a teacher on its target's: it rises by this times the share
+            of base's distinct 4-grams that the student has lost; 0: none.
         text_top_p: Top-p of the training texts; under 1 it sharpens too.
         text_min_p: Min-p of the training texts: a token needs this share of the likeliest one's probability, after the
             temperature; it keeps hot texts sound.

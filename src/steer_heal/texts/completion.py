@@ -24,10 +24,11 @@ class Completion:
         token_ids: the sampled ids themselves, the end-of-turn token included when the reply ended.
         text: the ids decoded, special tokens left out.
         finished: the reply ended by itself; False means it was cut by length.
-        dose: steering dose it was sampled at, in multiples of the vector (0: not steered).
+        dose: steering dose it was sampled at, in multiples of the vector (0: not steered); of an `own` one its
+            teacher's.
         seed: seed of the batch it was sampled in.
         row: position of the prompt in the list that was asked for.
-        origin: `steered`, `base` (the original model's own, unsteered) or `control`.
+        origin: `steered`, `own` (the student's, unsteered), `base` (the original model's, unsteered) or `control`.
         scores: figures the filter measured, by name.
         dropped_by: name of the gate that dropped it; None if it passed or was not judged yet.
         flagged_by: name of the gate that would have dropped it, where the filter only reports (see `flagged`).
