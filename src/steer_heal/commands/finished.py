@@ -14,7 +14,7 @@ import tyro
 
 from steer_heal.commands.folders import complete, finished_run, fold_result, load_model, read_object, runs_in
 from steer_heal.commands.options import console, shown
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, printable
 from steer_heal.ledger import Ledger
 
 LEGEND = (
@@ -49,7 +49,7 @@ class Report:
         except OSError as problem:
             raise InputError(f"run folder {self.run!r}: cannot be written ({problem.strerror})") from problem
         for path in written:
-            print(path)
+            print(printable(str(path)))
         return 0
 
 
@@ -88,7 +88,7 @@ class Export:
             raise InputError(f"--to {self.to!r} cannot be written ({problem.strerror}): choose another") from problem
         kind = "merged model" if self.merged else f"PEFT adapter for {lm.name}"
         rounds = ", ".join(map(str, ledger.events("end")[-1]["folded"]))
-        print(f"{target}: {kind}, rounds {rounds}; loaded again, logits agree")
+        print(printable(f"{target}: {kind}, rounds {rounds}; loaded again, logits agree"))
         return 0
 
 

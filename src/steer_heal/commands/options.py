@@ -109,9 +109,9 @@ def print_help(kind: type, prog: str, about: str | None = None) -> None:
 
 def console(width: int) -> Console:
     """Where a command prints; `width` columns where there is no terminal."""
-    from rich.console import Console  # a mistyped name is answered without it
+    from steer_heal.terminal import Terminal  # a mistyped name is answered without it
 
-    return Console(highlight=False, width=None if Console().is_terminal else width)
+    return Terminal(width)
 
 
 def parse(kind: type[Parsed], argv: Sequence[str], prog: str) -> Parsed:

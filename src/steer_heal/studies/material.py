@@ -15,6 +15,7 @@ import torch
 
 from steer_heal import model as models
 from steer_heal.config import RunConfig
+from steer_heal.config.leave import check_leave
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.healing.bake import AdapterStack
@@ -48,6 +49,7 @@ def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Materia
 def config_of(ledger: Ledger) -> RunConfig:
     """The options of a run, as far as this version has them; one of before there was a teacher learnt from tokens."""
     known = {f.name for f in fields(RunConfig)}
+    check_leave(ledger.config, {}, ledger.folder)
     recorded = {k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known}
     return RunConfig(**{"targets": "tokens", **recorded})
 
