@@ -174,7 +174,7 @@ def _extract(console: Console, e: dict) -> None:
         "the vectors of two halves of the contexts; held-out AUC: how well it tells the personas apart on contexts "
         "that it was not made from (0.5 = not at all)."
     )
-    if e["round"]:
+    if e["round"] and e["cosine_first"] is not None:
         console.print(f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}.")
 
 

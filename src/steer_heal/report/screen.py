@@ -19,7 +19,7 @@ from steer_heal.report.expectations import Found
 from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, legend, result_line
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "red"}
-LEFT, KEPT, VERDICT, GATE = 14, 7, 12, 9
+LEFT, KEPT, VERDICT, GATE = 14, 7, 13, 9
 """Widths of what stands in a row beside the figures; with these it fits 80 columns."""
 FIGURES = {"trait": "trait", "log-odds": "log-odds", "sentence ok": "sound", "4-grams": "4-grams", "fit": "fit"}
 """Columns of the table of measured models that a row has, and their heads here, where the line is short."""
