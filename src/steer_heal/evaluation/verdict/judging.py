@@ -84,8 +84,8 @@ class Verdict:
 def judge_round(evidence: Evidence, rules: Rules | None = None) -> Verdict:
     """Verdict of one round. Floors come before everything else: a broken model has no trait worth reading.
 
-    Order: starved, collapsed, unfit, shorter, moved against, no-op, inconclusive / undone, broad, throttled, then healed
-    / unhealed / moved.
+    Order: starved, collapsed, unfit, shorter, moved against, no-op, inconclusive / undone, broad, throttled, then
+    healed / unhealed / moved.
     """
     rules = rules or Rules()
     if evidence.student is None or (evidence.needed is not None and (evidence.kept or 0) < evidence.needed):
