@@ -5,6 +5,7 @@ Knows nothing of the stages: the loop is replayed, and finds its results in the 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,6 +69,9 @@ def _check(ledger: Ledger) -> None:
             raise InputError(f"{folder!r} is finished: its result is in summary.md, there is nothing to resume")
         raise InputError(f"{folder!r} has no committed results (units/): it was made by a version without --resume")
     recorded = ledger.check_record()
+    threads = recorded.get("cpu_threads")
+    if type(threads) is int and 0 < threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)  # as the run chose them; this process has not chosen yet
     if other := other_bits(recorded):
         raise InputError(
             f"{folder!r} would go on with other bits ({other}): go back to what it was, or start a new run"

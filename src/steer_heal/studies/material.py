@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-
 from steer_heal import model as models
 from steer_heal.config import RunConfig
 from steer_heal.config.leave import check_leave
@@ -21,6 +19,7 @@ from steer_heal.evaluation import Metrics
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import LM
+from steer_heal.model.memory import choose_threads
 from steer_heal.texts.completion import Completion, load_completions
 from steer_heal.trait import Trait, default_trait
 
@@ -38,10 +37,9 @@ class Material:
 
 def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Material:
     """Load the model and trait that a configuration names."""
-    if config.threads or config.model_name in ("pocket", "tiny-random"):
-        torch.set_num_threads(config.threads or 1)
     names = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
     lm = models.load(config.model_name, **{name: getattr(config, name) for name in names})
+    choose_threads(lm.model, config.threads)
     trait = Trait.load(config.trait or default_trait(config.model_name))
     return Material(config, lm, trait, AdapterStack(lm.model), tuple(rows))
 
