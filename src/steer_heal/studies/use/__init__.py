@@ -2,3 +2,7 @@
 
 Knows nothing of how they were trained.
 """
+
+from steer_heal.studies.use.command import Arguments, use_adapters
+
+__all__ = ["Arguments", "use_adapters"]

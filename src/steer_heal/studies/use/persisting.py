@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from steer_heal.evaluation import Metrics, Shift, compare, evaluate
 from steer_heal.healing import HealConfig, heal
 from steer_heal.healing.bake import AdapterStack
@@ -110,4 +112,4 @@ def share(part: Pair, whole: Pair, figure: str) -> Estimate | None:
     if not found:
         return None
     clusters, a, b, c, d = zip(*found, strict=True)
-    return paired_ratio([y - x for x, y in zip(a, b, strict=True)], [y - x for x, y in zip(c, d, strict=True)], clusters)
+    return paired_ratio(np.subtract(b, a), np.subtract(d, c), clusters)
