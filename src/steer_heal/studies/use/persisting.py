@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Pair:
     before: tuple[Metrics, ...]
     after: tuple[Metrics, ...]
 
-    @property
+    @cached_property
     def shift(self) -> Shift:
         """Paired, clustered by item and prompt over the seeds."""
         return compare(joined(self.before), joined(self.after))
