@@ -22,6 +22,7 @@ LEGEND = (
     "All figures are of the best standing round's student, a dash where none stands. trait: share of held-out "
     "free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, nats; both against the "
     "run's own base, paired, with 95 % intervals over items, not over seeds; sentence ok: share of sound sentences; "
+    "coherence: that, or without a checker the share of replies that neither loop nor surprise the original; "
     "4-grams: distinct ones; words: per reply; KL to base: on the training texts, nats per token; reverted: rounds "
     "that the gate took out again."
 )
@@ -152,6 +153,7 @@ def figures(ledger: Ledger) -> dict[str, str]:
         "trait": told["trait"],
         "trait - base": interval(shift.get("free_trait")),
         "log-odds - base": interval(shift.get("log_odds")),
+        "coherence - base": interval(shift.get("coherence"), 3),
         **{head: told[head] for head in ("sentence ok", "4-grams", "words", "fit")},
         "KL to base": number(heal["figures"].get("kl_base_after") if heal else None),
         "reverted": str(sum(not e["stands"] for e in ledger.events("gate"))),

@@ -219,7 +219,8 @@ class Ledger:
             raise InputError(f"{path} {CHANGED}")
 
     def append_result(self, row: Mapping[str, object]) -> None:
-        """Add one line to `results.tsv` beside the runs; a new file gets the header first.
+        """Add one line to `results.tsv` beside the runs; a new file gets the header first. Lines under another header
+        are put under this one.
 
         A run that goes on replaces its own line, which begins with the folder's name.
         """
@@ -227,11 +228,14 @@ class Ledger:
         handle = os.open(path.parent, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)  # other runs may end at the same time
-            lines = whole_lines(path) or ["\t".join(row)]
+            head, *lines = whole_lines(path) or ["\t".join(row)]
+            if (names := head.split("\t")) != list(row):  # written by a version with other columns
+                old = [dict(zip(names, line.split("\t"), strict=False)) for line in lines]
+                lines = ["\t".join(cells.get(name, "") for name in row) for cells in old]
             if self.replayed:
                 lines = [line for line in lines if line.split("\t")[0] != self.folder.name]
             lines.append("\t".join(_cell(value) for value in row.values()))
-            write_text(path, "\n".join(lines) + "\n")
+            write_text(path, "\n".join(["\t".join(row), *lines]) + "\n")
         finally:
             os.close(handle)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.evaluation.anchors import Halves
+from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
@@ -79,7 +80,7 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Halves, ledger: Ledger
     prompted = steps.measure(setting, "prompted", system=trait.pos)
     ledger.write_once("base.json", base.to_json())
     ledger.write_once("prompted.json", prompted.to_json())
-    ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
+    ledger.record("baseline", base=summary(base, base), prompted=summary(prompted, base))
     measured = {"filter": fitted, "base": base, "prompted": prompted, "captured": captured, "replayable": replayable}
     return Run(**vars(setting), **measured, kappa=config.kappa_start)
 
@@ -97,11 +98,11 @@ def finish(
 
     student = next((r.healed for r in run.rounds if r.number == best), None)
     compared = against(run, student, len(run.stack), controls)
-    states = {"base": run.base.summary()}
+    states = {"base": summary(run.base, run.base)}
     for r in run.rounds:
-        states[f"{r.number} steered"] = r.steered.summary()
-        states[f"{r.number} healed{'' if r.stands else ' (reverted)'}"] = r.healed.summary()
-    states["prompted"] = run.prompted.summary()
+        states[f"{r.number} steered"] = summary(r.steered, run.base)
+        states[f"{r.number} healed{'' if r.stands else ' (reverted)'}"] = summary(r.healed, run.base)
+    states["prompted"] = summary(run.prompted, run.base)
     states |= {f"control: {row['name']}, {row['rounds']} rounds": row["state"] for row in compared[1:] if row["state"]}
     run.ledger.record(
         "end",

@@ -15,6 +15,7 @@ from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
 from steer_heal.report.screen import asides
 from steer_heal.report.tables import (
+    NO_CHECKER,
     against_legend,
     against_table,
     counted,
@@ -27,6 +28,7 @@ from steer_heal.report.tables import (
     state_legend,
     state_table,
     vignette_table,
+    without_checker,
 )
 from steer_heal.texts.coherence.rules import from_text
 
@@ -305,6 +307,8 @@ def _end(console: Console, e: dict) -> None:
     narrow = [[cell.replace(" [", "\n[") for cell in row] for row in compared]
     console.print(table("the result against the prompted model and controls", heads, narrow))
     console.print(against_legend(e), markup=False)
+    if without_checker(e["trajectory"][0]["state"]):
+        console.print(NO_CHECKER, markup=False, style="yellow")
     _headed(console, f"verdict: {e['verdict']}", f". {in_words(e['text'])}")
     if e["ended_by"]:
         console.print(f"ended early: {in_words(e['ended_by'])}", markup=False)

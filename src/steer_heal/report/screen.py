@@ -16,12 +16,30 @@ from rich.text import Text
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
-from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, legend, result_line
+from steer_heal.report.tables import (
+    NO_CHECKER,
+    STATE,
+    TONES,
+    counted,
+    in_words,
+    interval,
+    kept_doses,
+    legend,
+    result_line,
+    without_checker,
+)
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "red"}
 LEFT, KEPT, VERDICT, GATE = 14, 7, 13, 9
 """Widths of what stands in a row beside the figures; with these it fits 80 columns."""
-FIGURES = {"trait": "trait", "log-odds": "log-odds", "sentence ok": "sound", "4-grams": "4-grams", "fit": "fit"}
+FIGURES = {
+    "trait": "trait",
+    "log-odds": "log-odds",
+    "sentence ok": "sound",
+    "coherent": "coherent",
+    "4-grams": "4-grams",
+    "fit": "fit",
+}
 """Columns of the table of measured models that a row has, and their heads here, where the line is short."""
 DECODE = (
     "round: with the lowest and highest dose (kappa x --doses) of its kept texts; kept: of the sampled texts; "
@@ -149,6 +167,8 @@ class Screen:
         if e["controls"] != "all":
             told.append("No controls (--controls all): this run alone does not show that the method moved the trait.")
         self.console.print(" ".join(told), markup=False)
+        if without_checker(best["base"]):
+            self._line(NO_CHECKER, "yellow", wrapped=True)
 
     def _line(self, text: str, style: str | None = None, wrapped: bool = False) -> None:
         self.console.print(text, markup=False, style=style, soft_wrap=not wrapped)

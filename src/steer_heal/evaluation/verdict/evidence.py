@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, compare, retain
-from steer_heal.evaluation.shift import coherent
-from steer_heal.evaluation.text import mean
+from steer_heal.evaluation.shift import coherence
 from steer_heal.statistics import Estimate, paired_ratio
 
 SHAPE = ("words", "distinct4", "token_entropy")
@@ -95,7 +94,7 @@ class Cost:
 
 def cost(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> Cost:
     """What a student's text costs (see `Cost`)."""
-    lost = mean(coherent(base, base)) - mean(coherent(student, base))
+    lost = coherence(base, base) - coherence(student, base)
     grams = 1 - shape(base, student, prompted).get("distinct4", 1.0)
     further = 0.0 if None in (base.nll, student.nll) else student.nll - base.nll
     return Cost(*(max(0.0, figure) for figure in (lost, grams, further)))
@@ -124,9 +123,9 @@ def gather(
     healed = None if student is None else compare(base, student)
     free = above.free_trait is not None and (healed is None or healed.free_trait is not None)
     return Evidence(
-        base_coherence=mean(coherent(base, base)),
-        steered_coherence=mean(coherent(steered, base)),
-        student_coherence=None if student is None else mean(coherent(student, base)),
+        base_coherence=coherence(base, base),
+        steered_coherence=coherence(steered, base),
+        student_coherence=None if student is None else coherence(student, base),
         steered=above.free_trait if free else above.log_odds,
         student=None if healed is None else healed.free_trait if free else healed.log_odds,
         training=training_trait - base.free_trait if free and training_trait is not None else None,

@@ -12,6 +12,7 @@ from functools import partial
 from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics, compare, evaluate
 from steer_heal.evaluation.measuring import Scorer
+from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, cost, gather, judge_round, judge_run
 from steer_heal.evaluation.verdict import Round as JudgedRound
 from steer_heal.healing import Healed
@@ -72,7 +73,7 @@ def measure_student(run: Run, number: int, steered: Metrics) -> Metrics:
     run.ledger.record(
         "evaluate",
         number,
-        **{name: state.summary() for name, state in states.items()},
+        **{name: summary(state, run.base) for name, state in states.items()},
         steered_dose=steered.dose,
         shift=asdict(compare(run.base, student)),
         step=asdict(compare(run.previous, student)),

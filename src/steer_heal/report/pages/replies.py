@@ -11,7 +11,7 @@ from steer_heal.evaluation import Metrics, ReplyRow
 from steer_heal.ledger import Ledger
 from steer_heal.model.chat import fill_persona
 from steer_heal.report.headline import event
-from steer_heal.report.pages.folder import Measured, base_of, measured
+from steer_heal.report.pages.folder import Measured, base_of, measured, shown_round
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,12 @@ class Diary:
 
 def side_by_side(ledger: Ledger) -> Shown:
     """Every held-out prompt with the replies of base, and of the result's round, or else of the last measured one."""
-    base, number = base_of(ledger), event(ledger, "end")["best_round"]
-    rounds = [e["round"] for e in ledger.events("evaluate")]
-    if not rounds:
+    base, shown = base_of(ledger), shown_round(ledger)
+    if shown is None:
         told = "No round came to a measurement: these are the original model's replies alone."
         return Shown(told, tuple(SideBySide(asked(base, b), (of_base(b),)) for b in base.replies))
-    shown = measured(ledger, rounds[-1] if number is None else number)
     told = f"Steered and healed of round {shown.number}, the run's result."
-    if number is None:
+    if event(ledger, "end")["best_round"] is None:
         told = f"No round stands; steered and healed are those of the last measured round, {shown.number}."
     rows = zip(base.replies, shown.steered.replies, shown.healed.replies, strict=True)
     return Shown(told, tuple(SideBySide(asked(base, b), (of_base(b), *pair(shown, s, h))) for b, s, h in rows))

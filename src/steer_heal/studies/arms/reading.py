@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from steer_heal.evaluation import Metrics
-from steer_heal.evaluation.shift import coherent
+from steer_heal.evaluation.shift import coherence
 from steer_heal.evaluation.text import mean
 from steer_heal.ledger import Ledger
 from steer_heal.studies.material import read_round
@@ -176,7 +176,7 @@ def figures(state: State, base: State) -> dict[str, float | None]:
     sentence_ok: sound sentences; without a checker: replies that neither loop nor surprise the original.
     """
     now, then = state.metrics, base.metrics
-    sound, sound_base = mean(coherent(now, then)), mean(coherent(then, then))
+    sound, sound_base = coherence(now, then), coherence(then, then)
     off = [abs(now.off_categories[name].log_odds - found.log_odds) for name, found in then.off_categories.items()]
     shift = now.log_odds - then.log_odds
     return {
