@@ -19,9 +19,9 @@ def said(*texts):
 
 
 def test_z_of_a_word_by_hand():
-    """Monroe et al.: 30 of 100 words against 10 of 100, prior 50: a = 50 * 40 / 200 = 10."""
+    """Monroe et al.: 30 of 100 words against 10 of 100, prior .25: a = 10 of 50."""
     before, after = Counter(kind=10, rest=90), Counter(kind=30, rest=70)
-    (kind,) = [term for term in terms(before, after, prior=50) if term.text == "kind"]
+    (kind,) = [term for term in terms(before, after, prior=0.25) if term.text == "kind"]
     delta = math.log(40 / 110) - math.log(20 / 130)
     assert (kind.before, kind.after, kind.log_odds) == (10, 30, pytest.approx(delta))
     assert kind.z == pytest.approx(delta / math.sqrt(1 / 40 + 1 / 20))

@@ -18,8 +18,8 @@ from steer_heal.evaluation.shift import REACH, same_items
 from steer_heal.statistics import Estimate, paired_difference
 from steer_heal.texts.coherence.repetition import words_of
 
-PRIOR = 500.0
-"""Words of pooled text that each side is given before it is counted; it holds rare words near 0."""
+PRIOR = 0.1
+"""Share of both sides' counts together that each is given before it is counted; it holds rare words near 0."""
 LEAST_Z = 2.0
 """|z| from which on a term is listed."""
 QUOTED = re.compile(r'["“«]([^"“”«»\n]*)["”»]?')
@@ -96,16 +96,16 @@ def terms(before: Counter, after: Counter, prior: float = PRIOR) -> tuple[Term, 
     """Terms whose frequency surely changed, from the most increased to the most decreased by z.
 
     Log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, "Fightin' words", equations 15
-    to 22): with counts y, totals n and prior a_w = `prior` * share of w in both texts, delta = log((y' + a) / (n' + A -
+    to 22): with counts y, totals n and prior a = `prior` * (y + y'), A = its sum, delta = log((y' + a) / (n' + A -
     y' - a)) - log((y + a) / (n + A - y - a)), variance 1 / (y' + a) + 1 / (y + a). z treats words as independent draws;
     they are not, and many are compared, so a z of 2 is a hint and no test.
     """
     pooled = before + after
-    totals, share = (before.total(), after.total()), prior / max(pooled.total(), 1)
+    totals = np.array([before.total(), after.total()]) + prior * pooled.total()
     found = []
     for term, n in pooled.items():
-        said = np.array([before[term], after[term]]) + n * share
-        odds = np.log(said / (np.array(totals) + prior - said)) if len(pooled) > 1 else np.zeros(2)
+        said = np.array([before[term], after[term]]) + prior * n
+        odds = np.log(said / (totals - said)) if len(pooled) > 1 else np.zeros(2)
         delta = float(odds[1] - odds[0])
         found.append(Term(term, before[term], after[term], delta, delta / float(np.sqrt((1 / said).sum()))))
     return tuple(sorted((t for t in found if abs(t.z) >= LEAST_Z), key=lambda t: (-t.z, t.text)))

@@ -210,7 +210,7 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
             "survival": number(walk["survival"], 2),
             "kept": f"{walk['kept']}/{walk['sampled']}",
             "trait of kept": number(walk["trait_kept"], 2),
-            "sound of kept": number(walk["sentence_ok_kept"], 2),
+            "sound of kept": number(walk.get("sentence_ok_kept"), 2),
             "tokens": lengths(e["heal"]),
             "nll held-out": " -> ".join(nll),
             "fired": fired(e["heal"]),
