@@ -48,6 +48,10 @@ ladder:
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
 
+# adapters in use: scaled, two traits at once, argued against, trained on; default runs of two traits come first
+use:
+    uv run python scripts/use.py --seeds 20 21 22
+
 # run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py

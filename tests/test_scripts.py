@@ -24,6 +24,7 @@ TYPED = {
     "readme": (["--chek"], "did you mean --check?"),
     "notebook": (["--timeout", "soon"], "--timeout soon: give a whole number"),
     "steering_pictures": (["--ot", "x"], "did you mean --out?"),
+    "use": (["--scale", "1"], "did you mean --scales?"),
     "train_pocket": (["--only", "al"], "--only al: give one of all, train, checks, traits, surgery"),
 }
 
