@@ -265,7 +265,7 @@ def _evaluate(console: Console, e: dict) -> None:
         s = e[name]
         console.print(
             f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
-            f"nats, sentence ok {interval(s['sentence_ok'], 3)}; off-target log-odds "
+            f"nats, coherence {interval(s['coherence'], 3)}; off-target log-odds "
             + (", ".join(f"{name} {interval(found)}".rstrip() for name, found in s["off_target"].items()) or "-")
         )
     if shifts := vignette_table([e]):
