@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from steer_heal.evaluation.text import mean
+from steer_heal.ledger import plain
 from steer_heal.report.tables import interval, number
 from steer_heal.studies.arms.reading import State, anchors_kept, figures
 from steer_heal.studies.use.measuring import BOTH, Used
@@ -49,8 +50,8 @@ def figure_cells(pair: Pair, whole: Pair, figure: str, label: str) -> dict[str, 
     moved, part = getattr(pair.shift, figure), share(pair, whole, figure)
     return {
         label: " -> ".join(number(level, 2, signed=figure == "log_odds") for level in levels),
-        f"{label} moved": interval(moved and asdict(moved)),
-        f"{label} share": interval(part and asdict(part)),
+        f"{label} moved": interval(plain(moved and asdict(moved))),
+        f"{label} share": interval(plain(part and asdict(part))),
     }
 
 
@@ -79,7 +80,7 @@ def line(points: Mapping[float, float]) -> tuple[bool, float]:
 def scale_lines(done: Sequence[Used]) -> str:
     """Per seed: monotone or not, how straight, and the scales at which the text is coherent."""
     lines = []
-    for used in done:
+    for used in done if len(done[0].scaled) > 1 else ():
         rises, r2 = line({scale: pair.after[0].log_odds for scale, pair in used.scaled.items()})
         sound = {scale: shape(pair)["sentence_share"] for scale, pair in used.scaled.items()}
         fine = [f"{scale:g}" for scale in sorted(sound) if sound[scale] is not None and sound[scale] >= SOUND]
