@@ -105,7 +105,17 @@ class LM:
         """
         if not user.strip():
             raise InputError("a prompt is empty: give every prompt at least one word")
-        user, system = fill_persona(user, system)
+        key = user, system, getattr(self.tokenizer, "chat_template", None)
+        if (ids := self._rendered.get(key)) is None:
+            ids = self._rendered[key] = self._render(*fill_persona(user, system))
+        return ids
+
+    @cached_property
+    def _rendered(self) -> dict[tuple[str | None, ...], tuple[int, ...]]:
+        """Prompts rendered before: an evaluation asks the same ones of every state of the model."""
+        return {}
+
+    def _render(self, user: str, system: str | None) -> tuple[int, ...]:
         ids = render(self.tokenizer, user, system)
         check_known(self.tokenizer, user, self.name)
         if len(ids) >= self.context_length:
