@@ -42,7 +42,7 @@ def walk_of(completions, run):
 
 
 def test_a_round_begins_with_the_states_that_the_student_it_began_on_was_left_with(prepared, run, monkeypatch):
-    now, vector, measured = run(), prepared[1], []
+    now, vector, measured = replace(run(), states={}), prepared[1], []
     of_student = training.student_states
 
     def counted(*given):
