@@ -19,8 +19,8 @@ from steer_heal.studies.arena.methods.learned_vector import learn_vector
 from steer_heal.studies.arena.methods.preference import Pair, prefer
 from steer_heal.texts.completion import Completion
 
-SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-"""Strengths: a factor on the whole change of weights, or the dose of a vector."""
+SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+"""Strengths: a factor on the whole change of weights, or the dose of a vector; an arm goes up until its text breaks."""
 RATES = (4e-4, 1.25e-3, 4e-3)
 """Learning rates of which an arm has its best (seeds 0 to 2); the middle one is the product's."""
 

@@ -37,8 +37,10 @@ class Curve:
     spent: Spent
 
 
-COARSE = (0.5, 0.75, 1.0, 1.5)
+COARSE = (0.5, 0.75, 1.0, 1.5, 2.5, 4.0)
 """Strengths at which a learning rate is judged."""
+BROKEN = 0.85
+"""Share of base's sound sentences or anchors under which nothing stronger is measured: no figure is read off there."""
 
 
 def measured(arm: Arm, config: RunConfig, sizes: Sizes, out: Path, rate: float | None = None) -> Curve:
@@ -64,9 +66,18 @@ def measured(arm: Arm, config: RunConfig, sizes: Sizes, out: Path, rate: float |
         dial = arm.make(prepared(), rate or arm.rate or 0.0)
         dial.save(place)
     base = _point(out / f"seed-{config.seed}" / f"base-{sizes.items}-{sizes.replies}", 0.0, None, prepared)
-    strengths = arm.strengths if rate is None else COARSE
-    points = [_point(place / f"at-{strength:g}", strength, dial, prepared) for strength in strengths]
-    return Curve(arm.name, config.seed, (base, *points), dial.spent)
+    points = [base]
+    for strength in arm.strengths if rate is None else COARSE:
+        points.append(_point(place / f"at-{strength:g}", strength, dial, prepared))
+        if broken(points[-1].metrics, base.metrics):
+            break
+    return Curve(arm.name, config.seed, tuple(points), dial.spent)
+
+
+def broken(metrics: Metrics, base: Metrics) -> bool:
+    """Whether a state has clearly left the coherence at which arms are compared."""
+    pairs = ((metrics.sentence_ok, base.sentence_ok), (metrics.anchors_right, base.anchors_right))
+    return any(old is not None and new < BROKEN * old for new, old in pairs)
 
 
 def _point(stem: Path, strength: float, dial: Dial | None, prepared) -> Point:

@@ -25,12 +25,12 @@ def draw(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
     names = [name for name in curves if name != PROMPT]
     for i, name in enumerate(names):
         read = [rows_of(curve) for curve in curves[name]]
-        x = np.array([r.choice.mean(1) - r.choice[0].mean() for r in read])
-        y = np.array([r.sound.mean(1) / r.sound[0].mean() for r in read])
+        n = min(len(r.strengths) for r in read)  # as far as the arm went on every seed
+        x = np.array([r.choice[:n].mean(1) - r.choice[0].mean() for r in read])
+        y = np.array([r.sound[:n].mean(1) / r.sound[0].mean() for r in read])
         strong = name == PRODUCT
         colour = "black" if strong else colormaps["tab20"](i % 20)
         axis.plot(x.mean(0), y.mean(0), "-o", ms=3, lw=2.5 if strong else 1.3, color=colour, label=name, zorder=3)
-        # Both axes vary: a quadrilateral from each seed's line would hide the others, so a band in y at the mean x.
         axis.fill_between(x.mean(0), y.min(0), y.max(0), color=colour, alpha=0.12, lw=0)
     if PROMPT in curves:
         read = [rows_of(curve) for curve in curves[PROMPT]]

@@ -86,24 +86,24 @@ def recipe_table(names: Sequence[str]) -> str:
 
 
 def curve_table(curves: Mapping[str, Sequence[Curve]]) -> str:
-    """Every arm at every strength, means over seeds."""
+    """Every arm at every strength up to where its text broke, means over the seeds that went so far."""
     rows = []
     for name, several in curves.items():
         read = [rows_of(curve) for curve in several]
-        for i, strength in enumerate(read[0].strengths):
-            if i == 0:
-                continue
-            shifts = [r.choice[i].mean() - r.choice[0].mean() for r in read]
+        for i in range(1, max(len(r.strengths) for r in read)):
+            some = [r for r in read if i < len(r.strengths)]
+            shifts = [r.choice[i].mean() - r.choice[0].mean() for r in some]
             rows.append(
                 {
                     "arm": name,
-                    "strength": f"{strength:g}",
+                    "strength": f"{some[0].strengths[i]:g}",
+                    "seeds": str(len(some)),
                     "log-odds shift": f"{fmean(shifts):+.2f} ({min(shifts):+.2f} to {max(shifts):+.2f})",
-                    "free text": f"{fmean(float(np.nanmean(r.free[i])) for r in read):.2f}",
-                    "sound": f"{fmean(r.sound[i].mean() / r.sound[0].mean() for r in read):.3f}",
-                    "anchors": f"{fmean(_ratio(r.right, i) for r in read):.2f}",
-                    "4-grams": f"{fmean(r.whole['4-grams'][i] for r in read):.2f}",
-                    "KL neutral": f"{fmean(r.whole['KL'][i] for r in read):.3f}",
+                    "free text": f"{fmean(float(np.nanmean(r.free[i])) for r in some):.2f}",
+                    "sound": f"{fmean(r.sound[i].mean() / r.sound[0].mean() for r in some):.3f}",
+                    "anchors": f"{fmean(_ratio(r.right, i) for r in some):.2f}",
+                    "4-grams": f"{fmean(r.whole['4-grams'][i] for r in some):.2f}",
+                    "KL neutral": f"{fmean(r.whole['KL'][i] for r in some):.3f}",
                 }
             )
     return markdown(rows)
