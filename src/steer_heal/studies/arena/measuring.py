@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer_heal.config import RunConfig
+from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.ledger import write_json
 from steer_heal.ledger.files import write_whole
@@ -66,6 +67,10 @@ def measured(arm: Arm, config: RunConfig, sizes: Sizes, out: Path, rate: float |
         dial = arm.make(prepared(), rate or arm.rate or 0.0)
         dial.save(place)
     base = _point(out / f"seed-{config.seed}" / f"base-{sizes.items}-{sizes.replies}", 0.0, None, prepared)
+    if not base.metrics.sentence_ok:
+        raise InputError(
+            f"{config.model_name} says no sound sentence, so there is no coherence to keep: train it first"
+        )
     points = [base]
     for strength in arm.strengths if rate is None else COARSE:
         points.append(_point(place / f"at-{strength:g}", strength, dial, prepared))
