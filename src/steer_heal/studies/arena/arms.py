@@ -22,7 +22,9 @@ from steer_heal.texts.completion import Completion
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 """Strengths: a factor on the whole change of weights, or the dose of a vector; an arm goes up until its text breaks."""
 RATES = (4e-4, 1.25e-3, 4e-3)
-"""Learning rates of which an arm has its best (seeds 0 to 2); the middle one is the product's."""
+"""Learning rates of which an arm has its best; the middle one is the product's."""
+LOWER = (4e-5, 1.3e-4, 4e-4)
+"""Those of preferences, which break the text at the others."""
 
 
 @dataclass(frozen=True)
@@ -216,12 +218,12 @@ ARMS: Mapping[str, Arm] = {
         Arm("exact-bake", exact_bake, "the vector in the biases", "no training"),
         Arm("sft", imitation, "nll on persona replies", rate=1.25e-3),
         Arm("distil-off", distil_off_policy, "context distillation, forward KL (arXiv 2209.15189)", rate=1.25e-3),
-        Arm("distil-on", distil_on_policy, "context distillation, on-policy (arXiv 2602.12275)", rate=1.25e-3),
+        Arm("distil-on", distil_on_policy, "context distillation, on-policy (arXiv 2602.12275)", rate=4e-4),
         Arm("contrastive", contrastive, "contrastive weights (arXiv 2511.05408)", "two adapters", rate=1.25e-3),
-        Arm("dpo", prefer_persona, "DPO, persona over opposite (arXiv 2305.18290)", "pairs, 7 epochs", rate=1.25e-3),
-        Arm("dpo-steered", prefer_steered, "DPO, steered over counter-steered", "pairs, 7 epochs", rate=1.25e-3),
+        Arm("dpo", prefer_persona, "DPO, persona over opposite (arXiv 2305.18290)", "pairs, 7 epochs", 4e-4, LOWER),
+        Arm("dpo-steered", prefer_steered, "DPO, steered over counter-steered", "pairs, 7 epochs", 4e-4, LOWER),
         Arm("reft-r1", learned, "ReFT-r1 (arXiv 2501.17148)", "trains 1 vector", rate=1e-2, rates=(3e-3, 1e-2, 3e-2)),
-        Arm("steered-on", steered_on_policy, "steered self-distillation (arXiv 2606.02530)", rate=1.25e-3),
+        Arm("steered-on", steered_on_policy, "steered self-distillation (arXiv 2606.02530)", rate=4e-4),
         Arm("tokens", product("tokens"), "steer_heal --targets tokens", "its own gate; tokens kept by its filter"),
         Arm(PRODUCT, product("teacher"), "steer_heal, the default", "a quarter more rows, of the original"),
     )

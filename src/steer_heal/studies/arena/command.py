@@ -14,6 +14,7 @@ from pathlib import Path
 
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
+from steer_heal.ledger import write_json
 from steer_heal.studies.arena.arms import ARMS, PRODUCT, PROMPT
 from steer_heal.studies.arena.equal import at_equal_coherence
 from steer_heal.studies.arena.ground import Sizes
@@ -104,10 +105,18 @@ def written(arguments: Arguments, curves: dict[str, list[Curve]], watch: Stopwat
         f"steps for every arm; {PRODUCT}: its default. {watch} on {arguments.workers or cores()} cores, without what "
         "was finished before."
     )
-    parts = [about, verdict(found), main_table(curves, found), LEGEND, recipe_table(list(curves)), curve_table(curves)]
+    parts = {
+        "about": about,
+        "verdict": verdict(found),
+        "table": main_table(curves, found),
+        "legend": LEGEND,
+        "recipes": recipe_table(list(curves)),
+        "curves": curve_table(curves),
+    }
     write_csv(arguments.out / "arena.csv", csv_rows(curves))
+    write_json(arguments.out / "arena.json", parts)
     draw(curves, arguments.out / "arena.png")
-    return write_page(arguments.out / "arena.md", *parts)
+    return write_page(arguments.out / "arena.md", *parts.values())
 
 
 def tuned(arguments: Arguments, watch: Stopwatch) -> str:
@@ -150,7 +159,7 @@ def run(arguments: Arguments, jobs: Sequence[Job], some: Sizes) -> dict[Job, Cur
 
     Raises what a job raised, after the running ones have ended; the same command goes on from there.
     """
-    workers = min(arguments.workers or cores(), len(jobs))
+    workers = max(1, min(arguments.workers or cores(), len(jobs)))
     done: dict[Job, Curve] = {}
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     os.environ.update(one)
