@@ -216,10 +216,10 @@ ARMS: Mapping[str, Arm] = {
     for arm in (
         Arm(PROMPT, prompted, "persona as system prompt", strengths=(1.0,)),
         Arm("exact-bake", exact_bake, "the vector in the biases", "no training"),
-        Arm("sft", imitation, "nll on persona replies", rate=1.25e-3),
+        Arm("sft", imitation, "nll on persona replies", rate=4e-3),
         Arm("distil-off", distil_off_policy, "context distillation, forward KL (arXiv 2209.15189)", rate=1.25e-3),
         Arm("distil-on", distil_on_policy, "context distillation, on-policy (arXiv 2602.12275)", rate=4e-4),
-        Arm("contrastive", contrastive, "contrastive weights (arXiv 2511.05408)", "two adapters", rate=1.25e-3),
+        Arm("contrastive", contrastive, "contrastive weights (arXiv 2511.05408)", "two adapters", rate=4e-4),
         Arm("dpo", prefer_persona, "DPO, persona over opposite (arXiv 2305.18290)", "pairs, 7 epochs", 4e-4, LOWER),
         Arm("dpo-steered", prefer_steered, "DPO, steered over counter-steered", "pairs, 7 epochs", 4e-4, LOWER),
         Arm("reft-r1", learned, "ReFT-r1 (arXiv 2501.17148)", "trains 1 vector", rate=1e-2, rates=(3e-3, 1e-2, 3e-2)),
