@@ -48,6 +48,10 @@ ladder:
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
 
+# every method a user could pick instead, at equal coherence: table, curves, plot; about 40 minutes on 2 cores
+arena *options:
+    uv run python scripts/arena.py {{options}}
+
 # run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py
