@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from steer_heal.loop.calibration import Calibration, calibrate
     from steer_heal.loop.rounds import run_rounds
     from steer_heal.loop.steps import RunResult
-    from steer_heal.model import LM, load
+    from steer_heal.model import LM, load, wrap
     from steer_heal.steering import SteeringVector, extract
     from steer_heal.texts.coherence import CoherenceFilter
     from steer_heal.texts.completion import Completion, load_completions, save_completions
@@ -65,6 +65,7 @@ __all__ = [
     "run_rounds",
     "save_completions",
     "walk_c",
+    "wrap",
 ]
 
 __getattr__, __dir__ = lazily(__name__)

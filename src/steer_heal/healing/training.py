@@ -15,7 +15,7 @@ from torch import Tensor
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import stack_of
-from steer_heal.healing.barriers import check_head, scheduled_lam, update_lam
+from steer_heal.healing.barriers import scheduled_lam, update_lam
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.figures import epoch_row, heal_figures
 from steer_heal.healing.lora import Lora, injected, seeded
@@ -24,12 +24,12 @@ from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
 from steer_heal.healing.result import DivergedError, Healed
 from steer_heal.healing.targets import Teacher, make_teacher
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm, check_head
 from steer_heal.texts.completion import Completion
 
 
 def heal(
-    lm: LM,
+    lm: GivenLM,
     completions: Sequence[Completion],
     config: HealConfig | None = None,
     references: Mapping[str, ReferenceStates] | None = None,
@@ -72,6 +72,7 @@ def heal(
             linear map with scale and soft cap; a model that carries PEFT layers.
         DivergedError: a loss or gradient that is not finite; names the step and the rows, holds the last good adapter.
     """
+    lm = as_lm(lm)
     config = config or HealConfig()
     if seed is not None:
         config = replace(config, seed=seed)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from steer_heal.errors import InputError
-from steer_heal.model.language_model import LM
+from steer_heal.model.language_model import LM, checked
 from steer_heal.model.names import check_name
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
@@ -44,7 +44,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -65,8 +65,13 @@ def load(
 
     Raises:
         InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer,
-            an impossible temperature or top_p.
+            an impossible temperature or top_p, an unknown layout of blocks or head.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load takes a name or a folder, not {type(name).__name__}: wrap(model, tokenizer) takes a model"
+        )
+    name = str(name)
     where = resolve_device(device)
     dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
@@ -76,9 +81,7 @@ def load(
         source = WEIGHTS if name == "pocket" else name
         model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
-    lm = LM(model, tokenizer, name)
-    _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
-    return lm
+    return checked(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in the middle of a run
 
 
 def resolve_device(device: str) -> torch.device:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM
-from steer_heal.model.structure import text_config
+from steer_heal.model.structure import evaluating, text_config
 
 
 class _LastBlockReached(Exception):
@@ -122,7 +122,7 @@ def _run_up_to(lm: LM, readers: dict[int, Callable[[Tensor], None]], last: int, 
     with ExitStack() as hooks:
         for i in {*readers, last}:
             hooks.callback(lm.blocks[i].register_forward_hook(hook_for(i)).remove)
-        with suppress(_LastBlockReached):
+        with suppress(_LastBlockReached), evaluating(lm.base):
             lm.backbone(**inputs)
 
 

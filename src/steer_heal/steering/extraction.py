@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.model import LM, length_batches
+from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.model.depth import pick_layers
 from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
@@ -35,11 +35,11 @@ def contexts_sha256(contexts: Sequence[str]) -> str:
 
 @torch.no_grad()
 def extract(
-    lm: LM,
+    lm: GivenLM,
     pos: str,
     neg: str,
     contexts: Sequence[str],
-    layers: Sequence[float] | str = DEFAULT_BAND,
+    layers: int | Sequence[float] | str | None = None,
     position: str = "last",
     replies: Sequence[str] | None = None,
     batch_tokens: int = 8192,
@@ -55,8 +55,8 @@ def extract(
     Args:
         pos, neg: system prompts, direct opposites on one axis, of the same length and form.
         contexts: user turns; diverse ones, from many domains, else the direction fits their format.
-        layers: block indices, a band of relative depth as two fractions, or `auto`: measure every block and choose
-            (see `choose_band`); the reason is in the vector's provenance.
+        layers: a block, several, a band of relative depth as two fractions (None: `DEFAULT_BAND`), or `auto`: measure
+            every block and choose (see `choose_band`); the reason is in the vector's provenance.
         position: token the state is read at: `last` (the assistant tag, which produces the first reply token),
             `last_content` (the last token of the user turn) or `reply` (mean over the tokens of `replies`).
         replies: one assistant reply per context, for `position="reply"`.
@@ -69,6 +69,8 @@ def extract(
         InputError: fewer than 2 contexts, equal personas, a context longer than the model takes, an unknown position
             or other option, with `auto` no reliable block.
     """
+    lm = as_lm(lm)
+    layers = DEFAULT_BAND if layers is None else layers
     _check(pos, neg, contexts, layers, position, replies, too_long)
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
@@ -131,7 +133,8 @@ def _check(pos, neg, contexts, layers, position, replies, too_long) -> None:
         raise InputError("position 'reply' goes with one reply per context, the other positions with none")
 
 
-def _as_asked(layers: Sequence[float]) -> str:
+def _as_asked(layers: int | Sequence[float]) -> str:
+    layers = (layers,) if isinstance(layers, int) else layers
     given = ", ".join(f"{x:g}" for x in layers)
     return f"as asked: {'depth' if any(isinstance(x, float) for x in layers) else 'blocks'} {given}"
 

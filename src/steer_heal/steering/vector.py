@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model import text_config, unwrap
+from steer_heal.model import LM, text_config, unwrap
 from steer_heal.steering.injector import steered
 
 
@@ -82,6 +82,8 @@ class SteeringVector:
             raise InputError("a steering vector needs at least one block")
         if not all(torch.isfinite(v).all() for v in self.vectors.values()):
             raise InputError("the steering vector is not finite: check the model's dtype and the contexts")
+        if not any(v.any() for v in self.vectors.values()):
+            raise InputError("the steering vector is zero everywhere: the two sides do not differ at these blocks")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -156,7 +158,7 @@ class SteeringVector:
     @contextmanager
     def applied(
         self,
-        model: nn.Module,
+        model: nn.Module | LM,
         dose: float | Sequence[float] | Float[Tensor, " batch"] = 1.0,
         scope: str = "all",
         prompt_lengths: Sequence[int] | None = None,
@@ -164,7 +166,7 @@ class SteeringVector:
         """Within this context plain transformers calls on `model` are steered: block output + dose * vector.
 
         Args:
-            model: a transformers model, PEFT-wrapped or not.
+            model: an `LM`, or a transformers model, PEFT-wrapped or not.
             dose: multiples of the vector; one for all rows or one per row. Rows repeated by `num_return_sequences`
                 take their prompt's dose.
             scope: `all` positions; `generated`: those that produce a reply token, that is the last prompt token and
