@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from steer_heal.model import LM, text_config
+from steer_heal.model import LM
 from steer_heal.model.tiny import tiny_tokenizer
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gemma3_text", "gemma3", "gpt2", "gpt_neox")

@@ -97,7 +97,7 @@ def heal(
                 on_step(row)
         lora.load(adapter)
         after = measure(lm, completions, references, teacher=taught)
-    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"])
+    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"]) | {"reach": lora.reach}
     return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
 
 
@@ -182,8 +182,9 @@ def _diverged(step: int, what: str, rows: Sequence[int], adapter: Adapter | None
 def _check_all_moved(lora: Lora) -> None:
     still = [name for name, b in lora.b.items() if not b.any()]
     if still:
-        raise RuntimeError(
-            f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step that had one"
+        raise InputError(
+            f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step that had one: "
+            f"leave such modules out (exclude_modules {' '.join(sorted({n.rpartition('.')[2] for n in still}))})"
         )
 
 

@@ -115,7 +115,7 @@ def extract(
         n_skipped=len(contexts) - len(pairs),
         reason=reason,
     )
-    return SteeringVector({i: vectors[i] for i in chosen}, provenance, quality)
+    return SteeringVector({i: vectors[i] for i in chosen}, provenance, quality).check()
 
 
 def _check(pos, neg, contexts, layers, position, replies, too_long) -> None:

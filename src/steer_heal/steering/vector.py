@@ -82,12 +82,18 @@ class SteeringVector:
             raise InputError("a steering vector needs at least one block")
         if not all(torch.isfinite(v).all() for v in self.vectors.values()):
             raise InputError("the steering vector is not finite: check the model's dtype and the contexts")
-        if not any(v.any() for v in self.vectors.values()):
-            raise InputError("the steering vector is zero everywhere: the two sides do not differ at these blocks")
 
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted(self.vectors))
+
+    def check(self) -> SteeringVector:
+        """The same. Raises InputError when it is zero everywhere: it would steer nowhere, without a word."""
+        if not any(v.any() for v in self.vectors.values()):
+            raise InputError(
+                f"the steering vector is zero at all of its blocks {self.layers}: the two sides do not differ"
+            )
+        return self
 
     def flat(self) -> Float[Tensor, " entries"]:
         """All blocks' directions as one vector, in block order."""
@@ -176,10 +182,10 @@ class SteeringVector:
                 taken as a prompt.
 
         Raises:
-            InputError: another width or number of blocks, an unknown scope, a nested use on the same model.
+            InputError: a zero vector, another width or number of blocks, an unknown scope, a nested use on one model.
         """
         base = unwrap(model)
-        self._check_fits(base)
+        self.check()._check_fits(base)
         with steered(base, self.vectors, dose, scope, prompt_lengths):
             yield
 
