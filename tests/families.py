@@ -18,7 +18,7 @@ SMALL = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
     "moe_k": 2, "moe_topk": 2, "top_k_experts": 2, "n_shared_experts": 1, "num_shared_experts": 1, "n_group": 1,
     "topk_group": 1, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "expert_ffn_hidden_size": 16,
-    "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4,
+    "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 4,
     "v_head_dim": 8, "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_expand": 2,
     "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 16,
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
@@ -26,7 +26,14 @@ SMALL = {
 }  # fmt: skip
 """Sizes by the names that configurations give them; a family takes those that it knows."""
 OWN: dict[str, dict[str, object]] = {
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "codegen": {"rotary_dim": 8},
+    "falcon_h1": {"mamba_d_ssm": 64, "lm_head_multiplier": 2.5},
     "gpt2": {"n_inner": 64},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "gptj": {"rotary_dim": 8},
+    "recurrent_gemma": {"logits_soft_cap": 3.0},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
 }
 """What a family needs otherwise."""
 

@@ -1,6 +1,7 @@
 """A model that is in memory already: what every stage takes for one, in whatever mode and wrapping; what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from families import make
 from healing_data import QUICK, bits, completion, equal
 
 import steer_heal as sh
+from steer_heal.healing.lora import linear_names
+from steer_heal.loop import rounds
 from steer_heal.model import check_head, completion_logprobs
 from steer_heal.model.names import check_name
 
@@ -139,9 +142,8 @@ def test_a_vector_is_applied_to_an_lm_as_to_its_model(lm):
 def test_a_compiled_model_has_the_names_of_the_plain_one(lm):
     compiled = sh.wrap(torch.compile(lm.model), lm.tokenizer, lm.name)
     assert compiled.base is lm.base
-    data = [completion(lm, i, 6) for i in range(6)]
-    adapter = sh.heal(compiled, data, QUICK, {"prev": sh.reference_states(compiled, data)}).adapter
-    assert adapter == sh.heal(lm, data, QUICK, {"prev": sh.reference_states(lm, data)}).adapter
+    assert linear_names(compiled, (0.3, 0.7)) == linear_names(lm, (0.3, 0.7))
+    assert torch.equal(extracted(compiled).flat(), extracted(lm).flat())
     lm.model.model.layers[0].mlp = torch.compile(lm.model.model.layers[0].mlp)
     one_line(lambda: sh.wrap(lm.model, lm.tokenizer), "compiled", "as a whole")
 
@@ -205,12 +207,19 @@ def test_options_that_follow_the_model_follow_the_one_given():
     assert other.for_model("mine") is other
 
 
-def test_rounds_run_on_a_model_and_a_trait_in_memory(lm, tmp_path):
-    from dataclasses import replace
+def test_rounds_begin_with_the_model_and_the_trait_given(lm, tmp_path, monkeypatch):
+    class Begun(Exception):
+        pass
 
-    trait = replace(sh.Trait.load("pocket-care"), name="own", neutral="you are here.")
-    config = sh.RunConfig(fast_dev_run=True, n_rounds=1, replay=0, out=str(tmp_path))
-    result = sh.run_rounds(config, lm=(lm.model, lm.tokenizer), trait=trait)
-    recorded = json.loads((result.folder / "config.json").read_text())
-    assert (recorded["model"], recorded["trait"]) == ("Qwen3ForCausalLM", "own")
-    assert result.run.lm.model is lm.model and result.run.trait.neutral == "you are here." and len(result.rounds) == 1
+    def begin(*given):
+        raise Begun(*given)
+
+    monkeypatch.setattr(rounds, "begin", begin)
+    trait = replace(sh.Trait.load("pocket-care"), name="own")
+    config = sh.RunConfig(fast_dev_run=True, replay=0, out=str(tmp_path))
+    with pytest.raises(Begun) as caught:
+        sh.run_rounds(config, lm=(lm.model, lm.tokenizer), trait=trait)
+    used, used_lm, used_trait, _, ledger, _ = caught.value.args
+    assert used_lm.model is lm.model and used_trait.name == "own" and used_trait.contexts == trait.contexts
+    recorded = json.loads((ledger.folder / "config.json").read_text())
+    assert recorded["model"] == used.model == "Qwen3ForCausalLM" and recorded["trait"] == "own"

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -88,7 +88,7 @@ def seeded(seed: int, round: int, purpose: str) -> torch.Generator:
 
 
 PLAIN = (nn.Linear.forward, Conv1D.forward)
-"""Forward passes that are a plain linear map; a router that inherits from Linear has its own."""
+"""Forward passes that are known to be a plain linear map."""
 PAIRS = ("w1", "w3", "gate_proj", "up_proj")
 """PEFT refuses one of such a pair without the other where it takes both for an expert's fused weight."""
 BYPASSED = ("dt_proj",)
@@ -117,9 +117,12 @@ def linear_names(
                 raise InputError(
                     f"{lm.name}: block {i} already carries a PEFT adapter: merge it first (merge_and_unload)"
                 )
-            if type(module).forward in PLAIN:
+            if isinstance(module, nn.Linear | Conv1D):
                 found[f"{lm.blocks_path}.{i}.{name}"] = module
-    users = Counter(id(m.weight) for _, m in base.named_modules(remove_duplicate=False) if type(m).forward in PLAIN)
+    found = _plain_maps(lm, found)
+    users = Counter(
+        id(m.weight) for _, m in base.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear | Conv1D)
+    )
     kept = _kept_by_peft(base, {name.rpartition(".")[2] for name in found})
     names = [
         name
@@ -132,6 +135,26 @@ def linear_names(
     if not names:
         raise InputError(f"{lm.name}: the blocks of {layers} have no linear layers to adapt")
     return names
+
+
+@torch.no_grad()
+def _plain_maps(lm: LM, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those whose output is W x + b: a router that inherits from Linear has a forward pass of its own, and is tried."""
+    odd, plain = {name: m for name, m in modules.items() if type(m).forward not in PLAIN}, set()
+
+    def note(name: str, module: nn.Linear, given: tuple[Tensor, ...], output: object) -> None:
+        fits = module.weight.is_floating_point() and module.weight.shape == (module.out_features, module.in_features)
+        if fits and isinstance(output, Tensor):
+            expected = nn.functional.linear(given[0], module.weight, module.bias)
+            if output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-3):
+                plain.add(name)
+
+    with ExitStack() as hooks:
+        for name, module in odd.items():
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+        if odd:
+            lm.hidden_states(lm.pad_left([list(lm.eos_ids or {lm.pad_id}) * 2]))
+    return {name: module for name, module in modules.items() if name not in odd or name in plain}
 
 
 def _is_one_of(name: str, endings: Sequence[str]) -> bool:
