@@ -8,10 +8,12 @@ import pytest
 import torch
 from families import make
 from healing_data import QUICK, bits, completion, equal
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import steer_heal as sh
 from steer_heal.healing.lora import linear_names
 from steer_heal.loop import rounds
+from steer_heal.loop.gate import must_block_adapter
 from steer_heal.model import check_head, completion_logprobs
 from steer_heal.model.names import check_name
 
@@ -199,6 +201,22 @@ def test_a_model_loaded_by_path_exports_as_one_loaded_by_string(lm, tmp_path):
     stack.push(adapter)
     stack.export_peft(tmp_path / "out")
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == str(folder)
+
+
+def test_a_checkpoint_that_reads_pictures_too_loads_and_exports_as_its_own_class(tiny, tmp_path):
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text, vision = LlamaConfig(**size, vocab_size=481), CLIPVisionConfig(**size, image_size=28, patch_size=14)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_id=480))
+    for part in (model, tiny.tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    lm = sh.load(tmp_path / "model")
+    assert type(lm.model) is LlavaForConditionalGeneration and "vision" not in lm.blocks_path
+    stack = sh.AdapterStack(lm)
+    stack.push(must_block_adapter(lm))
+    stack.export_merged(tmp_path / "merged", lm)
+    again, ids = sh.load(tmp_path / "merged"), torch.tensor([lm.chat_ids("Hi")])
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(ids).logits, lm.model(ids).logits)
 
 
 def test_options_that_follow_the_model_follow_the_one_given():

@@ -91,8 +91,8 @@ PLAIN = (nn.Linear.forward, Conv1D.forward)
 """Forward passes that are known to be a plain linear map."""
 PAIRS = ("w1", "w3", "gate_proj", "up_proj")
 """PEFT refuses one of such a pair without the other where it takes both for an expert's fused weight."""
-BYPASSED = ("dt_proj",)
-"""Linear layers whose weight state-space blocks multiply themselves: an adapter beside it is never run."""
+BYPASSED = {"dt_proj", "indexer"}
+"""Parts of names: state-space blocks multiply this weight themselves, and what an indexer picks has no gradient."""
 REFUSED = {kind: {"out_proj"} for kind in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")}
 """By model type, what PEFT refuses to adapt: fused kernels take the weight past the adapter."""
 
@@ -130,7 +130,8 @@ def linear_names(
         if users[id(module.weight)] == 1
         and name.rpartition(".")[2] in kept
         and (not wanted or _is_one_of(name, wanted))
-        and not _is_one_of(name, (*BYPASSED, *left_out))
+        and not BYPASSED & set(name.split("."))
+        and not _is_one_of(name, left_out)
     ]
     if not names:
         raise InputError(f"{lm.name}: the blocks of {layers} have no linear layers to adapt")

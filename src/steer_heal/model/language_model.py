@@ -6,7 +6,7 @@ Knows nothing of steering and training. Nothing here changes the user's tokenize
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
-from steer_heal.model.structure import Head, evaluating, find_blocks, find_head, text_config, unwrap
+from steer_heal.model.structure import (
+    Head,
+    block_states,
+    evaluating,
+    find_backbone,
+    find_blocks,
+    find_head,
+    text_config,
+    unwrap,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,7 @@ class LM:
     @property
     def backbone(self) -> nn.Module:
         """The model without its output head; its last hidden state is what the head reads."""
-        return self.base.base_model
+        return find_backbone(self.base)
 
     @cached_property
     def head(self) -> Head:
@@ -194,9 +203,26 @@ def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
 
 def checked(lm: LM) -> LM:
     """The same, once its blocks and its head were found to be what the library knows. Raises InputError if not."""
-    _ = lm.blocks_path
+    check_blocks(lm)
     check_head(lm)
     return lm
+
+
+@torch.no_grad()
+def check_blocks(lm: LM) -> None:
+    """Raises InputError unless every block hands on one hidden state per position, once in a forward pass."""
+    seen: list[tuple[int, ...]] = []
+    with ExitStack() as hooks:
+        for block in lm.blocks:
+            hook = block.register_forward_hook(lambda module, given, output: seen.append(block_states(output).shape))
+            hooks.callback(hook.remove)
+        lm.hidden_states(lm.pad_left([[lm.pad_id] * 3] * 2))
+    if set(seen) != {(2, 3, lm.width)} or len(seen) != len(lm.blocks):
+        shapes = " and ".join(sorted({str(tuple(shape)) for shape in seen}))
+        raise InputError(
+            f"{lm.name}: {len(seen)} outputs of its {len(lm.blocks)} blocks in a pass, shaped {shapes} and not "
+            f"(2, 3, {lm.width}): steering does not know this layout, use another model"
+        )
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     Raises InputError for a model that is incomplete, of another kind, or whose tokenizer is another model's.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
@@ -148,7 +148,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
     try:
         with _without_warnings():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = _kind(config).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -182,6 +182,19 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             "the tokenizer belongs to another model"
         )
     return model.to(device).eval(), tokenizer
+
+
+def _kind(config) -> type:
+    """The automatic class of a causal language model, or of one that reads pictures too, whose text part is used."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def set_sampling(model, temperature: float | None, top_p: float | None) -> None:

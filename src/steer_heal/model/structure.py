@@ -40,8 +40,8 @@ class Head:
 
 SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 """Names under which configurations have a factor on the logits: Cohere's, Falcon-H1's, Muse's."""
-CAPS = ("final_logit_softcapping", "logits_soft_cap")
-"""Names of a soft cap: Gemma's, RecurrentGemma's."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names of a soft cap: Gemma's, RecurrentGemma's, xLSTM's."""
 
 
 def unwrap(model: object) -> nn.Module:
@@ -66,6 +66,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in trained:
             module.training = True
+
+
+def find_backbone(model: nn.Module) -> nn.Module:
+    """The model without its output head; Llama 4's text model does not name it by its prefix."""
+    found = model.base_model
+    return getattr(model, "model", model) if found is model else found
+
+
+def block_states(output: object) -> Tensor:
+    """The hidden states among what a decoder block returns: alone, or first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def text_config(model: nn.Module):

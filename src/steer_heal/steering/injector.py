@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model import find_blocks
+from steer_heal.model.structure import block_states, find_backbone, find_blocks
 
 SCOPES = ("all", "generated", "prompt")
 _steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -39,7 +39,7 @@ def steered(
         # A forward pass that was compiled before does not notice new hooks: it would silently go on unsteered.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         # The backbone sees every call, whether it comes through the whole model, generate() or directly.
-        before = base.base_model.register_forward_pre_hook(injector.before_forward, with_kwargs=True)
+        before = find_backbone(base).register_forward_pre_hook(injector.before_forward, with_kwargs=True)
         hooks.callback(before.remove)
         for i in sorted(vectors):
             hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i)).remove)
@@ -98,7 +98,7 @@ class _Injector:
 
     def block_hook(self, layer: int) -> Callable:
         def add(module: nn.Module, args, output):
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = block_states(output)
             delta = self.deltas.get((layer, hidden.shape[0]))
             if delta is None:
                 delta = self._delta(layer, hidden)
@@ -106,7 +106,7 @@ class _Injector:
                 hidden = hidden + delta
             else:
                 hidden = torch.addcmul(hidden, delta, self.mask[:, :, None].to(hidden.device, hidden.dtype))
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
         return add
 

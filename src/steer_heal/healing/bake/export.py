@@ -42,12 +42,10 @@ def write_peft(
 
 def write_merged(lm: LM, folder: str | Path) -> None:
     """Write a model with its tokenizer; the folder counts as written only when it has the same logits, loaded again."""
-    from transformers import AutoModelForCausalLM
-
     with written_whole(folder) as partial:
         lm.base.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
-        again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype).to(lm.device)
+        again = type(lm.base).from_pretrained(partial, dtype=lm.dtype).to(lm.device)
         _compare_logits(_logits(lm.base), _logits(again), 1e-5, f"merged model {folder}")
 
 
