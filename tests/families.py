@@ -151,13 +151,13 @@ def tried(family: str, folder: Path) -> Tried:
         lambda m, a, out: reads.append((out if torch.is_tensor(out) else out[0])[0, -1])
     )
     with torch.no_grad():
-        plain = [lm.model(row).logits for side in ids for row in side]
+        plain = [lm.model(row, use_cache=False).logits for side in ids for row in side]
         hook.remove()
         naive = (reads[0] + reads[1] - reads[2] - reads[3]) / 2
         assert torch.allclose(vector.vectors[2], naive, atol=1e-5, rtol=1e-3), "extraction is no mean difference"
         with vector.applied(lm, 100.0):
-            assert not torch.allclose(lm.model(ids[0][0]).logits, plain[0]), "steering moves nothing"
-        assert torch.equal(lm.model(ids[0][0]).logits, plain[0]), "steering is not undone"
+            assert not torch.allclose(lm.model(ids[0][0], use_cache=False).logits, plain[0]), "steering moves nothing"
+        assert torch.equal(lm.model(ids[0][0], use_cache=False).logits, plain[0]), "steering is not undone"
     rows = [completion(lm, i, 5 + i) for i in range(3)]
     config = sh.HealConfig(reg="nll", epochs=2, lr=1e-2, batch_size=3, rank=2, alpha=4.0, heldout=0.0)
     healed, before = sh.heal(lm, rows, config), bits(lm.model)

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import steer_heal as sh
 from steer_heal.healing.lora import linear_names
-from steer_heal.loop import rounds
+from steer_heal.loop import calibration, rounds
 from steer_heal.loop.gate import must_block_adapter
 from steer_heal.model import check_head, completion_logprobs
 from steer_heal.model.names import check_name
@@ -101,8 +101,9 @@ def test_a_vector_that_points_nowhere_is_an_error(lm):
 # ---------------------------------------------------------------- doors
 
 
-def test_every_stage_takes_a_model_and_its_tokenizer(lm):
-    pair, trait = (lm.model, lm.tokenizer), sh.Trait.load("pocket-care")
+def test_every_stage_takes_a_model_and_its_tokenizer(lm, monkeypatch):
+    monkeypatch.setattr(calibration, "MAX_PASSES", 1)
+    pair, trait = (lm.model, lm.tokenizer), replace(sh.Trait.load("pocket-care"), anchors=())
     lm = sh.wrap(*pair)
     data = [completion(lm, i, 6) for i in range(6)]
     vector, states = extracted(lm), sh.reference_states(lm, data)
@@ -142,11 +143,11 @@ def test_a_vector_is_applied_to_an_lm_as_to_its_model(lm):
 
 
 def test_a_compiled_model_has_the_names_of_the_plain_one(lm):
-    compiled = sh.wrap(torch.compile(lm.model), lm.tokenizer, lm.name)
+    compiled = sh.wrap(torch.compile(lm.model, backend="eager"), lm.tokenizer, lm.name)
     assert compiled.base is lm.base
     assert linear_names(compiled, (0.3, 0.7)) == linear_names(lm, (0.3, 0.7))
     assert torch.equal(extracted(compiled).flat(), extracted(lm).flat())
-    lm.model.model.layers[0].mlp = torch.compile(lm.model.model.layers[0].mlp)
+    lm.model.model.layers[0].mlp = torch.compile(lm.model.model.layers[0].mlp, backend="eager")
     one_line(lambda: sh.wrap(lm.model, lm.tokenizer), "compiled", "as a whole")
 
 

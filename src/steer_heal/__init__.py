@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steer_heal.loop.rounds import run_rounds
     from steer_heal.loop.steps import RunResult
     from steer_heal.model import LM, load, wrap
-    from steer_heal.steering import SteeringVector, extract
+    from steer_heal.steering import SteeringVector, extract, extract_pairs
     from steer_heal.texts.coherence import CoherenceFilter
     from steer_heal.texts.completion import Completion, load_completions, save_completions
     from steer_heal.texts.dose import DoseConfig, Walk, walk_c
@@ -55,6 +55,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
+    "extract_pairs",
     "generate",
     "heal",
     "load",

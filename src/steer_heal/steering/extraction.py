@@ -71,10 +71,60 @@ def extract(
     """
     lm = as_lm(lm)
     layers = DEFAULT_BAND if layers is None else layers
-    _check(pos, neg, contexts, layers, position, replies, too_long)
+    _check(pos, neg, contexts, position, replies, too_long)
+    pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)
+    vectors, quality, reason = _mean_difference(lm, pairs, layers, batch_tokens, progress)
+    provenance = Provenance(
+        model=lm.name,
+        n_blocks=len(lm.blocks),
+        width=lm.width,
+        pos=pos,
+        neg=neg,
+        contexts_sha256=contexts_sha256(contexts),
+        n_contexts=len(pairs),
+        position=position,
+        n_skipped=len(contexts) - len(pairs),
+        reason=reason,
+    )
+    return SteeringVector(vectors, provenance, quality).check()
+
+
+@torch.no_grad()
+def extract_pairs(
+    lm: GivenLM,
+    pairs: Sequence[tuple[str, str]],
+    layers: int | Sequence[float] | str | None = None,
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> SteeringVector:
+    """Mean difference of hidden states at the last token of (positive, negative) texts, taken as they are.
+
+    No chat template is applied; the tokenizer adds what it adds to plain text. See `extract` for the rest.
+
+    Raises:
+        InputError: fewer than 2 pairs, something else than two texts, an empty or too long one.
+    """
+    lm = as_lm(lm)
+    if len(pairs) < 2 or not all(len(pair) == 2 and all(isinstance(t, str) and t for t in pair) for pair in pairs):
+        raise InputError("extract_pairs takes at least 2 pairs (positive, negative) of texts that are not empty")
+    rows = [tuple(_Row(tuple(lm.tokenizer.encode(text)), (1, 0)) for text in pair) for pair in pairs]
+    if (longest := max(len(row.ids) for pair in rows for row in pair)) > lm.context_length:
+        raise TooLongError(f"a text of {longest} tokens does not fit the {lm.context_length} of {lm.name}: shorten it")
+    layers = DEFAULT_BAND if layers is None else layers
+    vectors, quality, reason = _mean_difference(lm, rows, layers, batch_tokens, progress)
+    texts = contexts_sha256([text for pair in pairs for text in pair])
+    provenance = Provenance(lm.name, len(lm.blocks), lm.width, "", "", texts, len(pairs), "last", reason=reason)
+    return SteeringVector(vectors, provenance, quality).check()
+
+
+def _mean_difference(
+    lm: LM, pairs: Sequence[tuple[_Row, _Row]], layers: int | Sequence[float] | str, batch_tokens: int, progress
+) -> tuple[dict[int, Tensor], dict[int, Quality], str]:
+    """(directions of the chosen blocks, figures of all that were measured, why these blocks)."""
+    if isinstance(layers, str) and layers != "auto":
+        raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
-    pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)
     reader = _PairReader(lm, pairs, blocks, batch_tokens)
     done = 0
     sums: list[dict[int, Tensor]] = []
@@ -103,28 +153,14 @@ def extract(
         for i in blocks
     }
     chosen, reason = choose_band(quality) if auto else (blocks, _as_asked(layers))
-    provenance = Provenance(
-        model=lm.name,
-        n_blocks=len(lm.blocks),
-        width=lm.width,
-        pos=pos,
-        neg=neg,
-        contexts_sha256=contexts_sha256(contexts),
-        n_contexts=len(pairs),
-        position=position,
-        n_skipped=len(contexts) - len(pairs),
-        reason=reason,
-    )
-    return SteeringVector({i: vectors[i] for i in chosen}, provenance, quality).check()
+    return {i: vectors[i] for i in chosen}, quality, reason
 
 
-def _check(pos, neg, contexts, layers, position, replies, too_long) -> None:
+def _check(pos, neg, contexts, position, replies, too_long) -> None:
     if position not in POSITIONS:
         raise InputError(f"position {position!r} is unknown: use {', '.join(POSITIONS)}")
     if too_long not in TOO_LONG:
         raise InputError(f"too_long {too_long!r} is unknown: use {' or '.join(TOO_LONG)}")
-    if isinstance(layers, str) and layers != "auto":
-        raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
     if len(contexts) < 2:
         raise InputError(f"{len(contexts)} extraction contexts: give at least 2, better 200 diverse ones")
     if pos.strip() == neg.strip():
