@@ -26,8 +26,8 @@ ABOUT = """# Model families
 Tried on a random model of each: four blocks of width 32, in float32 on a CPU. Blocks and head are found and compared
 with the model's own logits, a vector is compared with a naive mean difference, steered and undone, a heal lowers the
 nll, its adapter is folded, exported, loaded by plain PEFT with the same logits, and taken out bit for bit. No
-pretrained model of them was run. `uv run python scripts/family_table.py` writes this page, `uv run pytest -m slow
-tests/test_families.py` tries them all again.
+pretrained model of them was run. `uv run python scripts/family_table.py` writes this page; the tests try some again,
+`uv run pytest -m slow tests/test_families.py` the others.
 
 Share: of the weights in the adapted blocks, those in modules that get an adapter. Mixtures of experts keep their
 experts as they are ([why](how-to/model.md#which-layers-learn)); at real sizes their share is smaller than here.
