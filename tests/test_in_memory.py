@@ -169,8 +169,8 @@ def test_a_compiled_model_has_the_names_of_the_plain_one(lm):
         (lambda lm: sh.run_rounds(sh.RunConfig(dtype="bfloat16"), lm=lm), ("dtype", "leave them out")),
         (lambda lm: sh.run_rounds(lm=lm, trait=3), ("trait", "'3'")),
         (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers=9), ("blocks 0 to 3",)),
-        (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers=0.5), ("0.5", "band")),
-        (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers={1: 2}), ("{1: 2}", "band")),
+        (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers=0.5), ("layers 0.5", "give")),
+        (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers={1: 2}), ("layers {1: 2}", "give")),
     ],
 )
 def test_another_type_is_one_clear_line(tiny, call, words):

@@ -10,7 +10,7 @@ from steer_heal.lazy import lazily
 if TYPE_CHECKING:
     from steer_heal.model.chat import takes_system
     from steer_heal.model.depth import pick_layers
-    from steer_heal.model.language_model import LM, GivenLM, as_lm, check_head, checked, position_ids, wrap
+    from steer_heal.model.language_model import LM, GivenLM, as_lm, check_head, position_ids, verified, wrap
     from steer_heal.model.loading import load
     from steer_heal.model.logprobs import completion_logprobs, length_batches
     from steer_heal.model.memory import memory_in_use
@@ -23,7 +23,6 @@ __all__ = [
     "Head",
     "as_lm",
     "check_head",
-    "checked",
     "completion_logprobs",
     "evaluating",
     "find_blocks",
@@ -37,6 +36,7 @@ __all__ = [
     "tiny_random",
     "tiny_tokenizer",
     "unwrap",
+    "verified",
     "wrap",
 ]
 

@@ -198,10 +198,10 @@ def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
         raise InputError(f"wrap takes the model's tokenizer, not {type(tokenizer).__name__}: AutoTokenizer loads it")
     if any("_orig_mod" in part for part, _ in base.named_modules()):
         raise InputError("modules inside the model are compiled: wrap it first, or compile the model as a whole")
-    return checked(LM(model, tokenizer, str(name or base.config.name_or_path or type(base).__name__)))
+    return verified(LM(model, tokenizer, str(name or base.config.name_or_path or type(base).__name__)))
 
 
-def checked(lm: LM) -> LM:
+def verified(lm: LM) -> LM:
     """The same, once its blocks and its head were found to be what the library knows. Raises InputError if not."""
     check_blocks(lm)
     check_head(lm)

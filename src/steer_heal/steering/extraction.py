@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.model.depth import pick_layers
 from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
+from steer_heal.steering.injector import refuse_steered
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 
 POSITIONS = ("last", "last_content", "reply")
@@ -33,6 +35,7 @@ def contexts_sha256(contexts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(contexts).encode()).hexdigest()
 
 
+@checked
 @torch.no_grad()
 def extract(
     lm: GivenLM,
@@ -70,6 +73,7 @@ def extract(
             or other option, with `auto` no reliable block.
     """
     lm = as_lm(lm)
+    refuse_steered(lm.model, "extract")
     layers = DEFAULT_BAND if layers is None else layers
     _check(pos, neg, contexts, position, replies, too_long)
     pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)
@@ -89,6 +93,7 @@ def extract(
     return SteeringVector(vectors, provenance, quality).check()
 
 
+@checked
 @torch.no_grad()
 def extract_pairs(
     lm: GivenLM,
@@ -105,6 +110,7 @@ def extract_pairs(
         InputError: fewer than 2 pairs, something else than two texts, an empty or too long one.
     """
     lm = as_lm(lm)
+    refuse_steered(lm.model, "extract_pairs")
     if len(pairs) < 2 or not all(len(pair) == 2 and all(isinstance(t, str) and t for t in pair) for pair in pairs):
         raise InputError("extract_pairs takes at least 2 pairs (positive, negative) of texts that are not empty")
     rows = [tuple(_Row(tuple(lm.tokenizer.encode(text)), (1, 0)) for text in pair) for pair in pairs]
@@ -123,6 +129,8 @@ def _mean_difference(
     """(directions of the chosen blocks, figures of all that were measured, why these blocks)."""
     if isinstance(layers, str) and layers != "auto":
         raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens {batch_tokens}: give at least 1")
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
     reader = _PairReader(lm, pairs, blocks, batch_tokens)
