@@ -153,7 +153,7 @@ class HealConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, but=("lora_layers",))  # a band, or blocks
+        check_fields(self, but=("lora_layers", "layers"))  # a band, or blocks
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max", "target_temperature")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)

@@ -45,13 +45,14 @@ def run_rounds(
     reporter = reporter or Reporter(quiet=True)
     lm = None if lm is None else as_lm(lm)
     trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
+    in_memory = lm is not None or trait is not None
     with ExitStack() as held:
-        ledger = resume and held.enter_context(resumable(resume))
+        ledger = resume and held.enter_context(resumable(resume, in_memory))
         config = recorded_config(ledger) if ledger else asked(config, lm, trait)
         lm, trait, tasks = inputs(config, lm, trait)  # before there is a folder: unusable input leaves none
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
-        ledger = ledger or held.enter_context(resumable(new_ledger(config)))
+        ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
     return result
