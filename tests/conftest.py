@@ -7,6 +7,7 @@ import torch
 from healing_data import completion
 
 import steer_heal.model
+from steer_heal.commands.main import main
 from steer_heal.healing import reference_states
 from steer_heal.ledger import Ledger
 
@@ -17,6 +18,15 @@ torch.set_num_threads(1)
 def tiny():
     """`tiny-random`, shared by tests that leave it as it was."""
     return steer_heal.model.load("tiny-random")
+
+
+@pytest.fixture(scope="session")
+def fast_run(tmp_path_factory):
+    """Folder of a finished fast run of two rounds, made through the command line; who changes it takes a copy."""
+    out = tmp_path_factory.mktemp("fast")
+    assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--quiet", "--out", str(out)]) in (0, 3)
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    return folder
 
 
 @pytest.fixture

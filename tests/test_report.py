@@ -16,7 +16,6 @@ from resume_runs import config
 
 import steer_heal
 from steer_heal.commands.main import main
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger import Ledger
@@ -70,10 +69,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(fast_run):
     """A fast run of two rounds, with off-target categories and vignettes and without a checker."""
-    out = str(tmp_path_factory.mktemp("out"))
-    return run_rounds(RunConfig(fast_dev_run=True, n_rounds=2, gate="watch", out=out)).folder
+    return fast_run
 
 
 @pytest.fixture
