@@ -10,8 +10,17 @@ import steer_heal.model
 from steer_heal.commands.main import main
 from steer_heal.healing import reference_states
 from steer_heal.ledger import Ledger
+from steer_heal.report.pages import writing
+from steer_heal.report.plots import drawing
 
 torch.set_num_threads(1)
+
+LONGEST = ("test_pocket_run", "test_control_rows", "test_resume", "test_gate", "test_quickstart", "test_types")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +36,13 @@ def fast_run(tmp_path_factory):
     assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--quiet", "--out", str(out)]) in (0, 3)
     (folder,) = (path for path in out.iterdir() if path.is_dir())
     return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs write their pages with empty pictures, for tests of something else: drawing is a third of a small run."""
+    monkeypatch.setattr(writing, "png", lambda plot: b"\x89PNG")
+    monkeypatch.setattr(drawing, "svg", lambda panel: "<svg/>")
 
 
 @pytest.fixture

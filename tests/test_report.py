@@ -131,7 +131,7 @@ def test_only_the_pages_own_script_may_run(folder):
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_texts_of_models_stay_texts_wherever_they_are_shown(copy):
+def test_texts_of_models_stay_texts_wherever_they_are_shown(copy, undrawn):
     def reply(data):
         for state in ("steered", "healed"):
             for row in data[state]["replies"]:
@@ -267,7 +267,7 @@ def test_the_same_folder_gives_the_same_pages(folder):
 
 
 @pytest.mark.parametrize("name", ["report.html", "summary.md", "trajectory.png"])
-def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, monkeypatch, name):
+def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, undrawn, monkeypatch, name):
     replace = os.replace
 
     def fails(source, target):

@@ -22,6 +22,8 @@ from steer_heal.run import main
 from steer_heal.texts import generation
 from steer_heal.texts.generation import generate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
