@@ -1,5 +1,7 @@
 """Shared fixtures: one thread for torch (tiny models are faster so, and other processes disturb them less)."""
 
+import contextlib
+import io
 from dataclasses import replace
 
 import pytest
@@ -31,9 +33,14 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def fast_run(tmp_path_factory):
-    """Folder of a finished fast run of two rounds, made through the command line; who changes it takes a copy."""
+    """Folder of a finished fast run of two rounds, made through the command line, beside what it printed.
+
+    Who changes it takes a copy.
+    """
     out = tmp_path_factory.mktemp("fast")
-    assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--quiet", "--out", str(out)]) in (0, 3)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--out", str(out)]) in (0, 3)
+    (out / "printed.txt").write_text(printed.getvalue())
     (folder,) = (path for path in out.iterdir() if path.is_dir())
     return folder
 

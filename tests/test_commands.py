@@ -1,6 +1,7 @@
 """The command `steer-heal`: every sub-command on a small run, help pages, presets and the dry run."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from steer_heal.commands import doctor, finished, traits
 from steer_heal.commands.dry_run import count
@@ -28,6 +30,11 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
 from steer_heal.healing import HealConfig
 from steer_heal.ledger import Ledger
+from steer_heal.report import result_row
+from steer_heal.report.headline import headline
+from steer_heal.report.pages.facts import cards
+from steer_heal.report.pages.replies import side_by_side
+from steer_heal.report.screen import Screen
 from steer_heal.texts.dose import DoseConfig
 from steer_heal.trait import Trait
 
@@ -57,6 +64,45 @@ def test_compare_shows_figures_of_each_run_and_the_options_that_differ(fast_run,
     best = Ledger.open(fast_run).events("end")[0]["best_round"]
     healed = next(e for e in Ledger.open(fast_run).events("evaluate") if e["round"] == best)["healed"]
     assert shown.count(f"{healed['words']:.1f}") == 2 and "different items" not in shown
+
+
+def test_compare_and_the_pages_show_what_the_run_printed_to_the_digit(fast_run):
+    printed = " ".join((fast_run.parent / "printed.txt").read_text().split())
+    ledger = Ledger.open(fast_run)
+    told, best = finished.figures(ledger), ledger.events("end")[0]["best_round"]
+    (row,) = re.findall(rf" {best} \d\.\d\d\S* +\d+/\d+ .*?(?= {best + 1} \d\.\d\d| round {best} minus)", printed)
+    for head in ("trait", "sentence ok", "4-grams", "fit"):
+        assert told[head] == "-" or told[head] in row.split(), head
+    pages = [" ".join((fast_run / page).read_text("utf-8").split()) for page in ("summary.md", "report.html")]
+    for head in ("trait - base", "log-odds - base"):
+        assert told[head] == "-" or all(told[head] in shown for shown in (printed, *pages)), head
+    assert f"Time {told['time']}." in printed and all(told["time"] in page for page in pages)
+
+
+def test_the_time_of_a_run_is_that_from_its_start_to_its_end(fast_run):
+    events = {event["stage"]: event for event in Ledger.open(fast_run).events()}
+    assert events["end"]["seconds"] == pytest.approx(events["end"]["time"] - events["start"]["time"], abs=0.2)
+    assert events["calibrate"]["time"] > events["start"]["time"]
+
+
+def test_a_refused_or_absent_round_is_nowhere_a_result(fast_run, tmp_path, capsys):
+    shutil.copytree(fast_run, tmp_path / "one")
+    lines = [json.loads(line) for line in (fast_run / "events.jsonl").read_text("utf-8").splitlines()]
+    for event in lines:
+        event |= {"stands": False, "mode": "on"} if event["stage"] == "gate" else {}
+        event |= {"best_round": None, "folded": [], "verdict": "reverted"} if event["stage"] == "end" else {}
+    (tmp_path / "one" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    ledger = Ledger.open(tmp_path / "one")
+    told = finished.figures(ledger)
+    shown = ("best", "trait", "trait - base", "log-odds - base", "sentence ok", "4-grams", "words", "fit", "KL to base")
+    assert {told[head] for head in shown} == {"-"}
+    assert all(result_row(ledger)[f"{name}_best"] is None for name in ("trait", "log_odds", "sentence_ok"))
+    assert cards(ledger) == [] and "No round stands" in side_by_side(ledger).told
+    assert "no round stands" in dict(headline(ledger))["What came out?"]
+    screen = Screen(Console(file=(file := io.StringIO()), width=80))
+    screen.end(lines[-1], lines)
+    assert "minus" not in file.getvalue() and "no round stands" in file.getvalue()
+    assert main(["export", str(ledger.folder), "--to", str(tmp_path / "to")]) == 2
 
 
 def test_compare_says_when_runs_were_measured_on_different_items(fast_run, tmp_path, capsys):

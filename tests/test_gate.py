@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import resume_runs
 import torch
 from resume_runs import config as small
 from resume_runs import mini_trait
@@ -23,6 +24,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.loop import gate, rounds, steps
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.loop.steps import judging
+from steer_heal.model import memory
 from steer_heal.report import printing
 from steer_heal.report.console import Reporter
 from steer_heal.run import main
@@ -94,6 +96,23 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     stack = AdapterStack(fresh.model)
     stack.push(Adapter.load(result.folder / "rounds" / "00" / "adapter"))
     assert same(weights(fresh), weights(result.run.lm))
+
+
+def test_after_a_reverted_first_round_nothing_is_compared_with_itself(tmp_path, scripted):
+    scripted(False, True)
+    ledger = Ledger.open(run_rounds(resume_runs.config(tmp_path)).folder)
+    assert [e["stands"] for e in ledger.events("gate")] == [False, True]
+    assert ledger.events("extract")[1]["cosine_first"] is None  # the original's vector again
+    assert abs(ledger.events("bake")[1]["cosine_first"]) < 0.99 and ledger.events("bake")[0]["cosine_first"] > 0.99
+
+
+@pytest.mark.parametrize(("asked", "limit", "chosen"), [(0, 10**9, [1]), (0, 1, []), (3, 10**9, [3]), (3, 1, [3])])
+def test_a_small_model_gets_one_thread_unless_told_otherwise(asked, limit, chosen, tiny, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(memory, "ONE_THREAD", limit)
+    memory.choose_threads(tiny.model, asked)
+    assert found == chosen
 
 
 def test_a_run_whose_every_round_is_reverted_ends_early_with_exit_code_3(tmp_path, scripted):

@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from steer_heal.arguments import check_fields
 from steer_heal.config.follows_model import defaults, mixed_in
 from steer_heal.config.options import (
     EvaluationOptions,
@@ -19,7 +20,7 @@ from steer_heal.config.options import (
     SteeringOptions,
     WalkOptions,
 )
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, is_name
 from steer_heal.healing.config import DivergenceFunction, HealConfig
 from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Trait, Vignette, default_trait
@@ -52,6 +53,9 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     reg: str | DivergenceFunction = "kl_rev"
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not is_name(f"{self.out}{self.model}"):
+            raise InputError("out and model must have no line breaks or control characters: name them otherwise")
         for name, value in defaults(self.model_name, self.targets).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)

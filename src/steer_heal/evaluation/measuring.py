@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors.tasks import answer
 from steer_heal.evaluation.choices import FLOOR, score_items
@@ -40,6 +41,7 @@ RULED_OUT = -1e4
 """Logit of a token that cannot come; finite in every dtype, also after a scale or soft cap."""
 
 
+@checked
 def evaluate(
     lm: LM,
     trait: Trait,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
 from steer_heal.model.depth import pick_layers
 
@@ -147,6 +148,7 @@ class HealConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, but=("lora_layers",))  # a band, or blocks
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max", "target_temperature")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)

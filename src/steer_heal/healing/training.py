@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import stack_of
@@ -25,9 +26,11 @@ from steer_heal.healing.references import ReferenceStates, check_rows, fingerpri
 from steer_heal.healing.result import DivergedError, Healed
 from steer_heal.healing.targets import Teacher, make_teacher
 from steer_heal.model import LM
+from steer_heal.steering.injector import refuse_steered
 from steer_heal.texts.completion import Completion
 
 
+@checked
 def heal(
     lm: LM,
     completions: Sequence[Completion],
@@ -72,6 +75,7 @@ def heal(
             linear map with scale and soft cap; a model that carries PEFT layers.
         DivergedError: a loss or gradient that is not finite; names the step and the rows, holds the last good adapter.
     """
+    refuse_steered(lm.model, "heal")
     config = config or HealConfig()
     if seed is not None:
         config = replace(config, seed=seed)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, ReferenceStates, mean_divergence, reference_states
 from steer_heal.ledger.units import FORGET, Keep
@@ -46,6 +47,7 @@ class Calibration:
         return Calibration(**{**data, "curve": tuple(map(tuple, data["curve"]))})
 
 
+@checked
 def calibrate(
     lm: LM,
     vector: SteeringVector,

@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.evaluation.anchors import Halves
@@ -25,6 +23,7 @@ from steer_heal.loop.controls import CONTROLS, against
 from steer_heal.loop.preflight import check_barrier, check_texts
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
+from steer_heal.model.memory import choose_threads
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 
@@ -41,11 +40,10 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
 
 def inputs(config: RunConfig) -> tuple[LM, Trait, Halves]:
     """Model, trait and anchor tasks; of the trait's own anchors none that is replayed is left to be measured on."""
-    if config.threads or config.model_name in ("pocket", "tiny-random"):
-        torch.set_num_threads(config.threads or 1)
     trait = Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
     lm = models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    choose_threads(lm.model, config.threads)
     check_texts(lm, trait, (*tasks.counted, *tasks.replayed), config)
     check_barrier(lm, config)
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks

@@ -56,7 +56,7 @@ def counted(n: int, thing: str) -> str:
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
-TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"), "fair")
+TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "moved against", "no-op", "inconclusive"), "fair")
 TONES |= dict.fromkeys(("healed", "moved"), "good")
 TONES |= dict.fromkeys(("collapsed", "unfit", "shorter", "starved", "diverged", "reverted"), "bad")
 """How a verdict is coloured."""

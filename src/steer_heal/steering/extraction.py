@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model import LM, length_batches
 from steer_heal.model.depth import pick_layers
 from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
+from steer_heal.steering.injector import refuse_steered
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 
 POSITIONS = ("last", "last_content", "reply")
@@ -33,6 +35,7 @@ def contexts_sha256(contexts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(contexts).encode()).hexdigest()
 
 
+@checked
 @torch.no_grad()
 def extract(
     lm: LM,
@@ -69,7 +72,10 @@ def extract(
         InputError: fewer than 2 contexts, equal personas, a context longer than the model takes, an unknown position
             or other option, with `auto` no reliable block.
     """
+    refuse_steered(lm.model, "extract")
     _check(pos, neg, contexts, layers, position, replies, too_long)
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens {batch_tokens}: give at least 1")
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
     pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)

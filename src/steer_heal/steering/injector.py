@@ -14,10 +14,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model import find_blocks
+from steer_heal.model import find_blocks, unwrap
 
 SCOPES = ("all", "generated", "prompt")
 _steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def refuse_steered(model: nn.Module, what: str) -> None:
+    """Raises InputError inside `applied()`: what is to be read of a model there would be the steering's."""
+    if unwrap(model) in _steered:
+        raise InputError(f"{what} inside applied() would read the steered model: leave the block first")
 
 
 @contextmanager

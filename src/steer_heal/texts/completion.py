@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import Kind, json_kind
+from steer_heal.model.chat import fill_persona
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Completion:
     def kept(self) -> bool:
         """A filter looked at it and no gate dropped it."""
         return self.judged and self.dropped_by is None
+
+    @property
+    def asked(self) -> str:
+        """The prompt as the model read it: with its persona, where it has a slot for one."""
+        return fill_persona(self.prompt, self.system)[0]
 
     @property
     def named_by(self) -> str | None:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
 from steer_heal.model import LM
@@ -86,6 +87,7 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+@checked
 def generate(
     lm: LM,
     prompts: Sequence[str],
@@ -106,12 +108,15 @@ def generate(
 
     Returns them ordered by prompt, then dose, then sample. See `generate_requests` for sampling and errors.
     """
+    if samples < 1:
+        raise InputError(f"samples {samples}: give at least 1")
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
         lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep
     )
 
 
+@checked
 @torch.no_grad()
 def generate_requests(
     lm: LM,
@@ -153,6 +158,8 @@ def generate_requests(
         raise InputError("no prompts were given: pass at least one")
     if vector is None and any(r.dose for r in requests):
         raise InputError("a dose other than 0 needs a steering vector")
+    if batch_rows is not None and batch_rows < 1:
+        raise InputError(f"batch_rows {batch_rows}: give at least 1, or None for what the memory takes")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
     ids = {prompt: lm.chat_ids(prompt, system) for prompt in dict.fromkeys(r.prompt for r in requests)}

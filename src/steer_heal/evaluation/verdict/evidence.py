@@ -38,6 +38,7 @@ class Evidence:
         coherence_shift: of the student, student - base, with interval; only told.
         shape: ratio student / base (or prompted, if lower) of distinct4 and token_entropy, by name.
         by_reply: the same of pair_fit and words, with intervals over prompts.
+        prompted_lower: those of these figures in which the prompted model is the lower one.
         answer_mass: ratio student / base.
         kept, needed: texts that survived the filter, and the least number to train on.
     """
@@ -56,11 +57,16 @@ class Evidence:
     vignettes_off_target: dict[str, Estimate] = field(default_factory=dict)
     shape: dict[str, float] = field(default_factory=dict)
     by_reply: dict[str, Estimate] = field(default_factory=dict)
+    prompted_lower: frozenset[str] = frozenset()
     answer_mass: float = 1.0
     kept: int | None = None
     needed: int | None = None
     unit: str = "of replies"
     where: str = "in free text"
+
+    def reference(self, name: str) -> str:
+        """What a ratio of `shape` or `by_reply` is held against."""
+        return "the prompted model's" if name in self.prompted_lower else "base's"
 
     @property
     def retained(self) -> float | None:
@@ -132,6 +138,7 @@ def gather(
         vignettes_off_target={} if healed is None else healed.vignettes_off_target,
         shape={} if student is None else shape(base, student, prompted),
         by_reply={} if student is None else by_reply(base, student, prompted),
+        prompted_lower=frozenset(name for name in OF_BASE if _lowest(name, base, prompted) is prompted is not None),
         answer_mass=1.0 if student is None else student.answer_mass / max(base.answer_mass, 1e-9),
         kept=kept,
         needed=needed,

@@ -223,7 +223,7 @@ def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
     before = keep.once("before", lambda: student_states(run, vector), STATES)
     report = run.stack.push(healed.adapter)
     moved = state_shift(before, keep.once("after", lambda: student_states(run, vector), STATES), vector)
-    first = run.standing[0].adapter if run.standing else healed.adapter
+    first = run.rounds[0].adapter if run.rounds else healed.adapter
     run.ledger.record(
         "bake",
         number,
