@@ -2,9 +2,10 @@
 
     uv run python scripts/readme.py                        # from docs/data/rounds.json (`just readme`)
     uv run python scripts/readme.py --runs out/results     # read the finished runs of the default arm first
+    uv run python scripts/readme.py --arena out/arena      # read the finished arena first
     uv run python scripts/readme.py --check                # write nothing; exit code 1 where a page differs
 
-With --runs also the picture of the first seed. Knows nothing of how a figure is measured.
+With --runs also the picture of the first seed, with --arena the arena's. Knows nothing of how a figure is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from steer_heal.studies.arms.tables import bar_rows, cell
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "docs" / "data" / "rounds.json"
-PAGES = tuple(ROOT / place for place in ("README.md", "docs/results.md", "docs/results/rounds.md"))
+ARENA = DATA.with_name("arena.json")
+PAGES = tuple(
+    ROOT / place for place in ("README.md", "docs/results.md", "docs/results/rounds.md", "docs/results/arena.md")
+)
 BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 COLUMNS = ["", "trait", "log-odds", "sentence ok", "4-grams", "words", "entropy"]
 ABSOLUTE = ("trait", "log_odds", "sentence_ok", "distinct4", "words", "entropy")
@@ -41,6 +45,8 @@ class Arguments:
 
     runs: Path | None = None
     """Folder of scripts/arms.py with finished runs of the default arm; without it the committed figures are used."""
+    arena: Path | None = None
+    """Folder of scripts/arena.py with a finished page; without it the committed figures are used."""
     check: bool = False
     """Write nothing."""
 
@@ -245,6 +251,11 @@ BLOCKS = {
     "rounds": rounds_table,
     "made-with": made_with,
     "moved": moved,
+    "arena-about": lambda data: wrapped(data["arena"]["about"]),
+    "arena-verdict": lambda data: wrapped(data["arena"]["verdict"]),
+    "arena-table": lambda data: data["arena"]["table"],
+    "arena-recipes": lambda data: data["arena"]["recipes"],
+    "arena-curves": lambda data: data["arena"]["curves"],
 }
 
 
@@ -268,12 +279,16 @@ def refresh(arguments: Arguments) -> int:
         shutil.copyfile(
             finished(arguments.runs / f"default_s{seed}").folder / "trajectory.png", ROOT / "docs" / "trajectory.png"
         )
-    data = json.loads(DATA.read_text(encoding="utf-8"))
+    if arguments.arena is not None:
+        shutil.copyfile(arguments.arena / "arena.json", ARENA)
+        shutil.copyfile(arguments.arena / "arena.png", ROOT / "docs" / "arena.png")
+    data = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (DATA, ARENA)}
+    data = data["rounds"] | {"arena": data["arena"]}
     pages = {path: path.read_text(encoding="utf-8") for path in PAGES}
     different = [path for path, text in pages.items() if filled(text, data) != text]
     for path in different:
         if arguments.check:
-            print(f"{path.name}: its figures are not those of {DATA.name}, run `just readme`", file=sys.stderr)
+            print(f"{path.name}: its figures are not those of docs/data, run `just readme`", file=sys.stderr)
         else:
             path.write_text(filled(pages[path], data), encoding="utf-8")
     return 1 if different and arguments.check else 0

@@ -16,6 +16,7 @@ TYPED = {
     "bench": (["heal", "--repeat", "x"], "scripts/bench.py --help"),
     "carry_over": (["pocket", "--tua", "1"], "did you mean --tau?"),
     "csweep": (["--target-k", "1"], "did you mean --target-kl?"),
+    "family_table": (["--familie"], "unknown option --familie"),
     "filter_report": (["--split", "both-of-them"], "--split both-of-them: give one of tune, held_out, both"),
     "heal_sweep": (["out/RUN", "--rond", "1"], "did you mean --round?"),
     "house_map": (["--chek"], "unknown option --chek"),

@@ -21,6 +21,7 @@ from steer_heal.loop.steps import training
 from steer_heal.loop.steps.texts import text_sampling
 from steer_heal.report.console import Reporter
 from steer_heal.run import main
+from steer_heal.steering.direction import state_shift
 from steer_heal.texts.completion import load_completions
 from steer_heal.texts.dose import Walk
 from steer_heal.texts.generation import Interrupted
@@ -39,6 +40,33 @@ def prepared(tmp_path_factory):
 
 def walk_of(completions, run):
     return Walk(tuple(completions), (), 1.0, False, run.config.dose_config())
+
+
+# what a bake measures
+
+
+def test_a_round_begins_with_the_states_that_the_student_it_began_on_was_left_with(prepared, run, monkeypatch):
+    now, vector, measured = replace(run(), states={}), prepared[1], []
+    of_student = training.student_states
+
+    def counted(*given):
+        measured.append(of_student(*given))
+        return measured[-1]
+
+    monkeypatch.setattr(training, "student_states", counted)
+    adapters = [must_block_adapter(now.lm, size=0.05, seed=seed) for seed in range(3)]
+    for number, adapter in enumerate(adapters):
+        steps.bake(now, number, vector, SimpleNamespace(adapter=adapter))
+        stands = number != 1
+        now.rounds.append(SimpleNamespace(number=number, adapter=adapter, stands=stands))
+        if not stands:
+            now.stack.pop()
+    while len(now.stack):
+        now.stack.pop()
+    assert len(measured) == 4  # before round 0, and after each
+    moved = [event["cosine_vector"] for event in now.ledger.events("bake")]
+    pairs = ((0, 1), (1, 2), (1, 3))
+    assert moved == [state_shift(measured[a], measured[b], vector).cosine for a, b in pairs]
 
 
 # a heal that diverges

@@ -26,7 +26,7 @@ from steer_heal.evaluation.text import loops, token_entropy
 from steer_heal.evaluation.thinking import CLOSING, Thinking
 from steer_heal.evaluation.vignettes import score_vignettes
 from steer_heal.ledger.units import FORGET, Keep
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import OnBatch, generate
@@ -43,7 +43,7 @@ RULED_OUT = -1e4
 
 @checked
 def evaluate(
-    lm: LM,
+    lm: GivenLM,
     trait: Trait,
     *,
     system: str | None = None,
@@ -83,6 +83,7 @@ def evaluate(
     Raises:
         InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
     """
+    lm = as_lm(lm)
     if dose and vector is None:
         raise InputError(f"evaluation at dose {dose:g} needs a steering vector")
     least = {"n_items": 1, "n_free": 0, "max_new_tokens": 1, "think_tokens": 0}

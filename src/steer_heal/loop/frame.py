@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
+from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
@@ -38,11 +39,32 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     return begin(config, *given, new_ledger(config), reporter)
 
 
-def inputs(config: RunConfig) -> tuple[LM, Trait, Halves]:
+def asked(config: RunConfig | None, lm: LM | None = None, trait: Trait | None = None) -> RunConfig:
+    """The configuration of a run whose model or trait may be in memory; both are recorded by name.
+
+    Raises InputError where it names another one, or says how a model is to be loaded that is there already.
+    """
+    config = config or RunConfig()
+    if lm is not None:
+        if idle := [name for name in MODEL_OPTIONS if getattr(config, name) != getattr(RunConfig, name)]:
+            raise InputError(
+                f"{', '.join(idle)}: such options belong to loading a model, and one is given: leave them out"
+            )
+        config = config.for_model(lm.name)
+    if trait is not None:
+        if config.trait not in (None, trait.name):
+            raise InputError(
+                f"the configuration names the trait {config.trait!r}, the one given is {trait.name!r}: leave one out"
+            )
+        config = replace(config, trait=trait.name)
+    return config.resolved(trait)
+
+
+def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) -> tuple[LM, Trait, Halves]:
     """Model, trait and anchor tasks; of the trait's own anchors none that is replayed is left to be measured on."""
-    trait = Trait.load(config.trait or default_trait(config.model_name))
+    trait = trait or Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
-    lm = models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    lm = lm or models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
     choose_threads(lm.model, config.threads)
     check_texts(lm, trait, (*tasks.counted, *tasks.replayed), config)
     check_barrier(lm, config)

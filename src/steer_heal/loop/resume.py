@@ -119,12 +119,15 @@ def command(ledger: Ledger) -> str:
 
 
 @contextmanager
-def resumable(ledger: Ledger) -> Iterator[Ledger]:
+def resumable(ledger: Ledger, in_memory: bool = False) -> Iterator[Ledger]:
     """Whatever stops the block, the run folder is let go, and what can go on later says how, in a note of one line.
+
+    `in_memory`: of a model or trait that a command line cannot name.
 
     Raises InputError for a disk that is full and for memory that ran out, with everything committed kept.
     """
-    how = f"everything committed is kept; go on with: {command(ledger)}"
+    again = f"run_rounds(resume=reopen({str(ledger.folder)!r}), lm=..., trait=...)" if in_memory else command(ledger)
+    how = f"everything committed is kept; go on with: {again}"
     try:
         yield ledger
     except (KeyboardInterrupt, NotWrittenError, MemoryShortError) as stop:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from steer_heal.errors import InputError
-from steer_heal.model.language_model import LM
+from steer_heal.model.language_model import LM, verified
 from steer_heal.model.names import check_name
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
@@ -45,7 +45,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -66,8 +66,13 @@ def load(
 
     Raises:
         InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer,
-            an impossible temperature or top_p.
+            an impossible temperature or top_p, an unknown layout of blocks or head.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load takes a name or a folder, not {type(name).__name__}: wrap(model, tokenizer) takes a model"
+        )
+    name = str(name)
     where = resolve_device(device)
     dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
@@ -77,9 +82,7 @@ def load(
         source = WEIGHTS if name == "pocket" else name
         model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
-    lm = LM(model, tokenizer, name)
-    _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
-    return lm
+    return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in the middle of a run
 
 
 def resolve_device(device: str) -> torch.device:
@@ -134,7 +137,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     Raises InputError for a model that is incomplete, of another kind, or whose tokenizer is another model's.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
@@ -151,7 +154,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
     try:
         with _without_warnings():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = _kind(config).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -185,6 +188,19 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             "the tokenizer belongs to another model"
         )
     return model.to(device).eval(), tokenizer
+
+
+def _kind(config) -> type:
+    """The automatic class of a causal language model, or of one that reads pictures too, whose text part is used."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def set_sampling(model, temperature: float | None, top_p: float | None) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from steer_heal.errors import InputError, is_name, nearest
 
 EMBEDDED = ("pocket", "tiny-random")
-HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
-"""`owner/name`, as the hub allows it."""
+HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
+"""`owner/name`, or the hub's oldest models such as `gpt2` without an owner, as the hub allows it."""
 
 
 def check_name(name: str) -> None:
@@ -24,7 +24,7 @@ def check_name(name: str) -> None:
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
-    elif not HUB_ID.fullmatch(name):
+    elif not HUB_ID.fullmatch(name) or ("/" not in name and nearest(name, EMBEDDED)):
         raise InputError(
             f"model {name!r} is neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id"
             f"{nearest(name, EMBEDDED)}: check the spelling"

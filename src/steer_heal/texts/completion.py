@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
@@ -73,12 +73,12 @@ def flagged(completion: Completion) -> Completion:
 
 
 def completion_from(row: Mapping) -> Completion:
-    """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError or KeyError for other fields."""
+    """The inverse of `vars`, also after JSON. Raises TypeError or KeyError for other fields."""
     return Completion(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "token_ids": tuple(row["token_ids"])})
 
 
 COMPLETIONS: Kind[list[Completion]] = json_kind(
-    lambda completions: [asdict(completion) for completion in completions],
+    lambda completions: [vars(completion) for completion in completions],
     lambda rows: [completion_from(row) for row in rows],
 )
 
@@ -87,7 +87,7 @@ def save_completions(completions: Iterable[Completion], path: Path) -> None:
     """One JSON object per line."""
     with open(path, "w", encoding="utf-8") as file:
         for completion in completions:
-            file.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
+            file.write(json.dumps(vars(completion), ensure_ascii=False) + "\n")
 
 
 def load_completions(path: Path) -> list[Completion]:

@@ -20,7 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm, evaluating
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
 from steer_heal.texts.sampling import MODELS_OWN, Sampling
@@ -89,7 +89,7 @@ def derive_seed(*parts: object) -> int:
 
 @checked
 def generate(
-    lm: LM,
+    lm: GivenLM,
     prompts: Sequence[str],
     vector: SteeringVector | None = None,
     doses: Sequence[float] = (0.0,),
@@ -108,6 +108,7 @@ def generate(
 
     Returns them ordered by prompt, then dose, then sample. See `generate_requests` for sampling and errors.
     """
+    lm = as_lm(lm)
     if samples < 1:
         raise InputError(f"samples {samples}: give at least 1")
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
@@ -119,7 +120,7 @@ def generate(
 @checked
 @torch.no_grad()
 def generate_requests(
-    lm: LM,
+    lm: GivenLM,
     requests: Sequence[Request],
     vector: SteeringVector | None = None,
     system: str | None = None,
@@ -154,6 +155,7 @@ def generate_requests(
         MemoryShortError: one reply alone does not fit the memory; it carries what is finished.
         Interrupted: Ctrl-C; it carries what is finished.
     """
+    lm = as_lm(lm)
     if not requests:
         raise InputError("no prompts were given: pass at least one")
     if vector is None and any(r.dose for r in requests):
@@ -248,7 +250,7 @@ class _Batch(StoppingCriteria):
         steered = vector is not None and any(doses)
         steering = vector.applied(self.lm.model, doses) if steered else contextlib.nullcontext()
         devices = [self.lm.device] if self.lm.device.type == "cuda" else []
-        with steering, torch.random.fork_rng(devices=devices):
+        with steering, evaluating(self.lm.base), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             self.ids = self.lm.model.generate(
                 **self.inputs,

@@ -68,7 +68,7 @@ class AdapterStack:
     outlive its folds, and a model can have one non-empty stack at a time.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module | LM) -> None:
         self.model = unwrap(model)
         other = stack_of(self.model)
         if other is not None and len(other):
