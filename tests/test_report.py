@@ -19,7 +19,6 @@ from rich.console import Console
 import steer_heal
 from steer_heal.commands.finished import figures
 from steer_heal.commands.main import main
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.evaluation import compare
 from steer_heal.evaluation.shift import coherence
@@ -78,10 +77,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(fast_run):
     """A fast run of two rounds, with off-target categories and vignettes and without a checker."""
-    out = str(tmp_path_factory.mktemp("out"))
-    return run_rounds(RunConfig(fast_dev_run=True, n_rounds=2, gate="watch", out=out)).folder
+    return fast_run
 
 
 @pytest.fixture
@@ -179,7 +177,7 @@ def test_only_the_pages_own_script_may_run(folder):
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_texts_of_models_stay_texts_wherever_they_are_shown(copy):
+def test_texts_of_models_stay_texts_wherever_they_are_shown(copy, undrawn):
     def reply(data):
         for state in ("steered", "healed"):
             for row in data[state]["replies"]:
@@ -315,7 +313,7 @@ def test_the_same_folder_gives_the_same_pages(folder):
 
 
 @pytest.mark.parametrize("name", ["report.html", "summary.md", "trajectory.png"])
-def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, monkeypatch, name):
+def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, undrawn, monkeypatch, name):
     replace = os.replace
 
     def fails(source, target):

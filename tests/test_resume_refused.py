@@ -22,6 +22,8 @@ from steer_heal.run import main
 from steer_heal.texts import generation
 from steer_heal.texts.generation import generate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
@@ -240,6 +242,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(place, capsys, monkeypatch):
     assert main(["--resume", str(folder_of(place)), "--quiet"]) == 130
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "interrupted" in said and f"--resume {folder_of(place)}" in said
+    assert [path.name for path in (folder_of(place) / "rounds").iterdir()] == ["00"]  # complete rounds stay
     monkeypatch.undo()
     arguments = said.split("steer_heal.run ")[1].split()
     assert main([*arguments, "--quiet"]) in (0, 3)

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from healing_data import completion
+from resume_runs import config as small
+from resume_runs import mini_trait
 
 import steer_heal.texts.generation
 from steer_heal.config import RunConfig
@@ -23,6 +25,8 @@ from steer_heal.steering.direction import state_shift
 from steer_heal.texts.completion import load_completions
 from steer_heal.texts.dose import Walk
 from steer_heal.texts.generation import Interrupted
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FAST = {"fast_dev_run": True, "n_rounds": 1}
 
@@ -87,7 +91,7 @@ def test_a_heal_that_diverges_ends_the_run_with_its_verdict_and_leaves_its_adapt
     tmp_path, monkeypatch, capsys
 ):
     diverging(0, monkeypatch)
-    assert main(["--fast-dev-run", "--out", str(tmp_path)]) == 3
+    assert main(["--fast-dev-run", "--trait", str(mini_trait(tmp_path)), "--out", str(tmp_path)]) == 3
     ledger = only_run(tmp_path)
     (event,), (verdict,), (end,) = (ledger.events(stage) for stage in ("diverged", "verdict", "end"))
     assert (event["round"], event["step"], event["rows"], event["adapter"]) == (0, 3, [1], True)
@@ -103,7 +107,7 @@ def test_a_heal_that_diverges_ends_the_run_with_its_verdict_and_leaves_its_adapt
 
 def test_rounds_before_a_diverged_one_stay_and_the_course_of_the_run_names_both(tmp_path, monkeypatch):
     diverging(1, monkeypatch)
-    result = rounds.run_rounds(RunConfig(fast_dev_run=True, n_rounds=2, out=str(tmp_path)))
+    result = rounds.run_rounds(small(tmp_path))
     assert [done.number for done in result.rounds] == [0]
     assert sorted(p.name for p in (result.folder / "rounds").iterdir()) == ["00", "01.diverged"]
     assert "1 diverged" in result.verdict.text and f"0 {result.rounds[0].verdict.name}" in result.verdict.text
@@ -217,7 +221,8 @@ def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp
     monkeypatch.setattr(steer_heal.texts.generation._Batch, "sample", watched)
     for name in ("calibrate_filter", "measure", "measure_steered", "measure_student", "walk_dose", "training_rows"):
         within(name)
-    rounds.run_rounds(RunConfig(**FAST, text_temperature=0.7, text_top_p=0.9, replay=0.3, out=str(tmp_path)))
+    filtered = {"filter": "coherence", "replay": 0.3}
+    rounds.run_rounds(small(tmp_path, n_rounds=1, text_temperature=0.7, text_top_p=0.9, **filtered))
     for name in ("calibrate_filter", "walk_dose", "training_rows"):
         assert seen[name] == {(True, 0.7, 0.9)}, name
     for name in ("measure", "measure_steered", "measure_student"):
