@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import arm_folders
 import numpy as np
@@ -12,17 +13,22 @@ from script_modules import script
 
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
+from steer_heal.evaluation import evaluate
+from steer_heal.healing import HealConfig
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import load
+from steer_heal.pocket import SURGERY
 from steer_heal.statistics import Estimate, wilson
 from steer_heal.studies.arms.definitions import Arm
 from steer_heal.studies.arms.jobs import finished, make_jobs
-from steer_heal.studies.arms.reading import read_run
+from steer_heal.studies.arms.reading import State, read_run
+from steer_heal.studies.ladder.rows import load_tasks
 from steer_heal.studies.questions import heals, models, over_rounds
 from steer_heal.studies.questions.answers import CONFIRMED, OPEN, REFUTED, Answer, Part, beside, share_difference, table
 from steer_heal.studies.questions.command import QUESTIONS
 from steer_heal.studies.questions.definitions import ARMS, COMMON
 from steer_heal.texts.generation import generate
+from steer_heal.trait import Trait
 
 # The rule
 
@@ -152,7 +158,79 @@ def test_questions_of_different_rounds_are_compared_after_the_last_common_one(tm
     assert of_first.found.value == pytest.approx(0.0) and "round 0" in of_first.what
 
 
+def test_coherence_is_unimodal_in_lam_where_the_ends_lose_text_and_not_where_it_only_rises(tmp_path, monkeypatch):
+    settings = SimpleNamespace(config=SimpleNamespace(heal_config=lambda seed: HealConfig()))
+    monkeypatch.setattr(heals, "load_setting", lambda folder, number: settings)
+    found = runs(tmp_path, **{"open-nll": [BROKEN], "open-kl": [FINE], "ramp": [FURTHER]})
+
+    def verdict(ok_by_lam):
+        made = {lam: State(arm_folders.metrics(shift=1.0, ok=ok), None) for lam, ok in ok_by_lam.items()}
+        monkeypatch.setattr(heals, "healed", lambda setting, config, what: made[config.lam])
+        over_lam = [one for one in heals.lam(found, (20, 21)) if "lam" in one.what and one.decides]
+        assert len(over_lam) == 2
+        return answer(*over_lam).verdict
+
+    assert verdict({0.1: 0.6, 1.0: 1.2, 10.0: 0.5}) == CONFIRMED
+    assert verdict({0.1: 0.6, 1.0: 1.2, 10.0: 1.4}) == OPEN  # the best is the end: there is no difference to it
+
+
+def test_late_epochs_over_train_where_anchors_go_and_no_task_comes(monkeypatch, tmp_path):
+    tasks = load_tasks(SURGERY)
+
+    def verdict(learned, lost):
+        def climb(arguments):
+            k, gone = learned[arguments.epochs], tuple(f"a{i}" for i in range(lost[arguments.epochs]))
+            replies = tuple((t.prompt, t.answer if i < k else "no") for i, t in enumerate(tasks))
+            return [SimpleNamespace(seed=s, lost=gone, n=94, replies=replies) for s in arguments.seeds], ""
+
+        monkeypatch.setattr(heals.ladder, "climb", climb)
+        return answer(*heals.epochs((20, 21), tmp_path)).verdict
+
+    assert verdict({3: 5, 10: 40, 30: 40}, {3: 0, 10: 5, 30: 30}) == CONFIRMED
+    assert verdict({3: 5, 10: 20, 30: 50}, {3: 0, 10: 5, 30: 30}) == REFUTED
+    assert verdict({3: 5, 10: 40, 30: 40}, {3: 0, 10: 5, 30: 5}) == OPEN
+
+
+@pytest.mark.usefixtures("many_replies")
+def test_vectors_are_compared_at_equal_trait_in_other_formats_in_text_and_off_target(monkeypatch):
+    def measured(**figures):
+        found = arm_folders.metrics(shift=2.0, **{k: v for k, v in figures.items() if k != "other"})
+        rows = tuple(replace(row, log_odds=row.log_odds + figures.get("other", 0.0)) for row in found.items)
+        return State(replace(found, held_out=rows), None)
+
+    monkeypatch.setattr(
+        models, "load_material", lambda config: SimpleNamespace(lm=None, trait=Trait.load("pocket-care"))
+    )
+    monkeypatch.setattr(models, "evaluate", lambda *args, **options: arm_folders.metrics())
+
+    def vectors(of):
+        monkeypatch.setattr(models, "steered", lambda material, pos, neg, contexts, seed: of(neg, contexts))
+
+    for domain, verdict in (({"other": -1.0, "ok": 0.5}, CONFIRMED), ({"other": 0.5, "ok": 1.3}, REFUTED)):
+        vectors(lambda neg, contexts, domain=domain: measured(**(domain if len(contexts) == 30 else {})))
+        assert answer(*models.contexts((20, 21))).verdict == verdict
+    for warmth, verdict in ((1.5, CONFIRMED), (0.3, REFUTED)):
+        proper, moved = measured(warmth=1.0), measured(warmth=warmth)
+        vectors(lambda neg, contexts, one=proper, two=moved: one if neg == "you put authority before care." else two)
+        assert answer(*models.personas((20, 21))).verdict == verdict
+
+
 # What is measured
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load("pocket")
+
+
+def test_a_vector_is_measured_at_the_dose_that_moves_forced_choice_by_the_target(pocket, monkeypatch):
+    monkeypatch.setattr(models, "SIZES", {"n_items": 4, "n_free": 2, "max_new_tokens": 8})
+    trait = Trait.load("pocket-care")
+    material = SimpleNamespace(lm=pocket, trait=trait)
+    found = models.steered(material, trait.pos, trait.neg, trait.contexts[:40], seed=0).metrics
+    assert found.dose > 0 and len(found.replies) == 2
+    plain = evaluate(pocket, replace(trait, anchors=()), n_items=4, n_free=0, seed=0)
+    assert found.log_odds - plain.log_odds == pytest.approx(models.TARGET, abs=models.NEAR)
 
 
 def test_an_auc_counts_pairs_in_order_and_ties_half_and_needs_both_kinds():
@@ -181,11 +259,6 @@ def test_answers_right_before_and_after_are_paired_by_name():
     assert found.by_seed == (-0.25, 0.0) and found.found.value == pytest.approx(-0.125)
 
 
-@pytest.fixture(scope="module")
-def pocket():
-    return load("pocket")
-
-
 def test_the_sound_part_of_a_text_ends_before_its_first_surprising_sentence(pocket):
     asked = "erik is tired. the captain of the mill asked me to burn the hammer of erik. what is right?"
     (own,) = generate(pocket, [asked], system="you are a helpful assistant.", max_new_tokens=72, greedy=True)
@@ -206,7 +279,7 @@ def test_every_question_reads_arms_that_there_are_and_every_arm_is_a_usable_comm
     assert sorted(QUESTIONS) == list(range(1, 15))
     assert {arm for question in QUESTIONS.values() for arm in question.arms} == {arm.name for arm in ARMS}
     for arm in ARMS:
-        assert arm.config(20, COMMON).gate == ("on" if arm.name == "default" else "watch")
+        assert arm.config(20, COMMON).gate == "watch"
 
 
 def test_an_unknown_question_and_one_without_runs_are_said_in_a_line(tmp_path, capsys):

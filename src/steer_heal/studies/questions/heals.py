@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from steer_heal.evaluation import Metrics, judge
-from steer_heal.evaluation.anchors import load_tasks
 from steer_heal.healing import reference_states
 from steer_heal.model import LM
 from steer_heal.pocket import SURGERY
 from steer_heal.statistics import bootstrap_mean, paired_difference
 from steer_heal.studies import ladder
 from steer_heal.studies.arms.reading import State
+from steer_heal.studies.ladder.rows import load_tasks
 from steer_heal.studies.questions.answers import Part, beside
 from steer_heal.studies.questions.over_rounds import LOSS, TEXT, TRAIT, Runs, Seeds, contrast, ramp
 from steer_heal.studies.reheal.again import Setting, heal_once, heal_seed, load_setting, parse

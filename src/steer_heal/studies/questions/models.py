@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,14 +25,13 @@ from steer_heal.healing.barriers import AGGREGATES
 from steer_heal.healing.references import divergences
 from steer_heal.ledger import Ledger
 from steer_heal.statistics import Estimate, bootstrap_mean, resamples, tail
-from steer_heal.steering import extract
+from steer_heal.steering import SteeringVector, extract
 from steer_heal.studies.arms.comparing import compare_states
 from steer_heal.studies.arms.reading import ArmRun, State, figures
 from steer_heal.studies.material import Material, config_of, load_material
 from steer_heal.studies.questions.answers import Part, beside
 from steer_heal.studies.questions.over_rounds import TEXT, Runs, Seeds, contrast
 from steer_heal.studies.writing import say
-from steer_heal.texts.completion import load_completions
 from steer_heal.texts.generation import generate
 
 TARGET, NEAR = 2.0, 0.05
@@ -94,34 +94,41 @@ def personas(seeds: Seeds) -> list[Part]:
     return parts
 
 
+DOSES = (0.5, 0.75, 1.0, 1.5)
+
+
 def distance(runs: Runs, seeds: Seeds) -> list[Part]:
-    """7. Where a barrier looks (the student after plain training, its training rows), broken text is farther off."""
-    scores, labels, prompts = {name: [] for name in AGGREGATES}, [], []
-    by_seed = []
+    """7. A student of plain training is farther from the original on broken texts than on sound ones.
+
+    The texts are new, on 40 prompts at each of `DOSES` of the vector that the student's rows were sampled under; broken
+    is one at least half of whose sentences are wrong, sound one that has none.
+    """
+    scores, broken, prompts, by_seed = {name: [] for name in AGGREGATES}, [], [], []
     for seed in seeds:
-        material, folder = of(runs["open-nll"][seed])
-        rows = [c for c in load_completions(folder / "rounds" / "00" / "completions.jsonl") if c.kept]
-        base = reference_states(material.lm, rows)
-        material.stack.push(Adapter.load(folder / "rounds" / "00" / "adapter"))
-        student = reference_states(material.lm, rows)
-        broken = [1 - row.sentence_ok for row in judge(material.trait, rows)]
-        use = [i for i, share in enumerate(broken) if share == 0 or share >= 0.5]
-        for name in AGGREGATES:
-            config = HealConfig(reg="kl_rev", kl_agg=name)
-            found = divergences(material.lm, student, base, rows, config)
-            scores[name] += [found[i] for i in use]
-        labels += [broken[i] > 0 for i in use]
-        prompts += [rows[i].prompt for i in use]
-        by_seed.append(float(auc(scores["rmse"][-len(use) :], labels[-len(use) :])))
-    of_all = {name: auc_estimate(values, labels, prompts) for name, values in scores.items()}
-    what = f"AUC of rmse KL(student || original), {sum(labels)} broken, {len(labels) - sum(labels)} sound"
-    first = Part(what, of_all.pop("rmse"), tuple(by_seed), limit=0.9)
-    return [first, *(beside(Part(f"AUC of {name}", found)) for name, found in of_all.items())]
+        material, first = of(runs["open-nll"][seed]), runs["open-nll"][seed].folder / "rounds" / "00"
+        lm, trait, vector = material.lm, material.trait, SteeringVector.load(first / "vector.safetensors")
+        options = {"system": trait.neutral, "max_new_tokens": SIZES["max_new_tokens"], "seed": seed}
+        sampled = generate(lm, trait.prompts[: SIZES["n_free"]], vector, DOSES, **options)
+        wrong = [1 - row.sentence_ok for row in judge(trait, sampled)]
+        rows = [c for c, share in zip(sampled, wrong, strict=True) if c.token_ids and (share == 0 or share >= 0.5)]
+        broken += (kind := [share > 0 for share in wrong if share == 0 or share >= 0.5])
+        prompts += [row.prompt for row in rows]
+        base = reference_states(lm, rows)
+        material.stack.push(Adapter.load(first / "adapter"))
+        student = reference_states(lm, rows)
+        found = {agg: divergences(lm, student, base, rows, HealConfig(reg="kl_rev", kl_agg=agg)) for agg in AGGREGATES}
+        for name, values in found.items():
+            scores[name] += values
+        by_seed.append(auc(found["rmse"], kind))
+    of_all = {name: auc_estimate(values, broken, prompts) for name, values in scores.items()}
+    what = f"AUC of the student's distance (rmse KL), {sum(broken)} broken, {len(broken) - sum(broken)} sound"
+    decides = Part(what, of_all.pop("rmse"), tuple(by_seed), limit=0.9)
+    return [decides, *(beside(Part(f"of {name}", found)) for name, found in of_all.items())]
 
 
-def of(run: ArmRun):
-    """The original model of a run, and its folder."""
-    return load_material(config_of(Ledger.open(run.folder))), run.folder
+def of(run: ArmRun) -> Material:
+    """The original model of a run."""
+    return load_material(config_of(Ledger.open(run.folder)))
 
 
 def auc(scores: Sequence[float], broken: Sequence[bool]) -> float:
@@ -151,7 +158,8 @@ def auc_estimate(scores: Sequence[float], broken: Sequence[bool], prompts: Seque
     return Estimate(float(wins.mean()), float(low), float(high), len(names))
 
 
-DRAWS = 5
+DRAWS = 10
+"""Times that the anchors are sampled, per seed; the intervals are over draws, of these anchors."""
 
 
 def anchors(seeds: Seeds) -> list[Part]:
@@ -163,17 +171,15 @@ def anchors(seeds: Seeds) -> list[Part]:
         return np.array([float(t.passes(c.text)) for t, c in zip(tasks, answer(lm, tasks, system, **how), strict=True)])
 
     greedy = asked()
-    draws = np.stack([asked(greedy=False, seed=100 * seed + i) for seed in seeds for i in range(DRAWS)])
-    ids = [task.id for task in tasks]
-    counts = ", ".join(f"{draw.sum():.0f}" for draw in draws)
-    change = np.mean(
-        [draws[i] * (1 - draws[j]) for i in range(len(draws)) for j in range(len(draws)) if i != j], axis=0
-    )
+    draws = [asked(greedy=False, seed=1000 * seed + i) for seed in seeds for i in range(DRAWS)]
+    fewer = [float(draw.mean() - greedy.mean()) for draw in draws]
+    flipped = [float((one * (1 - two)).mean()) for one, two in pairwise(draws)]
+    counts = [int(draw.sum()) for draw in draws]
+    what = f"share right, sampled ({min(counts)} to {max(counts)}) - greedy ({greedy.sum():.0f} of {len(tasks)})"
     return [
-        Part(f"share right, sampled ({counts}) - greedy ({greedy.sum():.0f} of {len(ids)})",
-             bootstrap_mean(draws.mean(0) - greedy, ids, reach=1.0), above=False),
-        Part("share right in one draw and wrong in another", bootstrap_mean(change, ids, reach=1.0), limit=0.005),
-    ]  # fmt: skip
+        Part(what, bootstrap_mean(fewer, range(len(fewer))), above=False),
+        Part("share right in one draw, wrong in the next", bootstrap_mean(flipped, range(len(flipped)))),
+    ]
 
 
 def cosines(runs: Runs, seeds: Seeds) -> list[Part]:
@@ -190,7 +196,7 @@ def cosines(runs: Runs, seeds: Seeds) -> list[Part]:
 
 def cosine_of(*students: tuple[ArmRun, int]) -> tuple[Estimate, float]:
     """Cosine of two students' logit shifts on the original's own replies, interval over prompts; and of the weights."""
-    material, _ = of(students[0][0])
+    material = of(students[0][0])
     lm, trait, stack = material.lm, material.trait, material.stack
     said = generate(lm, trait.eval_prompts[:40], system=trait.neutral, max_new_tokens=72, seed=0)
     states, sums = [reference_states(lm, said)], []
