@@ -1,5 +1,6 @@
 """Open questions: the rule of a verdict, each question's answer on chosen figures, and some on a run of tiny-random."""
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.evaluation import evaluate
 from steer_heal.healing import HealConfig
+from steer_heal.ledger import Ledger
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import load
 from steer_heal.pocket import SURGERY
@@ -145,10 +147,22 @@ def test_runs_confirm_a_claim_or_refute_it(tmp_path, function, arms, verdict):
     assert answer(*function(runs(tmp_path, **arms), (20, 21))).verdict == verdict
 
 
-def test_a_starved_run_confirms_that_a_fixed_dose_starves_and_a_fed_one_refutes_it(tmp_path):
-    arms = {"walk": [FINE], "fixed": [FINE]}
-    assert answer(*over_rounds.walk(runs(tmp_path / "a", ("fixed",), **arms), (20, 21))).verdict == CONFIRMED
-    assert answer(*over_rounds.walk(runs(tmp_path / "b", (), **arms), (20, 21))).verdict == REFUTED
+@pytest.mark.parametrize(("survived", "verdict"), [(1, CONFIRMED), (30, REFUTED), (90, REFUTED), (5, OPEN)])
+def test_a_full_dose_starves_where_its_first_batch_leaves_too_few_for_a_round(tmp_path, survived, verdict):
+    config = {"n_rounds": 2, "vector": "real", "walk_batch": 96, "walk_batches": 6}
+    found = {}
+    for seed in (20, 21):
+        ledger = write_run(tmp_path / str(seed), config, [FINE])
+        events = ledger.folder / "events.jsonl"
+        lines = [line for line in events.read_text().splitlines() if '"walk"' not in line]
+        for number, first in ((0, 80), (1, survived), (2, 96)):  # the last walk begins under the full dose
+            curve = [{"kappa": 1.0, "n": 96, "survived": first}, {"kappa": 0.7, "n": 96, "survived": 70}]
+            start = 1.0 if number < 2 else 0.7
+            row = {"stage": "walk", "round": number, "kappa_start": start, "curve": curve, "kept": 1, "sampled": 1}
+            lines.insert(-1, json.dumps(row | {"kappa": 0.7, "time": 0.0}))
+        events.write_text("\n".join(lines) + "\n")
+        found[seed] = read_run("tokens", seed, Ledger.open(ledger.folder))
+    assert answer(*over_rounds.walk({"tokens": found}, (20, 21))).verdict == verdict
 
 
 def test_questions_of_different_rounds_are_compared_after_the_last_common_one(tmp_path):
@@ -293,7 +307,7 @@ def test_an_unknown_question_and_one_without_runs_are_said_in_a_line(tmp_path, c
 def asked(tmp_path_factory):
     """A folder with one finished run, of tiny-random."""
     out = tmp_path_factory.mktemp("asked")
-    (job,) = make_jobs([Arm("walk", ("--fast-dev-run", "--targets", "tokens", "--n-rounds", "1"))], (20,), out)
+    (job,) = make_jobs([Arm("tokens", ("--fast-dev-run", "--targets", "tokens", "--n-rounds", "1"))], (20,), out)
     run_rounds(replace(RunConfig(), **{**job.config, "out": str(job.folder)}))
     return out
 
@@ -309,6 +323,6 @@ def test_a_finished_run_is_asked_and_its_answer_stays_in_the_table(asked, capsys
 
 
 def test_a_student_makes_the_same_change_as_itself(asked):
-    run = read_run("walk", 20, finished(asked / "walk_s20"))
+    run = read_run("tokens", 20, finished(asked / "tokens_s20"))
     found, weights = models.cosine_of((run, 0), (run, 0))
     assert (found.value, found.low, found.high, weights) == pytest.approx((1, 1, 1, 1), abs=1e-5)

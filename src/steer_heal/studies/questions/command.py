@@ -41,8 +41,9 @@ QUESTIONS = {
     ),
     2: Question(
         "a fixed dose starves the filter as the trait grows; walk-C keeps it fed",
-        ("walk", "fixed"),
+        ("tokens",),
         lambda runs, seeds, out: over_rounds.walk(runs, seeds),
+        10,
     ),
     3: Question(
         "a lam that falls by round goes further at the same coherence; coherence is unimodal in lam",
@@ -97,12 +98,12 @@ QUESTIONS = {
     ),
     13: Question(
         "independent runs make the same change at equal trait (cosine over .5)",
-        ("walk",),
+        ("tokens",),
         lambda runs, seeds, out: models.cosines(runs, seeds),
     ),
     14: Question(
         "the sound part of a text that the filter drops adds trait at no cost",
-        ("walk",),
+        ("tokens",),
         lambda runs, seeds, out: heals.masked(runs, seeds),
     ),
 }

@@ -24,23 +24,20 @@ COMMON = (
 
 LONGER = ("--n-rounds", "3")
 BARRIER = ("--reg", "kl_rev", *OPEN)
-HOT = ("--reg", "kl_rev", "--targets", "tokens", "--doses", "0.75", "1.25")
 
 ARMS = (
     Arm("open-nll", ("--reg", "nll", *OPEN, *LONGER)),
     Arm("open-kl", (*BARRIER, *LONGER)),
     Arm("prev", (*BARRIER, "--reference", "prev", *LONGER)),
-    Arm("walk", HOT),
-    Arm("fixed", (*HOT, "--kappa-floor", "1")),
     Arm("bounded", ("--reg", "nll", *OPEN, "--replay", "0.3", "--accumulate", "128")),
     Arm("ramp", (*BARRIER, "--lam-power", "-0.5")),
     Arm("cvar", (*BARRIER, "--kl-agg", "cvar")),
     Arm("p95", (*BARRIER, "--kl-agg", "p95")),
     Arm("max", (*BARRIER, "--kl-agg", "max")),
+    BUILT_IN["tokens"],
     BUILT_IN["default"],
     BUILT_IN["shuffled"],
 )
 """open-nll and open-kl: sampled tokens, no coherence filter and doses past the knee, so that the barrier has something
-to hold. prev, ramp and the aggregates differ from open-kl in one option, bounded from open-nll in its rows; walk and
-fixed have a filter that drops many texts, and differ in whether the dose may fall; default and shuffled learn from a
-teacher."""
+to hold. prev, ramp and the aggregates differ from open-kl in one option, bounded from open-nll in its rows. tokens has
+the filter and the walk; default and shuffled learn from a teacher."""

@@ -96,7 +96,7 @@ def masked(runs: Runs, seeds: Seeds) -> list[Part]:
     """14. The sentences before the first broken one of a dropped text add trait, and cost no text."""
     found, sound, used = {}, [], []
     for seed in seeds:
-        setting = load_setting(runs["walk"][seed].folder, 0)
+        setting = load_setting(runs["tokens"][seed].folder, 0)
         sampled = load_completions(setting.folder / "rounds" / "00" / "completions.jsonl")
         dropped = [c for c in sampled if not c.kept]
         parts = sound_parts(setting.lm, dropped, ordinary_sentence(setting))

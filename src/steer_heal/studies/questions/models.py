@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import torch
@@ -186,26 +186,32 @@ def cosines(runs: Runs, seeds: Seeds) -> list[Part]:
     """13. Runs of two seeds, each after the round that makes their traits most equal, made the same change."""
     if len(seeds) < 2:
         raise InputError("question 13 compares runs of two seeds: give at least two")
-    one, two = (runs["walk"][seed] for seed in seeds[:2])
-    shifts = [[figures(r.student, run.base)["shift"] for r in run.rounds if r.student] for run in (one, two)]
-    i, j = min(np.ndindex(*map(len, shifts)), key=lambda at: abs(shifts[0][at[0]] - shifts[1][at[1]]))
-    found, weights = cosine_of((one, i), (two, j))
-    what = f"cosine of logit shifts at {shifts[0][i]:+.2f} and {shifts[1][j]:+.2f} nats (of weights {weights:.2f})"
-    return [Part(what, found, limit=0.5)]
+    parts = []
+    for pair in combinations([runs["tokens"][seed] for seed in seeds], 2):
+        shifts = [[figures(run.standing(r.number), run.base)["shift"] for r in run.rounds] for run in pair]
+        at = min(np.ndindex(*map(len, shifts)), key=lambda at: (abs(shifts[0][at[0]] - shifts[1][at[1]]), -sum(at)))
+        found, weights = cosine_of(*zip(pair, at, strict=True))
+        nats = ", ".join(f"seed {run.seed} {of[i]:+.2f}" for run, of, i in zip(pair, shifts, at, strict=True))
+        parts.append(Part(f"cosine of logit shifts, {nats} nats (of weights {weights:.2f})", found, limit=0.5))
+    return parts
 
 
 def cosine_of(*students: tuple[ArmRun, int]) -> tuple[Estimate, float]:
-    """Cosine of two students' logit shifts on the original's own replies, interval over prompts; and of the weights."""
+    """Cosine of two students' logit shifts on the original's own replies, interval over prompts; and of the weights.
+
+    A student is a run and a round: what stood after it.
+    """
     material = of(students[0][0])
     lm, trait, stack = material.lm, material.trait, material.stack
     said = generate(lm, trait.eval_prompts[:40], system=trait.neutral, max_new_tokens=72, seed=0)
     states, sums = [reference_states(lm, said)], []
     for run, number in students:
-        for r in range(number + 1):
+        stands = [r.number for r in run.rounds if r.stands and r.number <= number]
+        for r in stands:
             stack.push(Adapter.load(run.folder / "rounds" / f"{r:02d}" / "adapter"))
         states.append(reference_states(lm, said))
         sums.append(stack.concatenated())
-        for _ in range(number + 1):
+        for _ in stands:
             stack.pop()
     products = []
     for row in said:

@@ -56,29 +56,37 @@ def prev_or_base(runs: Runs, seeds: Seeds) -> list[Part]:
     ]
 
 
-STARVES = 30 / (6 * 56)
-"""Share of a walk's largest number of texts (`COMMON`) under which a round starves."""
+STARVES = 30
+"""Survivors of all batches under which a round starves."""
 
 
 def walk(runs: Runs, seeds: Seeds) -> list[Part]:
-    """2. With a fixed dose ever fewer texts survive, until a round starves; the walk keeps them coming."""
+    """2. At the full dose, where a walk begins, ever fewer texts survive, too few for a round; the walk finds enough.
 
-    def kept(arm: str, at: int) -> tuple[Estimate, list[float]]:
-        counts = [Ledger.open(runs[arm][seed].folder).events("walk")[at] for seed in seeds]
-        survived, sampled = ([one[name] for one in counts] for name in ("kept", "sampled"))
-        return wilson(sum(survived), sum(sampled)), [k / n for k, n in zip(survived, sampled, strict=True)]
+    The first batch of a walk is what a fixed dose would get; the rounds before it had their dose walked.
+    """
+    tried = [[e for e in Ledger.open(runs["tokens"][seed].folder).events("walk")] for seed in seeds]
+    first = [walks[0] for walks in tried]
+    last = [[one for one in walks if one["kappa_start"] == 1][-1] for walks in tried]
+    most = [runs["tokens"][seed].config["walk_batches"] * runs["tokens"][seed].config["walk_batch"] for seed in seeds]
+
+    def share(steps: Sequence[Mapping]) -> tuple[Estimate, list[float]]:
+        return wilson(sum(s["survived"] for s in steps), sum(s["n"] for s in steps)), [
+            s["survived"] / s["n"] for s in steps
+        ]
 
     def change(what: str, before, after, **claimed) -> Part:
         by_seed = tuple(b - a for a, b in zip(before[1], after[1], strict=True))
-        return Part(what, share_difference(before[0], after[0]), by_seed, **claimed)
+        return Part(f"share kept, {what}", share_difference(before[0], after[0]), by_seed, **claimed)
 
-    first, last, walked = kept("fixed", 0), kept("fixed", -1), kept("walk", -1)
+    began, full, walked = (
+        share([e["curve"][at] for e in events]) for events, at in ((first, 0), (last, 0), (last, -1))
+    )
+    when = "round " + ", ".join(str(one["round"]) for one in last)
     return [
-        change("share kept, fixed, last - first round", first, last, above=False),
-        Part("share kept, fixed, last round", last[0], tuple(last[1]), limit=STARVES, above=False),
-        change("share kept, walk - fixed, last round", last, walked),
-        beside(ends(runs, seeds, "walk", "fixed", TRAIT)),
-        beside(ends(runs, seeds, "walk", "fixed", TEXT)),
+        change(f"full dose, {when} - round 0", began, full, above=False),
+        Part(f"share kept, full dose, {when}", full[0], tuple(full[1]), limit=STARVES / max(most), above=False),
+        change(f"walked - full dose, {when}", full, walked),
     ]
 
 
