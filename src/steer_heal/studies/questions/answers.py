@@ -86,7 +86,7 @@ class Answer:
             "arms": ", ".join(self.arms) or "-",
             "seeds": " ".join(map(str, self.seeds)) or "-",
             "result [95 %] (by seed)": f"{'; '.join(map(str, self.parts))}.{short}",
-            "verdict": f"**{self.verdict}**",
+            "verdict": f"**{self.verdict}**{' (one seed)' if len(self.seeds) == 1 else ''}",
         }
 
     def save(self, folder: Path) -> None:

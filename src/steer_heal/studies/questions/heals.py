@@ -92,18 +92,24 @@ def right(what: str, seeds: Seeds, found: Mapping, before: int, after: int, **cl
     return Part(f"share of {what}", paired_difference(a, b, names), by_seed, **claimed)
 
 
+ROWS, ITEMS, REPLIES = 96, 24, 40
+"""At most so many kept texts, and dropped ones; what each of the three heals of a seed is measured on."""
+
+
 def masked(runs: Runs, seeds: Seeds) -> list[Part]:
     """14. The sentences before the first broken one of a dropped text add trait, and cost no text."""
     found, sound, used = {}, [], []
     for seed in seeds:
         setting = load_setting(runs["tokens"][seed].folder, 0)
+        sizes = {"eval_items": ITEMS, "eval_replies": min(REPLIES, setting.config.eval_replies)}
+        setting = replace(setting, config=replace(setting.config, **sizes))
         sampled = load_completions(setting.folder / "rounds" / "00" / "completions.jsonl")
-        dropped = [c for c in sampled if not c.kept]
+        kept, dropped = ([c for c in sampled if c.kept is ok][:ROWS] for ok in (True, False))
         parts = sound_parts(setting.lm, dropped, ordinary_sentence(setting))
         sound += [row.sentence_ok for row in judge(setting.trait, parts) if row.sentence_ok is not None]
         used.append(sum(len(c.token_ids) for c in parts) / sum(len(c.token_ids) for c in dropped))
         config = setting.config.heal_config(heal_seed(seed, 0))
-        arms = {"kept": setting.rows, "parts": [*setting.rows, *parts], "all": [*setting.rows, *dropped]}
+        arms = {"kept": kept, "parts": [*kept, *parts], "all": [*kept, *dropped]}
         for name, rows in arms.items():
             known = reference_states(setting.lm, rows)
             plain = replace(setting, rows=rows, weights=None, references={"prev": known, "base": known})
