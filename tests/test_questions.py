@@ -307,7 +307,8 @@ def test_an_unknown_question_and_one_without_runs_are_said_in_a_line(tmp_path, c
 def asked(tmp_path_factory):
     """A folder with one finished run, of tiny-random."""
     out = tmp_path_factory.mktemp("asked")
-    (job,) = make_jobs([Arm("tokens", ("--fast-dev-run", "--targets", "tokens", "--n-rounds", "1"))], (20,), out)
+    options = "--fast-dev-run --targets tokens --n-rounds 1 --gate watch --eval-items 8 --eval-replies 8"
+    (job,) = make_jobs([Arm("tokens", tuple(options.split()))], (20,), out)
     run_rounds(replace(RunConfig(), **{**job.config, "out": str(job.folder)}))
     return out
 
