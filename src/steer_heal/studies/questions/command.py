@@ -6,20 +6,19 @@ Knows nothing of the method.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.studies.arms.jobs import finished, make_jobs
-from steer_heal.studies.arms.reading import ArmRun, read_run
+from steer_heal.studies.arms.reading import read_run
 from steer_heal.studies.arms.running import Failure, alone, run_jobs
 from steer_heal.studies.questions import heals, models, over_rounds
 from steer_heal.studies.questions.answers import RULE, Answer, Part, table
 from steer_heal.studies.questions.definitions import ARMS, COMMON
+from steer_heal.studies.questions.over_rounds import Runs, Seeds
 from steer_heal.studies.writing import Stopwatch, say, write_page
-
-Runs = dict[str, dict[int, ArmRun]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Question:
 
     claim: str
     arms: tuple[str, ...]
-    answer: Callable[[Runs, Sequence[int], Path], list[Part]]
+    answer: Callable[[Runs, Seeds, Path], list[Part]]
     rounds: int = 1
 
 
