@@ -54,7 +54,7 @@ class Part:
         said = f"{self.what} {self.found.value:+.3f} [{self.found.low:+.3f}, {self.found.high:+.3f}]{seeds}"
         if not self.decides:
             return f"({said})"
-        return f"{said}, asked {'>' if self.above else '<'} {self.limit:g}: {self.verdict}"
+        return f"{said}, asked {'>' if self.above else '<'} {self.limit:.3g}: {self.verdict}"
 
 
 @dataclass(frozen=True)
