@@ -60,6 +60,10 @@ use:
 arena *options:
     uv run python scripts/arena.py {{options}}
 
+# the open questions of earlier work: a claim, its arms, a figure with its interval and a verdict each
+questions *options:
+    uv run python scripts/questions.py {{options}}
+
 # run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py

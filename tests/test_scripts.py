@@ -22,6 +22,7 @@ TYPED = {
     "house_map": (["--chek"], "unknown option --chek"),
     "ladder": (["--share", "1"], "did you mean --shares?"),
     "matrix": (["--seeds", "a"], "--seeds a: give one or more whole numbers"),
+    "questions": (["--question", "3"], "did you mean --questions?"),
     "readme": (["--chek"], "did you mean --check?"),
     "notebook": (["--timeout", "soon"], "--timeout soon: give a whole number"),
     "steering_pictures": (["--ot", "x"], "did you mean --out?"),
