@@ -36,6 +36,10 @@ results *options:
     uv run python scripts/arms.py --seeds 20 21 22 --n-rounds 3 --out out/controls {{options}}
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 4 --arms open-nll open-kl --out out/open {{options}}
 
+# try every stage on a random model of each family and write docs/families.md
+families:
+    uv run python scripts/family_table.py
+
 # what the filter does to labelled texts
 filter-report:
     uv run python scripts/filter_report.py
@@ -47,6 +51,10 @@ ladder:
 # real and shuffled pairs with and without the barrier: content, or one constant shift?
 matrix:
     uv run python scripts/matrix.py --seeds 0 1 2
+
+# adapters in use: scaled, two traits at once, argued against, trained on; default runs of two traits come first
+use:
+    uv run python scripts/use.py --seeds 20 21 22
 
 # every method a user could pick instead, at equal coherence: table, curves, plot; about 40 minutes on 2 cores
 arena *options:

@@ -197,7 +197,8 @@ def make_runs(root: Path, finished: Path) -> None:
         with_events(name, lambda rows: [*rows[:-1], rows[-1] | folded])
         damaged = folder / name / "rounds" / "00" / "adapter" / file
         damaged.unlink() if name == "no_adapter" else damaged.write_text("{")
-    (variant("no_vector") / "rounds" / "00" / "vector.safetensors").unlink()
+    for vector in variant("no_vector").glob("rounds/*/vector.safetensors"):
+        vector.unlink()
     own = variant("own_trait")
     config = json.loads((own / "config.json").read_text()) | {"trait": str(root / "traits" / "checker_away.toml")}
     (own / "config.json").write_text(json.dumps(config))

@@ -1,5 +1,7 @@
 """Shared fixtures: one thread for torch (tiny models are faster so, and other processes disturb them less)."""
 
+import contextlib
+import io
 from dataclasses import replace
 
 import pytest
@@ -7,16 +9,47 @@ import torch
 from healing_data import completion
 
 import steer_heal.model
+from steer_heal.commands.main import main
 from steer_heal.healing import reference_states
 from steer_heal.ledger import Ledger
+from steer_heal.report.pages import writing
+from steer_heal.report.plots import drawing
 
 torch.set_num_threads(1)
+
+LONGEST = ("test_pocket_run", "test_control_rows", "test_resume", "test_gate", "test_quickstart", "test_types")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """`tiny-random`, shared by tests that leave it as it was."""
     return steer_heal.model.load("tiny-random")
+
+
+@pytest.fixture(scope="session")
+def fast_run(tmp_path_factory):
+    """Folder of a finished fast run of two rounds, made through the command line, beside what it printed.
+
+    Who changes it takes a copy.
+    """
+    out = tmp_path_factory.mktemp("fast")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--out", str(out)]) in (0, 3)
+    (out / "printed.txt").write_text(printed.getvalue())
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Runs write their pages with empty pictures, for tests of something else: drawing is a third of a small run."""
+    monkeypatch.setattr(writing, "png", lambda plot: b"\x89PNG")
+    monkeypatch.setattr(drawing, "svg", lambda panel: "<svg/>")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def bits(model):
 
 def equal(one, other):
     return one.keys() == other.keys() and all(
-        torch.equal(one[n].view(torch.uint8), other[n].view(torch.uint8)) for n in one
+        torch.equal(one[n].reshape(-1).view(torch.uint8), other[n].reshape(-1).view(torch.uint8)) for n in one
     )
 
 

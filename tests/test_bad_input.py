@@ -23,7 +23,7 @@ OPTIONS = [
     ("run --no-quiet", "--no-quiet", "--quiet"),
     ("run --quiet --verbose", "--quiet and --verbose", "leave one of them out"),
     ("run --resume=", "--resume is empty", "leave it out"),
-    ("run --resume", "--resume without a value", "give a value"),
+    ("run --resume", "--resume without a value", "give a text"),
     ("run --model=", "--model is empty", "leave it out"),
     ("run --trait=", "--trait is empty", "leave it out"),
     ("run --out=", "--out is empty", "leave it out"),
@@ -56,7 +56,7 @@ OPTIONS = [
     ("report {runs}/sound b", "'b'", "--help"),
     ("export {files}/runs/sound", "--to is missing", "--help"),
     ("chat --prompt hi", "give SOURCE before --prompt", "--help"),
-    ("chat pocket --prompt", "--prompt without a value", "one or more values"),
+    ("chat pocket --prompt", "--prompt without a value", "one or more texts"),
     ("chat pocket --promt hi", "--promt", "did you mean --prompt"),
     ("chat pockt --prompt hi", "model 'pockt'", "did you mean 'pocket'"),
     ("doctor --modle pocket", "--modle", "did you mean --model"),
@@ -233,14 +233,13 @@ CASES = [*OPTIONS, *VALUES, *TRAITS, *MODELS, *RUNS]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory, fast_run):
     """All broken files; made once, and nothing may change them."""
-    root, out = tmp_path_factory.mktemp("bad"), tmp_path_factory.mktemp("out")
-    assert main(["run", "--fast-dev-run", "--n-rounds", "1", "--gate", "watch", "--quiet", "--out", str(out)]) in (0, 3)
+    root = tmp_path_factory.mktemp("bad")
     make_traits(root)
     make_models(root)
     make_vectors(root)
-    make_runs(root, next(p for p in out.iterdir() if p.is_dir()))
+    make_runs(root, fast_run)
     return root
 
 

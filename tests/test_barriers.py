@@ -13,7 +13,6 @@ from steer_heal.errors import InputError
 from steer_heal.healing.barriers import (
     AGGREGATES,
     aggregate_rows,
-    check_head,
     default_chunk,
     kl_fwd,
     kl_rev,
@@ -24,7 +23,7 @@ from steer_heal.healing.barriers import (
     top_k,
     update_lam,
 )
-from steer_heal.model import LM, Head
+from steer_heal.model import LM, Head, check_head
 
 N, WIDTH, VOCAB = 23, 12, 61
 LENGTHS = [9, 3, 11]

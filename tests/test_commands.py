@@ -1,6 +1,7 @@
 """The command `steer-heal`: every sub-command on a small run, help pages, presets and the dry run."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from steer_heal.commands import doctor, finished, traits
 from steer_heal.commands.dry_run import count
@@ -28,50 +30,87 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
 from steer_heal.healing import HealConfig
 from steer_heal.ledger import Ledger
+from steer_heal.report import result_row
+from steer_heal.report.headline import headline
+from steer_heal.report.pages.facts import cards
+from steer_heal.report.pages.replies import side_by_side
+from steer_heal.report.screen import Screen
 from steer_heal.texts.dose import DoseConfig
 from steer_heal.trait import Trait
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A finished fast run of two rounds, made through `steer-heal run`."""
-    out = tmp_path_factory.mktemp("out")
-    assert main(["run", "--fast-dev-run", "--quiet", "--gate", "watch", "--out", str(out)]) in (0, 3)
-    return next(p for p in out.iterdir() if p.is_dir())
-
-
-def test_report_writes_the_same_pages_again_and_no_second_result(run, capsys):
+def test_report_writes_the_same_pages_again_and_no_second_result(fast_run, capsys):
     pages = ("report.html", "summary.md")
-    before = {name: (run / name).read_bytes() for name in pages}
-    results = (run.parent / "results.tsv").read_bytes()
+    before = {name: (fast_run / name).read_bytes() for name in pages}
+    results = (fast_run.parent / "results.tsv").read_bytes()
     for name in (*pages, "trajectory.png"):
-        (run / name).unlink()
-    assert main(["report", str(run)]) == 0
-    assert {name: (run / name).read_bytes() for name in pages} == before and (run / "trajectory.png").stat().st_size
-    assert (run.parent / "results.tsv").read_bytes() == results
+        (fast_run / name).unlink()
+    assert main(["report", str(fast_run)]) == 0
+    assert {name: (fast_run / name).read_bytes() for name in pages} == before
+    assert (fast_run / "trajectory.png").stat().st_size
+    assert (fast_run.parent / "results.tsv").read_bytes() == results
     assert "report.html" in capsys.readouterr().out
 
 
-def test_compare_shows_figures_of_each_run_and_the_options_that_differ(run, tmp_path, capsys):
+def test_compare_shows_figures_of_each_run_and_the_options_that_differ(fast_run, tmp_path, capsys):
     for name, lam in (("one", 0.3), ("two", 0.7)):
-        shutil.copytree(run, tmp_path / name)
-        config = json.loads((run / "config.json").read_text()) | {"lam": lam, "out": name}
+        shutil.copytree(fast_run, tmp_path / name)
+        config = json.loads((fast_run / "config.json").read_text()) | {"lam": lam, "out": name}
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     assert main(["compare", str(tmp_path)]) == 0  # a folder of runs stands for all in it
     shown = capsys.readouterr().out
     differing = shown.split("options that differ")[1]
     assert "0.3" in differing and "0.7" in differing and "out" not in differing.split("two")[1]
-    best = Ledger.open(run).events("end")[0]["best_round"]
-    healed = next(e for e in Ledger.open(run).events("evaluate") if e["round"] == best)["healed"]
+    best = Ledger.open(fast_run).events("end")[0]["best_round"]
+    healed = next(e for e in Ledger.open(fast_run).events("evaluate") if e["round"] == best)["healed"]
     assert shown.count(f"{healed['words']:.1f}") == 2 and "different items" not in shown
 
 
-def test_compare_says_when_runs_were_measured_on_different_items(run, tmp_path, capsys):
+def test_compare_and_the_pages_show_what_the_run_printed_to_the_digit(fast_run):
+    printed = " ".join((fast_run.parent / "printed.txt").read_text().split())
+    ledger = Ledger.open(fast_run)
+    told, best = finished.figures(ledger), ledger.events("end")[0]["best_round"]
+    (row,) = re.findall(rf" {best} \d\.\d\d\S* +\d+/\d+ .*?(?= {best + 1} \d\.\d\d| round {best} minus)", printed)
+    for head in ("trait", "sentence ok", "4-grams", "fit"):
+        assert told[head] == "-" or told[head] in row.split(), head
+    pages = [" ".join((fast_run / page).read_text("utf-8").split()) for page in ("summary.md", "report.html")]
+    for head in ("trait - base", "log-odds - base"):
+        assert told[head] == "-" or all(told[head] in shown for shown in (printed, *pages)), head
+    assert f"Time {told['time']}." in printed and all(told["time"] in page for page in pages)
+
+
+def test_the_time_of_a_run_is_that_from_its_start_to_its_end(fast_run):
+    events = {event["stage"]: event for event in Ledger.open(fast_run).events()}
+    assert events["end"]["seconds"] == pytest.approx(events["end"]["time"] - events["start"]["time"], abs=0.2)
+    assert events["calibrate"]["time"] > events["start"]["time"]
+
+
+def test_a_refused_or_absent_round_is_nowhere_a_result(fast_run, tmp_path, capsys):
+    shutil.copytree(fast_run, tmp_path / "one")
+    lines = [json.loads(line) for line in (fast_run / "events.jsonl").read_text("utf-8").splitlines()]
+    for event in lines:
+        event |= {"stands": False, "mode": "on"} if event["stage"] == "gate" else {}
+        event |= {"best_round": None, "folded": [], "verdict": "reverted"} if event["stage"] == "end" else {}
+    (tmp_path / "one" / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in lines))
+    ledger = Ledger.open(tmp_path / "one")
+    told = finished.figures(ledger)
+    shown = ("best", "trait", "trait - base", "log-odds - base", "sentence ok", "4-grams", "words", "fit", "KL to base")
+    assert {told[head] for head in shown} == {"-"}
+    assert all(result_row(ledger)[f"{name}_best"] is None for name in ("trait", "log_odds", "sentence_ok"))
+    assert cards(ledger) == [] and "No round stands" in side_by_side(ledger).told
+    assert "no round stands" in dict(headline(ledger))["What came out?"]
+    screen = Screen(Console(file=(file := io.StringIO()), width=80))
+    screen.end(lines[-1], lines)
+    assert "minus" not in file.getvalue() and "no round stands" in file.getvalue()
+    assert main(["export", str(ledger.folder), "--to", str(tmp_path / "to")]) == 2
+
+
+def test_compare_says_when_runs_were_measured_on_different_items(fast_run, tmp_path, capsys):
     other = tmp_path / "other"
-    shutil.copytree(run, other)
+    shutil.copytree(fast_run, other)
     base = json.loads((other / "base.json").read_text())
     (other / "base.json").write_text(json.dumps(base | {"items_key": "another"}))
-    assert main(["compare", str(run), str(other)]) == 0
+    assert main(["compare", str(fast_run), str(other)]) == 0
     assert "different items" in capsys.readouterr().out
 
 
@@ -80,15 +119,15 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(tmp_path):
     assert finished.short_names(folders) == ["a/run", "b/run", "third"]
 
 
-def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_path):
+def test_exported_adapter_and_merged_model_give_the_students_logits(fast_run, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     import steer_heal.model
 
-    ledger = open_run(run)
-    assert main(["export", str(run), "--to", str(tmp_path / "new" / "adapter")]) == 0
-    assert main(["export", str(run), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    ledger = open_run(fast_run)
+    assert main(["export", str(fast_run), "--to", str(tmp_path / "new" / "adapter")]) == 0
+    assert main(["export", str(fast_run), "--to", str(tmp_path / "merged"), "--merged"]) == 0
     ids = torch.arange(4, 40)[None]
     with torch.no_grad():
         lm = steer_heal.model.load("tiny-random")
@@ -104,19 +143,19 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(run, tmp_pat
     assert steer_heal.model.load(str(tmp_path / "merged")).blocks  # with its tokenizer
 
 
-def test_chat_shows_base_steered_and_healed_of_a_run(run, capsys):
+def test_chat_shows_base_steered_and_healed_of_a_run(fast_run, capsys):
     words = ["--max-new-tokens", "12", "--greedy", "--prompt", "What should I do?", "Why?", "--dose", "0.5"]
-    assert main(["chat", str(run), *words]) == 0
+    assert main(["chat", str(fast_run), *words]) == 0
     shown = capsys.readouterr().out
     assert "base" in shown and "steered, dose 0.5" in shown and "healed" in shown
     assert "> What should I do?" in shown and "> Why?" in shown
 
 
-def test_chat_columns_are_the_models_they_name(run):
+def test_chat_columns_are_the_models_they_name(fast_run):
     from steer_heal.commands.chat import Chat
     from steer_heal.texts.generation import generate
 
-    chat = Chat(str(run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
+    chat = Chat(str(fast_run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
     found = chat.speakers()
     said = chat.replies(found, "Why?")
     lm, system = found.lm, found.system
@@ -284,13 +323,13 @@ def test_dry_run_counts_generations_and_runs_nothing(tmp_path, capsys, monkeypat
     assert "not run here" in capsys.readouterr().out
 
 
-def test_dry_run_counts_what_a_run_samples(run):
+def test_dry_run_counts_what_a_run_samples(fast_run):
     config = RunConfig(fast_dev_run=True, gate="watch").resolved()
     trait = Trait.load("care-over-authority")
     work = {one.stage: one for one in count(config, trait, Halves(trait.anchors))}
-    sampled = sum(e["sampled"] for e in Ledger.open(run).events("walk"))
+    sampled = sum(e["sampled"] for e in Ledger.open(fast_run).events("walk"))
     assert work["walk-C, steered"].least <= sampled <= work["walk-C, steered"].most
-    calibrated = Ledger.open(run).events("calibrate")[0]["calibration"]["completions"]
+    calibrated = Ledger.open(fast_run).events("calibrate")[0]["calibration"]["completions"]
     assert work["calibrate the filter"].least == calibrated
 
 
@@ -308,8 +347,8 @@ def test_the_command_is_a_module_too():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "did you mean 'compare'" in done.stderr
 
 
-def test_compare_names_models_that_were_left_to_their_defaults(run):
-    ledger, other = Ledger.open(run), Ledger.open(run)
+def test_compare_names_models_that_were_left_to_their_defaults(fast_run):
+    ledger, other = Ledger.open(fast_run), Ledger.open(fast_run)
     found = finished.options_of_run(ledger)
     assert ledger.config["model"] is None and found["model"] == "tiny-random" and found["trait"]
     assert finished.differences([found, {**finished.options_of_run(other), "model": "pocket"}]) == {

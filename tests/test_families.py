@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from families import FAMILIES, make
+from families import FAMILIES, OTHERS, REFUSED, UNLIKE, make, tried
+from family_table import PAGE, row
 from healing_data import bits, completion, equal
 
+from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.model import position_ids
+from steer_heal.model import position_ids, wrap
 from steer_heal.steering import extract
 from steer_heal.texts.generation import generate
 
@@ -129,3 +131,24 @@ def add_low_rank(module, adapter, name):
         return output + adapter.alpha / adapter.rank * (args[0] @ adapter.a[name].T @ adapter.b[name].T)
 
     return module.register_forward_hook(hook)
+
+
+# ---------------------------------------------------------------- the others
+
+
+@pytest.mark.parametrize("family", [*UNLIKE, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
+def test_every_stage_works_on_a_family_as_its_row_in_the_docs_says(family, tmp_path):
+    assert row(family, tried(family, tmp_path / "adapter")) in PAGE.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_of_another_layout_is_refused_before_anything_is_sampled(family):
+    made = make(family)
+    with pytest.raises(InputError, match=REFUSED[family]) as caught:
+        wrap(made.model, made.tokenizer, family)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_page_names_every_family_and_no_other():
+    named = [line.split("`")[1] for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    assert named == [*sorted([*UNLIKE, *OTHERS]), *REFUSED] and len(UNLIKE) >= 25 and len(UNLIKE) + len(OTHERS) >= 90

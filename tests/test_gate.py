@@ -5,7 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import resume_runs
 import torch
+from resume_runs import config as small
 from resume_runs import mini_trait
 from rich.console import Console
 
@@ -22,6 +24,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.loop import gate, rounds, steps
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.loop.steps import judging
+from steer_heal.model import memory
 from steer_heal.report import printing
 from steer_heal.report.console import Reporter
 from steer_heal.run import main
@@ -29,9 +32,13 @@ from steer_heal.statistics import Estimate
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor, Trait
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_tokens": 16, "n_min": 12, "walk_batch": 16,
         "targets": "tokens"}  # fmt: skip
 """Sizes of a run that passes every stage in a second or two; its numbers mean nothing."""
+UNCUT = {"gate": "on", "targets": "tokens", "eval_replies": 8, "replay": 0.0, "replay_anchors": 0.0}
+"""What a small run of more than two rounds is told, which are as many as `resolved` leaves a fast one."""
 POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 16, "eval_replies": 32, "n_min": 32, "walk_batch": 40,
           "targets": "tokens"}  # fmt: skip
 
@@ -69,7 +76,7 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     monkeypatch.setattr(judging, "trait_figure", lambda metrics: next(figures))
     monkeypatch.setattr(judging, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
     monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
-    result = run_rounds(RunConfig(n_rounds=3, epochs=1, out=str(tmp_path), **TINY))
+    result = run_rounds(small(tmp_path, n_rounds=3, **UNCUT))
     ledger = Ledger.open(result.folder)
     assert same(before[2], before[1]) and not same(before[1], before[0])
     assert [e["stands"] for e in ledger.events("gate")] == [True, False, True]
@@ -91,9 +98,27 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     assert same(weights(fresh), weights(result.run.lm))
 
 
+def test_after_a_reverted_first_round_nothing_is_compared_with_itself(tmp_path, scripted):
+    scripted(False, True)
+    ledger = Ledger.open(run_rounds(resume_runs.config(tmp_path)).folder)
+    assert [e["stands"] for e in ledger.events("gate")] == [False, True]
+    assert ledger.events("extract")[1]["cosine_first"] is None  # the original's vector again
+    assert abs(ledger.events("bake")[1]["cosine_first"]) < 0.99 and ledger.events("bake")[0]["cosine_first"] > 0.99
+
+
+@pytest.mark.parametrize(("asked", "limit", "chosen"), [(0, 10**9, [1]), (0, 1, []), (3, 10**9, [3]), (3, 1, [3])])
+def test_a_small_model_gets_one_thread_unless_told_otherwise(asked, limit, chosen, tiny, monkeypatch):
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(memory, "ONE_THREAD", limit)
+    memory.choose_threads(tiny.model, asked)
+    assert found == chosen
+
+
 def test_a_run_whose_every_round_is_reverted_ends_early_with_exit_code_3(tmp_path, scripted):
     scripted(False)
-    code = main(["--fast-dev-run", "--n-rounds", "2", "--max-reverts", "1", "--quiet", "--out", str(tmp_path)])
+    words = ["--fast-dev-run", "--trait", str(mini_trait(tmp_path)), "--n-rounds", "2", "--max-reverts", "1", "--quiet"]
+    code = main([*words, "--out", str(tmp_path)])
     ledger = Ledger.open(next(p for p in tmp_path.iterdir() if p.is_dir()))
     end = ledger.events("end")[0]
     assert code == 3 and end["verdict"] == "reverted" and end["best_round"] is None and end["folded"] == []
@@ -121,8 +146,7 @@ def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up
 ):
     scripted(False, False, True, True, True)
     monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
-    run_rounds(RunConfig(n_rounds=5, epochs=1, out=str(tmp_path), **TINY))
-    ledger = Ledger.open(next(p for p in tmp_path.iterdir() if p.is_dir()))
+    ledger = Ledger.open(run_rounds(small(tmp_path, n_rounds=5, **UNCUT)).folder)
     assert [e["kappa_next"] for e in ledger.events("gate")] == pytest.approx([0.7, 0.49, 0.7, 1.0, 1.0])
 
 

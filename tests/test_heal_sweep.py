@@ -9,11 +9,9 @@ import pytest
 import torch
 from script_modules import script
 
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig
 from steer_heal.healing.adapter import Adapter
-from steer_heal.loop.rounds import run_rounds
 from steer_heal.statistics import Estimate
 from steer_heal.studies.material import read_round
 from steer_heal.studies.reheal import Arguments, sweep
@@ -23,23 +21,17 @@ from steer_heal.studies.reheal.table import Row, as_shown, ranked
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """Two fast rounds."""
-    return run_rounds(RunConfig(fast_dev_run=True, out=str(tmp_path_factory.mktemp("run")))).folder
+def setting(fast_run):
+    return load_setting(fast_run, 1)
 
 
-@pytest.fixture(scope="module")
-def setting(run_dir):
-    return load_setting(run_dir, 1)
-
-
-def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(run_dir, setting):
+def test_own_regulariser_at_own_seed_gives_the_rounds_adapter_and_measurements(fast_run, setting):
     own = setting.config.heal_config(heal_seed(setting.config.seed, 1))
     healed, metrics = heal_once(setting, own)
-    stored = Adapter.load(run_dir / "rounds" / "01" / "adapter")
+    stored = Adapter.load(fast_run / "rounds" / "01" / "adapter")
     for name in stored.modules:
         torch.testing.assert_close(healed.adapter.b[name], stored.b[name], atol=1e-6, rtol=1e-4)
-    then = read_round(run_dir / "rounds" / "01")[1]
+    then = read_round(fast_run / "rounds" / "01")[1]
     assert metrics.items_key == then.items_key
     assert metrics.log_odds == pytest.approx(then.log_odds, abs=1e-4)
     assert len(setting.stack) == 1  # the round before it, and nothing of the sweep
@@ -51,9 +43,9 @@ def test_a_budget_relative_to_the_steering_is_measured_with_the_rounds_vector(se
     assert 0 < healed.tau[config.reference] != config.tau
 
 
-def test_files_and_table_hold_every_regulariser_and_the_references(run_dir, tmp_path, capsys):
+def test_files_and_table_hold_every_regulariser_and_the_references(fast_run, tmp_path, capsys):
     grid = ("nll", "kl_rev,lam=3")
-    rows, _ = sweep(Arguments(run_dir, 1, grid, (0, 1), tmp_path))
+    rows, _ = sweep(Arguments(fast_run, 1, grid, (0, 1), tmp_path))
     assert [row.name for row in rows[:3]] == ["base", "steered", "previous student"]
     assert {row.name for row in rows[3:]} == set(grid)
     base = rows[0]
@@ -101,20 +93,20 @@ def test_grid_entries_change_what_they_name_and_nothing_else():
             parse(wrong, config)
 
 
-def test_unusable_input_is_one_line_and_exit_code_2(run_dir, tmp_path, capsys):
+def test_unusable_input_is_one_line_and_exit_code_2(fast_run, tmp_path, capsys):
     changed = tmp_path / "changed"
-    shutil.copytree(run_dir, changed)
+    shutil.copytree(fast_run, changed)
     base = json.loads((changed / "base.json").read_text())
     for item in base["items"]:
         item["log_odds"] += 1
     (changed / "base.json").write_text(json.dumps(base))
     cases = [
         ([str(tmp_path)], "no run folder"),
-        ([str(run_dir), "--round", "7"], "no healed round 7"),
-        ([str(run_dir), "--grid", "kl"], "unknown"),
+        ([str(fast_run), "--round", "7"], "no healed round 7"),
+        ([str(fast_run), "--grid", "kl"], "unknown"),
         ([str(changed)], "have changed"),
-        ([str(run_dir), "--rond", "1"], "did you mean --round"),
-        ([str(run_dir), "--round", "one"], "a whole number"),
+        ([str(fast_run), "--rond", "1"], "did you mean --round"),
+        ([str(fast_run), "--round", "one"], "a whole number"),
     ]
     for arguments, words in cases:
         assert script("heal_sweep").main(arguments) == 2

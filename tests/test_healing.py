@@ -242,7 +242,7 @@ def test_every_b_moves_in_the_first_step(lm, data, prev):
 
 def test_a_block_that_no_gradient_reaches_stops_the_heal(lm, data, prev):
     lm.blocks[2].register_forward_hook(lambda module, inputs, output: output.detach())
-    with pytest.raises(RuntimeError, match=r"no gradient reached model.layers.0"):
+    with pytest.raises(InputError, match=r"no gradient reached model.layers.0.*exclude_modules down_proj gate_proj"):
         heal(lm, data, QUICK, prev)
 
 
@@ -369,3 +369,55 @@ def test_a_model_that_carries_peft_layers_is_refused(lm, data, prev):
     wrapped = get_peft_model(lm.model, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(InputError, match="PEFT"):
         linear_names(replace(lm, model=wrapped), (0.0, 1.0))
+
+
+# ---------------------------------------------------------------- which modules
+
+
+def test_named_modules_alone_get_adapters_and_excluded_ones_none(lm):
+    def ends(**options):
+        return {name.rpartition(".")[2] for name in linear_names(lm, (0.0, 1.0), **options)}
+
+    every = ends()
+    assert ends(wanted=("q_proj", "mlp.up_proj")) == {"q_proj", "up_proj"}
+    assert ends(left_out=("q_proj", "self_attn.up_proj")) == every - {"q_proj"}
+    with pytest.raises(InputError, match="no linear layers"):
+        ends(wanted=("proj",))
+    with injected(
+        lm, replace(QUICK, target_modules=("v_proj",), exclude_modules=("layers.1.self_attn.v_proj",)), 0
+    ) as lora:
+        assert lora.a and all(name.endswith("v_proj") and "layers.1." not in name for name in lora.a)
+    for wrong in ("q_proj", (1,), ("",)):
+        with pytest.raises(InputError, match="target_modules"):
+            replace(QUICK, target_modules=wrong)
+
+
+def test_a_module_that_inherits_from_linear_is_adapted_only_if_it_maps_linearly(lm):
+    class Same(torch.nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T + (0 if self.bias is None else self.bias)
+
+    class Router(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    before = linear_names(lm, (0.0, 1.0))
+    lm.blocks[1].mlp.up_proj.__class__, lm.blocks[2].mlp.up_proj.__class__ = Same, Router
+    assert set(before) - set(linear_names(lm, (0.0, 1.0))) == {"model.layers.2.mlp.up_proj"}
+
+
+def test_modules_that_share_a_weight_get_no_adapter(lm):
+    before = linear_names(lm, (0.0, 1.0))
+    lm.blocks[0].mlp.up_proj.weight = lm.blocks[3].mlp.up_proj.weight
+    gone = {"model.layers.0.mlp.up_proj", "model.layers.3.mlp.up_proj"}
+    assert set(before) - set(linear_names(lm, (0.0, 1.0))) == gone
+
+
+def test_a_heal_says_what_share_of_the_weights_it_can_reach(lm, data, prev):
+    whole = heal(lm, data, QUICK, prev)
+    names = [n for n in dict(lm.base.named_modules()) if n in whole.adapter.a]
+    weights = sum(lm.base.get_submodule(n).weight.numel() for n in names)
+    assert whole.figures["reach"] == weights / sum(p.numel() for b in lm.blocks for p in b.parameters()) > 0.9
+    part = heal(lm, data, replace(QUICK, target_modules=("q_proj",)), prev)
+    assert part.figures["reach"] < 0.2 and f"reach {part.figures['reach']:.2f}" in " ".join(part.notes())
+    assert "reach" not in " ".join(whole.notes())

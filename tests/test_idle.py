@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from healing_data import QUICK
+from resume_runs import config as small
 from rich.console import Console
 
 from steer_heal.commands.run import main
@@ -107,8 +108,8 @@ def test_a_barrier_on_rows_that_there_are_none_of_is_refused_before_anything_is_
 @pytest.fixture(scope="module")
 def silent_run(tmp_path_factory):
     """A run whose barrier never fires, with an option that cannot act; and what it printed, in short and in full."""
-    out, printed = str(tmp_path_factory.mktemp("out")), io.StringIO()
-    config = RunConfig(fast_dev_run=True, n_rounds=2, gate="watch", tau=99.0, lam_rate=2.0, out=out)
+    printed = io.StringIO()
+    config = small(tmp_path_factory.mktemp("out"), tau=99.0, lam_rate=2.0)
     result = run_rounds(config, Reporter(Console(file=printed, width=120)))
     full = io.StringIO()
     reporter = Reporter(Console(file=full, width=120), verbose=True)

@@ -84,6 +84,12 @@ def test_results_table_gets_its_header_once(tmp_path):
     assert (tmp_path / "results.tsv").read_text().splitlines() == ["name\tvalue", "a b\t1.0000", "a b\t"]
 
 
+def test_lines_of_another_version_are_put_under_todays_columns(tmp_path):
+    (tmp_path / "results.tsv").write_text("name\told\tvalue\na\t9\t1.0000\n")
+    Ledger.create(tmp_path, "run", {}).append_result({"name": "b", "new": 2, "value": 3})
+    assert (tmp_path / "results.tsv").read_text().splitlines() == ["name\tnew\tvalue", "a\t\t1.0000", "b\t2\t3"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),

@@ -31,6 +31,19 @@ def test_model_without_template_gets_bos_and_plain_text(tiny):
     assert lm.tokenizer.decode(lm.chat_ids("Once upon a time")) == "<|bos|>Once upon a time"
 
 
+def test_a_prompt_is_rendered_once_and_anew_under_another_template(tiny):
+    tokenizer = tiny.tokenizer.__class__(tokenizer_object=tiny.tokenizer.backend_tokenizer, bos_token="<|bos|>")
+    lm, asked = tiny.__class__(tiny.model, tokenizer, "counted"), []
+    encode = tokenizer.encode
+    tokenizer.encode = lambda text, **options: asked.append(text) or encode(text, **options)
+    plain = lm.chat_ids("Why?", "Be kind.")
+    times = len(asked)
+    assert lm.chat_ids("Why?", "Be kind.") == plain and len(asked) == times > 0
+    assert lm.chat_ids("Why?", "Be bold.") != plain
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    assert lm.chat_ids("Why?", "Be kind.") != plain
+
+
 def test_left_padding_aligns_rows_at_the_right(tiny):
     batch = tiny.pad_left([[5, 6, 7], [8]])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]

@@ -17,6 +17,8 @@ from steer_heal.model import LM
 from steer_heal.model.depth import pick_layers
 from steer_heal.steering import SteeringVector
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FAST = ["--fast-dev-run", "--n-rounds", "1", "--filter", "none", "--gate", "watch", "--quiet"]
 
 

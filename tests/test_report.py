@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,12 +14,16 @@ from html.parser import HTMLParser
 import pytest
 import torch
 from resume_runs import config
+from rich.console import Console
 
 import steer_heal
+from steer_heal.commands.finished import figures
 from steer_heal.commands.main import main
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError, NotWrittenError
+from steer_heal.evaluation import compare
+from steer_heal.evaluation.shift import coherence
 from steer_heal.evaluation.verdict import VERDICTS
+from steer_heal.evaluation.wording import most, wording
 from steer_heal.ledger import Ledger
 from steer_heal.loop import gate
 from steer_heal.loop.rounds import run_rounds
@@ -26,15 +31,17 @@ from steer_heal.report import html, markdown_table, plots, summary, write_pages
 from steer_heal.report.expectations import judged
 from steer_heal.report.pages.facts import cards, options
 from steer_heal.report.pages.filtering import filtered_rounds
-from steer_heal.report.pages.folder import measured
+from steer_heal.report.pages.folder import base_of, measured
 from steer_heal.report.pages.handover import snippets
 from steer_heal.report.pages.replies import diary, side_by_side
 from steer_heal.report.pages.summary import quoted
+from steer_heal.report.pages.writing import result_row
 from steer_heal.report.plots.course import Course, Span, Step, levels, shifts
 from steer_heal.report.plots.drawing import DARK, LIGHT, Panel, darkened, png, svg
 from steer_heal.report.plots.maps import apart, numbered
 from steer_heal.report.plots.trajectory import drawer
-from steer_heal.report.tables import TONES
+from steer_heal.report.screen import Screen
+from steer_heal.report.tables import NO_CHECKER, TONES, state_table
 
 SECTIONS = ("short", "trajectory", "trait_coherence", "off_target", "should", "rounds", "dose", "filter", "replies")
 SECTIONS += ("diary", "made", "load")
@@ -70,10 +77,9 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(fast_run):
     """A fast run of two rounds, with off-target categories and vignettes and without a checker."""
-    out = str(tmp_path_factory.mktemp("out"))
-    return run_rounds(RunConfig(fast_dev_run=True, n_rounds=2, gate="watch", out=out)).folder
+    return fast_run
 
 
 @pytest.fixture
@@ -95,6 +101,44 @@ def test_every_part_is_on_the_page_in_order_and_no_tag_is_left_open(folder):
     assert page.open == [] and page.unclosed == []
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert links and all(link.startswith("#") and link[1:] in page.ids for link in links)
+
+
+def standing(copy):
+    """The run as if its last round stood."""
+    lines = (copy / "events.jsonl").read_text("utf-8").splitlines()
+    end = json.loads(lines[-1]) | {"best_round": 1}
+    (copy / "events.jsonl").write_text("\n".join([*lines[:-1], json.dumps(end)]) + "\n", "utf-8")
+    return Ledger.open(copy)
+
+
+def test_pages_say_what_changed_in_the_words(copy):
+    ledger = standing(copy)
+    brave = {"text": "Be brave_! She said: be brave_."}
+    edited(copy / "rounds" / "01" / "metrics.json", lambda d: [row.update(brave) for row in d["healed"]["replies"]])
+    found = wording(base_of(ledger), measured(ledger, 1).healed)
+    page, text = html(ledger), summary(ledger)
+    assert page.count("What changed in the words") == text.count("## What changed in the words") == 1
+    rows = [f"{term.before} -> {term.after} | {term.z:+.1f}" for side in most(found.words, 6) for term in side]
+    assert all(row in text for row in rows) and "| brave_ | 0 -> 16 |" in text and "<td>brave_</td>" in page
+    assert f"| words per sentence | {found.sentence.before:.2f} | {found.sentence.after:.2f} |" in text
+
+
+def test_without_a_checker_it_is_said_and_the_coherence_of_the_gate_is_in_every_table(copy):
+    ledger = standing(copy)
+    base, healed = base_of(ledger), measured(ledger, 1).healed
+    columns, rows = state_table([("base", ledger.events("baseline")[0]["base"])])
+    told = dict(zip(columns, rows[0], strict=True))
+    assert told["coherent"] == f"{coherence(base, base):.3f}" and "sentence ok" not in told
+    assert result_row(ledger)["coherence_best"] == coherence(healed, base)
+    assert figures(ledger)["coherence - base"].startswith(f"{compare(base, healed).coherence.value:+.3f}")
+    assert NO_CHECKER in html(ledger) and NO_CHECKER in summary(ledger)
+    console = Console(file=io.StringIO(), width=80)
+    screen = Screen(console)
+    for event in ledger.events():
+        screen.show(event, ledger.events(), [])
+    shown = console.file.getvalue()
+    assert " ".join(shown.split()).count(NO_CHECKER) == 1 and " coherent " in shown
+    assert "said more" not in shown and all(len(line) <= 80 for line in shown.splitlines() if " coherent " in line)
 
 
 def test_the_verdict_comes_before_everything_else(folder):
@@ -133,7 +177,7 @@ def test_only_the_pages_own_script_may_run(folder):
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_texts_of_models_stay_texts_wherever_they_are_shown(copy):
+def test_texts_of_models_stay_texts_wherever_they_are_shown(copy, undrawn):
     def reply(data):
         for state in ("steered", "healed"):
             for row in data[state]["replies"]:
@@ -269,7 +313,7 @@ def test_the_same_folder_gives_the_same_pages(folder):
 
 
 @pytest.mark.parametrize("name", ["report.html", "summary.md", "trajectory.png"])
-def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, monkeypatch, name):
+def test_a_page_that_cannot_be_renamed_into_place_leaves_the_old_one(copy, undrawn, monkeypatch, name):
     replace = os.replace
 
     def fails(source, target):

@@ -22,6 +22,8 @@ from steer_heal.run import main
 from steer_heal.texts import generation
 from steer_heal.texts.generation import generate
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
@@ -113,12 +115,12 @@ DAMAGE = {
         "schema 9",
     ),
     "another lr in config.json": (change("config.json", "lr", 0.5), "config.json of this run was changed"),
-    "another seed in config.json": (change("config.json", "seed", 5), "start differs from what was recorded in seed"),
-    "an unknown option in config.json": (change("config.json", "sed", 5), "other options"),
+    "another seed in config.json": (change("config.json", "seed", 5), "config.json of this run was changed"),
+    "an unknown option in config.json": (change("config.json", "sed", 5), "config.json of this run was changed"),
     "config.json cut": (bytes_of("config.json", cut), "config.json is damaged"),
     "another schema": (change("config.json", "schema_version", 99), "schema 99"),
     "another torch": (change("environment.json", "versions", "torch", "1.0"), "torch 1.0 then"),
-    "another number of threads": (change("environment.json", "cpu_threads", 64), "cpu threads 64 then, 1 now"),
+    "another number of threads": (change("environment.json", "cpu_threads", 10**6), "cpu threads 1000000 then, 1 now"),
     "environment.json cut": (bytes_of("environment.json", cut), "environment.json is damaged"),
     "an event that is none": (line(1, lambda _: "{broken"), "line 2: not an event"),
     "another figure in an event": (line(5, lambda text: text.replace('"kept": 8', '"kept": 9')), "walk of round 0"),
@@ -240,6 +242,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(place, capsys, monkeypatch):
     assert main(["--resume", str(folder_of(place)), "--quiet"]) == 130
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "interrupted" in said and f"--resume {folder_of(place)}" in said
+    assert [path.name for path in (folder_of(place) / "rounds").iterdir()] == ["00"]  # complete rounds stay
     monkeypatch.undo()
     arguments = said.split("steer_heal.run ")[1].split()
     assert main([*arguments, "--quiet"]) in (0, 3)
@@ -347,6 +350,20 @@ def test_memory_that_ran_out_elsewhere_stops_the_run_in_one_line(place, capsys, 
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "memory ran out" in said and "--resume" in said
     go(place)
+
+
+def test_a_run_goes_on_with_its_own_threads_whatever_this_process_has(place):
+    chosen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "set_num_threads", chosen.append)
+        patch.setattr(
+            environment, "environment", lambda: {"cpu_threads": (chosen or [7])[-1], "cuda": None, **VERSIONS}
+        )
+        reopen(folder_of(place)).release()
+    assert chosen == [1]
+
+
+VERSIONS = {"versions": environment.environment()["versions"]}
 
 
 def test_an_environment_is_told_apart_by_what_changes_bits():

@@ -16,6 +16,7 @@ TYPED = {
     "bench": (["heal", "--repeat", "x"], "scripts/bench.py --help"),
     "carry_over": (["pocket", "--tua", "1"], "did you mean --tau?"),
     "csweep": (["--target-k", "1"], "did you mean --target-kl?"),
+    "family_table": (["--familie"], "unknown option --familie"),
     "filter_report": (["--split", "both-of-them"], "--split both-of-them: give one of tune, held_out, both"),
     "heal_sweep": (["out/RUN", "--rond", "1"], "did you mean --round?"),
     "house_map": (["--chek"], "unknown option --chek"),
@@ -24,6 +25,7 @@ TYPED = {
     "readme": (["--chek"], "did you mean --check?"),
     "notebook": (["--timeout", "soon"], "--timeout soon: give a whole number"),
     "steering_pictures": (["--ot", "x"], "did you mean --out?"),
+    "use": (["--scale", "1"], "did you mean --scales?"),
     "train_pocket": (["--only", "al"], "--only al: give one of all, train, checks, traits, surgery"),
 }
 

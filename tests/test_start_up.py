@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -16,65 +17,72 @@ from steer_heal.healing.config import CHOICES, KL_NAMES
 
 HEAVY = ("torch", "transformers", "peft")
 SCRIPT = """
-import contextlib, io, sys
-with contextlib.redirect_stdout(io.StringIO()):
-    from {module} import main
-    code = main({words!r})
-print(code, *[name for name in {heavy!r} if name in sys.modules])
+import contextlib, importlib, io, json, sys
+for module, words in json.load(sys.stdin):
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        code = importlib.import_module(module).main(words)
+    print(json.dumps([code, [name for name in {heavy!r} if name in sys.modules], said.getvalue()]))
 """
+RUN, ANY = "steer_heal.run", "steer_heal.commands.main"
+WRONG_OF_A_RUN = ("--typo 1", "--lam abc", "--lam -1", "--lora-layers 0.9 0.1", "--kl-agg median", "--reg kl")
+ANSWERED = (
+    "--help", "run --help", "run --help heal", "chat --help", "doctor --help", "compare --help", "traits",
+)  # fmt: skip
+WRONG = ("chat --promt x", "doctor --modle x", "export --too x", "chat pocket --dose much")
+MISTYPED = {
+    "run --model ./nosuch": "check the spelling",
+    "run --model pockt": "did you mean 'pocket'",
+    "run --model=tests": "no config.json",
+    "run --trait pocket-car": "did you mean 'pocket-care'",
+    "run --trait nosuch.toml": "check the path",
+    "run --anchors nosuch.jsonl": "check the path",
+    "run --eval-vignettes nosuch.jsonl": "check the path",
+    "run --resume nosuch": "no run folder",
+    "chat nosuch": "check the spelling",
+    "chat pockt --prompt Hello": "did you mean 'pocket'",
+    "chat pocket --trait nosuch": "unknown trait",
+    "doctor --model ./nosuch": "check the spelling",
+    "report nosuch": "does not exist",
+    "compare nosuch nosuch": "does not exist",
+    "export nosuch --to x": "does not exist",
+}
 
 
-def answered(module: str, words: list[str]) -> tuple[str, str]:
-    """Exit code and heavy libraries that a command line imported, in a process of its own; and what it complained."""
-    script = SCRIPT.format(module=module, words=words, heavy=HEAVY)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
-    return done.stdout.strip(), done.stderr
+@pytest.fixture(scope="module")
+def answers():
+    """Of each command line, answered one after the other in a process of their own: exit code, which heavy libraries
+    are imported by then, and what it complained."""
+    lines = [(RUN, words) for words in WRONG_OF_A_RUN] + [(ANY, words) for words in (*ANSWERED, *WRONG, *MISTYPED)]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(heavy=HEAVY)],
+        input=json.dumps([(module, words.split()) for module, words in lines]),
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return {words: json.loads(told) for (_, words), told in zip(lines, done.stdout.splitlines(), strict=True)}
 
 
-@pytest.mark.parametrize(
-    "words", ["--typo 1", "--lam abc", "--lam -1", "--lora-layers 0.9 0.1", "--kl-agg median", "--reg kl"]
-)
-def test_a_wrong_option_of_a_run_is_refused_without_torch(words):
-    found, said = answered("steer_heal.run", words.split())
-    assert found == "2" and said.startswith("steer_heal: ") and said.count("\n") == 1
+@pytest.mark.parametrize("words", WRONG_OF_A_RUN)
+def test_a_wrong_option_of_a_run_is_refused_without_torch(words, answers):
+    code, heavy, said = answers[words]
+    assert (code, heavy) == (2, []) and said.startswith("steer_heal: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "words", ["--help", "run --help", "run --help heal", "chat --help", "doctor --help", "compare --help", "traits"]
-)
-def test_help_and_the_list_of_traits_need_no_torch(words):
-    assert answered("steer_heal.commands.main", words.split()) == ("0", "")
+@pytest.mark.parametrize("words", ANSWERED)
+def test_help_and_the_list_of_traits_need_no_torch(words, answers):
+    assert answers[words] == [0, [], ""]
 
 
-@pytest.mark.parametrize("words", ["chat --promt x", "doctor --modle x", "export --too x", "chat pocket --dose much"])
-def test_a_wrong_option_of_a_command_is_refused_without_torch(words):
-    assert answered("steer_heal.commands.main", words.split())[0] == "2"
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_option_of_a_command_is_refused_without_torch(words, answers):
+    assert answers[words][:2] == [2, []]
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("run --model ./nosuch", "check the spelling"),
-        ("run --model pockt", "did you mean 'pocket'"),
-        ("run --model=tests", "no config.json"),
-        ("run --trait pocket-car", "did you mean 'pocket-care'"),
-        ("run --trait nosuch.toml", "check the path"),
-        ("run --anchors nosuch.jsonl", "check the path"),
-        ("run --eval-vignettes nosuch.jsonl", "check the path"),
-        ("run --resume nosuch", "no run folder"),
-        ("chat nosuch", "check the spelling"),
-        ("chat pockt --prompt Hello", "did you mean 'pocket'"),
-        ("chat pocket --trait nosuch", "unknown trait"),
-        ("doctor --model ./nosuch", "check the spelling"),
-        ("report nosuch", "does not exist"),
-        ("compare nosuch nosuch", "does not exist"),
-        ("export nosuch --to x", "does not exist"),
-    ],
-)
-def test_a_mistyped_model_trait_run_or_file_is_refused_without_torch(words, expected):
-    found, said = answered("steer_heal.commands.main", words.split())
-    assert found == "2" and expected in said and said.count("\n") == 1
+@pytest.mark.parametrize("words", MISTYPED)
+def test_a_mistyped_model_trait_run_or_file_is_refused_without_torch(words, answers):
+    code, heavy, said = answers[words]
+    assert (code, heavy) == (2, []) and MISTYPED[words] in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("package", [steer_heal, barriers, healing], ids=lambda package: package.__name__)

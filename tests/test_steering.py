@@ -212,8 +212,8 @@ def count_steered(lm, vector, scope, **options):
     """Positions per forward call at which a block's output was changed, during generation of 5 tokens."""
     block = vector.layers[0]
     plain, changed = [], []
-    first = lm.blocks[block].register_forward_hook(lambda m, a, o: plain.append(o.clone()))
     with torch.no_grad(), vector.applied(lm.model, 1.0, scope=scope):
+        first = lm.blocks[block].register_forward_hook(lambda m, a, o: plain.append(o.clone()), prepend=True)
         last = lm.blocks[block].register_forward_hook(lambda m, a, o: changed.append(o.clone()))
         lm.model.generate(
             **lm.pad_left([lm.chat_ids("Hello there")]), max_new_tokens=5, min_new_tokens=5, do_sample=False

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from healing_data import completion
+from resume_runs import config as small
+from resume_runs import mini_trait
 
 import steer_heal.texts.generation
 from steer_heal.config import RunConfig
@@ -19,9 +21,12 @@ from steer_heal.loop.steps import training
 from steer_heal.loop.steps.texts import text_sampling
 from steer_heal.report.console import Reporter
 from steer_heal.run import main
+from steer_heal.steering.direction import state_shift
 from steer_heal.texts.completion import load_completions
 from steer_heal.texts.dose import Walk
 from steer_heal.texts.generation import Interrupted
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FAST = {"fast_dev_run": True, "n_rounds": 1}
 
@@ -35,6 +40,33 @@ def prepared(tmp_path_factory):
 
 def walk_of(completions, run):
     return Walk(tuple(completions), (), 1.0, False, run.config.dose_config())
+
+
+# what a bake measures
+
+
+def test_a_round_begins_with_the_states_that_the_student_it_began_on_was_left_with(prepared, run, monkeypatch):
+    now, vector, measured = replace(run(), states={}), prepared[1], []
+    of_student = training.student_states
+
+    def counted(*given):
+        measured.append(of_student(*given))
+        return measured[-1]
+
+    monkeypatch.setattr(training, "student_states", counted)
+    adapters = [must_block_adapter(now.lm, size=0.05, seed=seed) for seed in range(3)]
+    for number, adapter in enumerate(adapters):
+        steps.bake(now, number, vector, SimpleNamespace(adapter=adapter))
+        stands = number != 1
+        now.rounds.append(SimpleNamespace(number=number, adapter=adapter, stands=stands))
+        if not stands:
+            now.stack.pop()
+    while len(now.stack):
+        now.stack.pop()
+    assert len(measured) == 4  # before round 0, and after each
+    moved = [event["cosine_vector"] for event in now.ledger.events("bake")]
+    pairs = ((0, 1), (1, 2), (1, 3))
+    assert moved == [state_shift(measured[a], measured[b], vector).cosine for a, b in pairs]
 
 
 # a heal that diverges
@@ -59,7 +91,7 @@ def test_a_heal_that_diverges_ends_the_run_with_its_verdict_and_leaves_its_adapt
     tmp_path, monkeypatch, capsys
 ):
     diverging(0, monkeypatch)
-    assert main(["--fast-dev-run", "--out", str(tmp_path)]) == 3
+    assert main(["--fast-dev-run", "--trait", str(mini_trait(tmp_path)), "--out", str(tmp_path)]) == 3
     ledger = only_run(tmp_path)
     (event,), (verdict,), (end,) = (ledger.events(stage) for stage in ("diverged", "verdict", "end"))
     assert (event["round"], event["step"], event["rows"], event["adapter"]) == (0, 3, [1], True)
@@ -75,7 +107,7 @@ def test_a_heal_that_diverges_ends_the_run_with_its_verdict_and_leaves_its_adapt
 
 def test_rounds_before_a_diverged_one_stay_and_the_course_of_the_run_names_both(tmp_path, monkeypatch):
     diverging(1, monkeypatch)
-    result = rounds.run_rounds(RunConfig(fast_dev_run=True, n_rounds=2, out=str(tmp_path)))
+    result = rounds.run_rounds(small(tmp_path))
     assert [done.number for done in result.rounds] == [0]
     assert sorted(p.name for p in (result.folder / "rounds").iterdir()) == ["00", "01.diverged"]
     assert "1 diverged" in result.verdict.text and f"0 {result.rounds[0].verdict.name}" in result.verdict.text
@@ -189,7 +221,8 @@ def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp
     monkeypatch.setattr(steer_heal.texts.generation._Batch, "sample", watched)
     for name in ("calibrate_filter", "measure", "measure_steered", "measure_student", "walk_dose", "training_rows"):
         within(name)
-    rounds.run_rounds(RunConfig(**FAST, text_temperature=0.7, text_top_p=0.9, replay=0.3, out=str(tmp_path)))
+    filtered = {"filter": "coherence", "replay": 0.3}
+    rounds.run_rounds(small(tmp_path, n_rounds=1, text_temperature=0.7, text_top_p=0.9, **filtered))
     for name in ("calibrate_filter", "walk_dose", "training_rows"):
         assert seen[name] == {(True, 0.7, 0.9)}, name
     for name in ("measure", "measure_steered", "measure_student"):

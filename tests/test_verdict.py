@@ -58,7 +58,8 @@ STILL = est(0.0, 0.0)
         ({"student": est(0.2)}, "throttled"),
         ({"student": est(0.05, 0.04)}, "undone"),
         ({"student": est(0.0)}, "undone"),
-        ({"student": est(-0.3)}, "undone"),
+        ({"student": est(-0.3)}, "moved against"),
+        ({"student": est(-0.33), "training": 0.0, "steered": STILL}, "moved against"),
         ({"student": est(0.3, 0.5)}, "inconclusive"),
         ({"student": est(0.0), "training": 0.0}, "no-op"),
         ({"steered": STILL, "student": STILL, "training": 0.0, "steered_coherence": 0.95}, "no-op"),
@@ -79,6 +80,13 @@ def test_each_verdict_is_reached_by_its_definition(change, name):
     assert found.name == name, found
     assert found.name in VERDICTS
     assert found.above_floors == (name not in ("collapsed", "unfit", "shorter", "starved"))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_a_floor_names_what_its_ratio_is_held_against(lower):
+    under = replace(HEALED, shape={"distinct4": 0.78}, prompted_lower=frozenset(["distinct4"] if lower else []))
+    of = "the prompted model's" if lower else "base's"
+    assert f"distinct4 at 0.78 of {of} (floor 0.80)" in judge_round(under).text
 
 
 def test_identical_models_are_a_no_op():
@@ -106,7 +114,7 @@ def test_sharpened_replies_do_not_pass_for_coherence(name):
 def test_a_floor_inside_the_interval_lets_a_round_pass_and_its_text_tells_the_figure(name):
     crossing = judge_round(replace(HEALED, by_reply={**HEALED.by_reply, name: est(0.76, 0.05)}))
     assert crossing.name == "healed" and crossing.above_floors
-    assert f"Not surely under the floor: {name} at 0.76 [0.71, 0.81] of base or prompted (floor 0.80)" in crossing.text
+    assert f"Not surely under the floor: {name} at 0.76 [0.71, 0.81] of base's (floor 0.80)" in crossing.text
     assert "surely" not in judge_round(HEALED).text
 
 

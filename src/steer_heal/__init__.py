@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from steer_heal.loop.calibration import Calibration, calibrate
     from steer_heal.loop.rounds import run_rounds
     from steer_heal.loop.steps import RunResult
-    from steer_heal.model import LM, load
-    from steer_heal.steering import SteeringVector, extract
+    from steer_heal.model import LM, load, wrap
+    from steer_heal.steering import SteeringVector, extract, extract_pairs
     from steer_heal.texts.coherence import CoherenceFilter
     from steer_heal.texts.completion import Completion, load_completions, save_completions
     from steer_heal.texts.dose import DoseConfig, Walk, walk_c
@@ -55,6 +55,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
+    "extract_pairs",
     "generate",
     "heal",
     "load",
@@ -65,6 +66,7 @@ __all__ = [
     "run_rounds",
     "save_completions",
     "walk_c",
+    "wrap",
 ]
 
 __getattr__, __dir__ = lazily(__name__)

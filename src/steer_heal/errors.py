@@ -4,11 +4,28 @@ Knows nothing of models. The command line turns it into exit code 2 without a tr
 """
 
 import difflib
+import re
 from collections.abc import Sequence
+
+NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that act on a terminal or split a line or cannot be written at all; line feeds and tabs aside."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, lone surrogates and changes of direction shown as `\\x1b`, not sent."""
+    return NOT_TEXT.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can stand in one line and one column as it is."""
+    return printable(text) == text and not {"\n", "\t"} & {*text}
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what, why and what to do instead."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(" ".join(message.split())))
 
 
 class TooLongError(InputError):

@@ -15,11 +15,20 @@ from types import ModuleType
 from steer_heal.errors import InputError
 
 
-def import_function(spec: str, folder: Path, builtin: bool, place: str) -> Callable:
-    """The function `module:name`; an undotted module may also be a .py file in `folder`. It runs the user's code."""
+class NoLeaveError(InputError):
+    """A file names a function, and nobody gave leave to import it."""
+
+
+def import_function(spec: str, folder: Path, builtin: bool, place: str, code: bool = True) -> Callable:
+    """The function `module:name`; an undotted module may also be a .py file in `folder`. It runs the user's code.
+
+    Raises InputError for one that cannot be had; NoLeaveError where `code` is false and the file is not built in.
+    """
     module_name, colon, function = spec.partition(":")
     if not colon or not module_name or not function:
         raise InputError(f"{place}: checker {spec!r}: write it as module:function")
+    if not (code or builtin):
+        raise NoLeaveError(f"{place}: checker {spec!r} would be run: name the file itself to allow it")
     if builtin and module_name.split(".")[0] != "steer_heal":
         raise InputError(f"{place}: checker {spec!r}: a built-in trait may only name a steer_heal module")
     if not all(part.isidentifier() for part in module_name.split(".")):

@@ -123,7 +123,8 @@ def chunked_loss(lm: LM) -> Found:
     """nll and KL of the chunked loss against a plain log-softmax over the whole vocabulary, and the bare head."""
     import torch
 
-    from steer_heal.healing.barriers import check_head, position_losses, resolve_reg
+    from steer_heal.healing.barriers import position_losses, resolve_reg
+    from steer_heal.model import check_head
 
     check_head(lm)
     rows = lm.base.get_input_embeddings().num_embeddings

@@ -122,11 +122,11 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     for topic, names in topics.items():
         values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
         if values:
-            out.print(f"{topic}: {', '.join(values)}", markup=False)
+            out.print(f"{topic}: {', '.join(values)}")
     if preset:
-        out.print(f"[bold]preset {preset}[/bold]: {UNTRIED}; {PRESETS[preset].note}")
+        out.print(f"preset {preset}: {UNTRIED}; {PRESETS[preset].note}")
     for line in idle_options(config):
-        out.print(f"! {line}", markup=False, style="yellow")
+        out.print(f"! {line}", style="yellow")
     columns = ["replies to sample", "at least", "at most", "tokens each, at most"]
     out.print(table("", columns, [[w.stage, str(w.least), str(w.most), str(w.tokens)] for w in work]))
     questions = sum(min(len(some), config.eval_items or len(some)) for some in (trait.items, trait.off_target))

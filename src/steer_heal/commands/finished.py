@@ -14,13 +14,15 @@ import tyro
 
 from steer_heal.commands.folders import complete, finished_run, fold_result, load_model, read_object, runs_in
 from steer_heal.commands.options import console, shown
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, printable
 from steer_heal.ledger import Ledger
+from steer_heal.ledger.clock import duration
 
 LEGEND = (
     "All figures are of the best standing round's student, a dash where none stands. trait: share of held-out "
     "free-text replies on the trait's side; log-odds: of the trait's answer in forced choice, nats; both against the "
     "run's own base, paired, with 95 % intervals over items, not over seeds; sentence ok: share of sound sentences; "
+    "coherence: that, or without a checker the share of replies that neither loop nor surprise the original; "
     "4-grams: distinct ones; words: per reply; KL to base: on the training texts, nats per token; reverted: rounds "
     "that the gate took out again."
 )
@@ -49,7 +51,7 @@ class Report:
         except OSError as problem:
             raise InputError(f"run folder {self.run!r}: cannot be written ({problem.strerror})") from problem
         for path in written:
-            print(path)
+            print(printable(str(path)))
         return 0
 
 
@@ -88,7 +90,7 @@ class Export:
             raise InputError(f"--to {self.to!r} cannot be written ({problem.strerror}): choose another") from problem
         kind = "merged model" if self.merged else f"PEFT adapter for {lm.name}"
         rounds = ", ".join(map(str, ledger.events("end")[-1]["folded"]))
-        print(f"{target}: {kind}, rounds {rounds}; loaded again, logits agree")
+        print(printable(f"{target}: {kind}, rounds {rounds}; loaded again, logits agree"))
         return 0
 
 
@@ -137,26 +139,25 @@ def check_target(target: Path) -> None:
 
 def figures(ledger: Ledger) -> dict[str, str]:
     """A run's figures by the column in which `compare` shows them."""
-    from steer_heal.report.tables import interval, number
+    from steer_heal.report.tables import STATE, interval, number
 
     end = ledger.events("end")[-1]
     best = next((e for e in ledger.events("evaluate") if e["round"] == end["best_round"]), None)
     heal = next((e for e in ledger.events("heal") if e["round"] == end["best_round"]), None)
-    healed, shift = (best["healed"], best["shift"]) if best else ({}, {})
+    shift = best["shift"] if best else {}
+    told = {column.head: column.told(best and best["healed"]) for column in STATE}
     return {
         "verdict": end["verdict"],
         "best": "-" if end["best_round"] is None else str(end["best_round"]),
         "rounds": str(len(ledger.events("evaluate"))),
-        "trait": number(healed.get("free_trait"), 2),
+        "trait": told["trait"],
         "trait - base": interval(shift.get("free_trait")),
         "log-odds - base": interval(shift.get("log_odds")),
-        "sentence ok": number(healed.get("sentence_ok")),
-        "4-grams": number(healed.get("distinct4"), 2),
-        "words": number(healed.get("words"), 1),
-        "fit": number(healed.get("pair_fit"), 2),
+        "coherence - base": interval(shift.get("coherence"), 3),
+        **{head: told[head] for head in ("sentence ok", "4-grams", "words", "fit")},
         "KL to base": number(heal["figures"].get("kl_base_after") if heal else None),
         "reverted": str(sum(not e["stands"] for e in ledger.events("gate"))),
-        "seconds": f"{end['seconds']:.0f}",
+        "time": duration(end["seconds"]),
     }
 
 

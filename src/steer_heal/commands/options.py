@@ -13,20 +13,19 @@ import itertools
 import re
 import shutil
 import textwrap
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from steer_heal.arguments import wanted
 from steer_heal.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Parsed = TypeVar("Parsed")
-WORDS = {int: "a whole number", float: "a number", str: "a value"}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
 """A switch has no --no- twin."""
 
@@ -55,7 +54,7 @@ class Option:
     @property
     def wanted(self) -> str:
         """What to give, in words: `a number`, `one of a, b, c`."""
-        return _wanted(self.kind)
+        return wanted(self.kind)
 
     @property
     def is_list(self) -> bool:
@@ -109,9 +108,9 @@ def print_help(kind: type, prog: str, about: str | None = None) -> None:
 
 def console(width: int) -> Console:
     """Where a command prints; `width` columns where there is no terminal."""
-    from rich.console import Console  # a mistyped name is answered without it
+    from steer_heal.terminal import Terminal  # a mistyped name is answered without it
 
-    return Console(highlight=False, width=None if Console().is_terminal else width)
+    return Terminal(width)
 
 
 def parse(kind: type[Parsed], argv: Sequence[str], prog: str) -> Parsed:
@@ -194,15 +193,3 @@ def _unfit(printed: str, argv: Sequence[str], known: Mapping[str, Option], prog:
     said = " ".join(given).strip() or "without a value"
     default = "" if option.default in (None, MISSING, "") else f" (default {shown(option.default)})"
     return InputError(f"{named} {said}: give {option.wanted}{default}")
-
-
-def _wanted(kind: object) -> str:
-    inner = [one for one in get_args(kind) if one is not type(None)]
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(map(_wanted, inner))
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(map(str, inner))}" if len(inner) > 1 else str(inner[0])
-    if get_origin(kind) is tuple:
-        one = _wanted(inner[0]).removeprefix("a ")
-        return f"one or more {one}s" if Ellipsis in inner else f"{len(inner)} {one}s"
-    return WORDS.get(kind, "a value")

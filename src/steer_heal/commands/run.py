@@ -141,8 +141,9 @@ def _check_names(argv: Sequence[str]) -> None:
         "--model": check_name,
         "--trait": Trait.load,
         "--anchors": lambda name: read_rows(Path(name), Anchor),
-        "--resume": lambda name: name == "auto" or Ledger.open(name),
     }
+    if typed(argv, "--resume"):  # what else is typed is read after the run's record
+        checks = {"--resume": lambda name: name == "auto" or Ledger.open(name)}
     for flag, check in checks.items():
         if any(given := typed(argv, flag) or ()):
             check(given[0])
@@ -154,9 +155,10 @@ def _reopened(command: CommandLine, argv: Sequence[str]) -> Ledger:
 
     preset = command.command.preset
     given = {option.name for flag, option in options_of(CommandLine).items() if typed(argv, flag) is not None}
-    ledger = reopen(command.command.resume, command.loop.out)
+    options = {name: value for name, value in command.options().items() if name in given}
+    ledger = reopen(command.command.resume, command.loop.out, options)
     try:
-        check_given(ledger, {name: value for name, value in command.options().items() if name in given})
+        check_given(ledger, options)
         if preset is not None:
             of_preset = {name: value for name, value in PRESETS[preset].options.items() if name not in given}
             check_given(ledger, of_preset, preset)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from steer_heal.commands.options import asked_for_help, parse, print_help
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, printable
 
 DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
@@ -74,4 +74,4 @@ def run_script(
 def _say(problem: BaseException, what: str) -> None:
     """One line on stderr: what happened, and what was noted about it on the way, such as how to go on."""
     words = "; ".join([what, *getattr(problem, "__notes__", ())])
-    print(f"steer_heal: {' '.join(words.split())}", file=sys.stderr)
+    print(f"steer_heal: {printable(' '.join(words.split()))}", file=sys.stderr)

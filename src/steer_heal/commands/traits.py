@@ -58,8 +58,8 @@ class Traits:
         if action == "check":
             found = weaknesses(trait)
             for line in found:
-                out.print(f"weak: {line}", markup=False)
-            out.print(f"{name}: usable, {len(found)} {'weakness' if len(found) == 1 else 'weaknesses'}", markup=False)
+                out.print(f"weak: {line}")
+            out.print(f"{name}: usable, {len(found)} {'weakness' if len(found) == 1 else 'weaknesses'}")
         return 0
 
 
@@ -67,17 +67,17 @@ def print_list(out: Console) -> None:
     """The built-in traits, with their sizes."""
     for name in builtin_traits():
         one = Trait.load(name)
-        out.print(f"{name:22}{one.description}", markup=False)
+        out.print(f"{name:22}{one.description}")
         used = f"; default of {', '.join(one.models)}" if one.models else ""
-        out.print(f"{'':22}{len(one.items)} items, {len(one.prompts)} prompts{used}", markup=False)
+        out.print(f"{'':22}{len(one.items)} items, {len(one.prompts)} prompts{used}")
     out.print("Each also with -reversed. A trait of your own is a TOML file: --trait my_trait.toml")
 
 
 def print_trait(out: Console, trait: Trait) -> None:
     """Personas, sizes and one example of each list."""
-    out.print(f"[bold]{trait.name}[/bold]  {trait.description}")
+    out.print(f"{trait.name}  {trait.description}")
     for label, text in (("pos", trait.pos), ("neg", trait.neg), ("neutral", trait.neutral or "(none)")):
-        out.print(f"  {label:8}{text}", markup=False)
+        out.print(f"  {label:8}{text}")
     examples = dict.fromkeys(("contexts", "prompts", "eval_prompts", "replay_prompts"), str)
     examples |= dict.fromkeys(("items", "off_target"), lambda item: f"{item.prompt} ({' / '.join(item.choices)})")
     examples["held_out_choice_templates"] = str
@@ -85,8 +85,8 @@ def print_trait(out: Console, trait: Trait) -> None:
     examples["vignettes"] = lambda vignette: f"{vignette.text} ({vignette.foundation})"
     for name, example in examples.items():
         rows = getattr(trait, name)
-        out.print(f"  {len(rows):4} {name}" + (f", such as: {example(rows[0])[:90]}" if rows else ""), markup=False)
-    out.print(f"  checker {trait.checker or 'none: free text is judged by its form only'}", markup=False)
+        out.print(f"  {len(rows):4} {name}" + (f", such as: {example(rows[0])[:90]}" if rows else ""))
+    out.print(f"  checker {trait.checker or 'none: free text is judged by its form only'}")
 
 
 def weaknesses(trait: Trait) -> list[str]:

@@ -38,7 +38,8 @@ class ModelOptions:
             model's own (its generation config), 1 where it names none.
         top_p: Sample from the likeliest tokens that hold this share of the probability (training texts:
             --text-top-p); default the model's own.
-        threads: CPU threads of torch; 0: one for the embedded models (faster for them), else torch's own choice.
+        threads: CPU threads of torch; 0: one for a model of under 20 million parameters (faster), else torch's own
+            choice.
     """
 
     model: str | None = None

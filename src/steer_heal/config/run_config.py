@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from steer_heal.arguments import check_fields
 from steer_heal.config.follows_model import defaults, mixed_in
 from steer_heal.config.options import (
     EvaluationOptions,
@@ -19,8 +20,9 @@ from steer_heal.config.options import (
     SteeringOptions,
     WalkOptions,
 )
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, is_name
 from steer_heal.healing.config import DivergenceFunction, HealConfig
+from steer_heal.model.depth import pick_layers
 from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Trait, Vignette, default_trait
 from steer_heal.trait.rows import read_rows
@@ -52,6 +54,9 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     reg: str | DivergenceFunction = "kl_rev"
 
     def __post_init__(self) -> None:
+        check_fields(self, but=("layers",))  # a band, or blocks
+        if not is_name(f"{self.out}{self.model}"):
+            raise InputError("out and model must have no line breaks or control characters: name them otherwise")
         for name, value in defaults(self.model_name, self.targets).items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -62,7 +67,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         self.dose_config()
         if not self.doses or any(not isinstance(d, (int, float)) or not 0 <= d < float("inf") for d in self.doses):
             raise InputError(f"doses {self.doses!r}: give finite numbers of at least 0")
-        _check_layers(self.layers)
+        if self.layers not in (None, "auto"):
+            pick_layers(self.layers, 10**4)  # which blocks there are is known when the model is
         for least, names in AT_LEAST.items():
             for name in names:
                 if getattr(self, name) < least:
@@ -125,12 +131,27 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         """The heal's own options with a seed of their own."""
         return HealConfig(**{f.name: getattr(self, f.name) for f in fields(HealConfig)} | {"seed": seed})
 
-    def resolved(self) -> RunConfig:
+    def for_model(self, name: str) -> RunConfig:
+        """The same for a model in memory: options that follow the model and stand at a default follow this one's.
+
+        Raises InputError when another model is named already.
+        """
+        if self.model not in (None, name):
+            raise InputError(
+                f"the configuration names the model {self.model!r}, the one given is {name!r}: leave one out"
+            )
+        if self.model == name:
+            return self
+        old = defaults(self.model_name, self.targets)
+        return replace(self, model=name, **{option: None for option in old if getattr(self, option) == old[option]})
+
+    def resolved(self, trait: Trait | None = None) -> RunConfig:
         """As it is run: what was left open as far as the trait has texts for it, and with --fast-dev-run small sizes.
 
-        Eight replies decide nothing, so inconclusive rounds are kept there: the second round starts on a baked one.
+        `trait` is one in memory, instead of the file that is named. Eight replies decide nothing, so inconclusive
+        rounds are kept in a fast run: the second round starts on a baked one.
         """
-        open_shares = {name: value for name, value in self._mixed_in().items() if getattr(self, name) is None}
+        open_shares = {name: value for name, value in self._mixed_in(trait).items() if getattr(self, name) is None}
         if open_shares:
             return replace(self, **open_shares).resolved()
         if not self.fast_dev_run:
@@ -139,21 +160,15 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         cut_down = {name: min(getattr(self, name), size) for name, size in most.items()}
         return replace(self, **cut_down, eval_items=8, eval_replies=8, on_inconclusive="keep")
 
-    def _mixed_in(self) -> dict[str, float]:
+    def _mixed_in(self, trait: Trait | None) -> dict[str, float]:
         """Shares of the original model's own rows by default: none of a kind that the trait has no texts for."""
         if self.replay is not None and self.replay_anchors is not None:
             return {}
-        trait, usual = Trait.load(self.trait or default_trait(self.model_name)), mixed_in(self.model_name, self.targets)
+        trait = trait or Trait.load(self.trait or default_trait(self.model_name))
+        usual = mixed_in(self.model_name, self.targets)
         there = {"replay": trait.replay_prompts, "replay_anchors": self.anchors or trait.anchors}
         return {name: share if there[name] else 0.0 for name, share in usual.items()}
 
     def to_dict(self) -> dict:
         """For `config.json`."""
         return asdict(self)
-
-
-def _check_layers(layers: object) -> None:
-    """A band of two fractions, or auto."""
-    pair = isinstance(layers, (tuple, list)) and len(layers) == 2
-    if layers != "auto" and not (pair and 0 <= layers[0] <= layers[1] <= 1):
-        raise InputError(f"layers {layers!r}: give `auto` or two fractions with 0 <= low <= high <= 1")

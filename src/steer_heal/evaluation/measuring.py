@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors.tasks import answer
 from steer_heal.evaluation.choices import FLOOR, score_items
@@ -25,7 +26,7 @@ from steer_heal.evaluation.text import loops, token_entropy
 from steer_heal.evaluation.thinking import CLOSING, Thinking
 from steer_heal.evaluation.vignettes import score_vignettes
 from steer_heal.ledger.units import FORGET, Keep
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import OnBatch, generate
@@ -40,8 +41,9 @@ RULED_OUT = -1e4
 """Logit of a token that cannot come; finite in every dtype, also after a scale or soft cap."""
 
 
+@checked
 def evaluate(
-    lm: LM,
+    lm: GivenLM,
     trait: Trait,
     *,
     system: str | None = None,
@@ -81,6 +83,7 @@ def evaluate(
     Raises:
         InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
     """
+    lm = as_lm(lm)
     if dose and vector is None:
         raise InputError(f"evaluation at dose {dose:g} needs a steering vector")
     least = {"n_items": 1, "n_free": 0, "max_new_tokens": 1, "think_tokens": 0}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.metrics import Metrics
+from steer_heal.evaluation.text import mean
 from steer_heal.evaluation.vignettes import VignetteRow, contrast, log_odds
 from steer_heal.statistics import Estimate, paired_difference, paired_ratio
 from steer_heal.trait import FOUNDATIONS
@@ -69,7 +70,7 @@ REACH = 1.0
 
 def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) -> Shift:
     """Paired shift from `before` to `after`. Raises InputError when they were measured on different items."""
-    _same_items(before, after)
+    same_items(before, after)
     pairs = {"n_boot": n_boot, "seed": seed, "reach": REACH}
     return Shift(
         log_odds=_choice_shift(before.items, after.items, **pairs),
@@ -92,7 +93,7 @@ def retain(base: Metrics, steered: Metrics, student: Metrics, n_boot: int = 2000
     Free-text trait where all three have it, else forced-choice log-odds.
     """
     for other in (steered, student):
-        _same_items(base, other)
+        same_items(base, other)
     triples = [
         (row.prompt, a.trait - row.trait, b.trait - row.trait)
         for row, a, b in zip(base.replies, steered.replies, student.replies, strict=True)
@@ -128,7 +129,18 @@ def coherent(metrics: Metrics, base: Metrics) -> list[float]:
     ]
 
 
-def _same_items(before: Metrics, after: Metrics) -> None:
+def coherence(metrics: Metrics, base: Metrics) -> float | None:
+    """Mean of `coherent`: the figure that verdicts and the gate go by; None without replies."""
+    return mean(coherent(metrics, base))
+
+
+def summary(metrics: Metrics, base: Metrics) -> dict[str, object]:
+    """`Metrics.summary`, and its `coherence` beside base."""
+    return metrics.summary() | {"coherence": coherence(metrics, base)}
+
+
+def same_items(before: Metrics, after: Metrics) -> None:
+    """Raises InputError when the two were measured on different items."""
     if before.items_key != after.items_key:
         raise InputError(
             f"metrics over different items cannot be compared (keys {before.items_key} and {after.items_key}): "

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from steer_heal.errors import InputError
-from steer_heal.model import LM
+from steer_heal.model import LM, evaluating
 from steer_heal.texts.sampling import MODELS_OWN
 
 Ids = tuple[int, ...]
@@ -92,7 +92,8 @@ def _greedy(lm: LM, prompts: Sequence[Ids], thinking: Thinking) -> list[Ids]:
 
     options = {**MODELS_OWN.options(greedy=True), "repetition_penalty": 1.0, "max_new_tokens": thinking.tokens}
     ends = {"pad_token_id": lm.pad_id, "eos_token_id": sorted(lm.eos_ids) or None}
-    ids = lm.model.generate(**batch, **options, **ends, stopping_criteria=StoppingCriteriaList([marked]))
+    with evaluating(lm.base):
+        ids = lm.model.generate(**batch, **options, **ends, stopping_criteria=StoppingCriteriaList([marked]))
     return [_until_end(row, lm) for row in ids[:, width:].tolist()]
 
 

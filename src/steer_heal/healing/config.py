@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
 from steer_heal.model.depth import pick_layers
 
@@ -73,6 +74,9 @@ class HealConfig:
         rank: LoRA rank r.
         alpha: The adapter's delta is alpha / r * B A.
         lora_layers: Band of relative depth whose blocks get adapters (rounded outwards).
+        target_modules: Linear layers that get adapters, by the last parts of their names such as q_proj or mlp.up_proj;
+            empty: all of the band that can be adapted and exported.
+        exclude_modules: Linear layers that get none, named likewise.
         lr: Peak learning rate of AdamW.
         betas: AdamW's averaging factors; 0.999 would not warm up within a heal's few hundred steps.
         weight_decay: Decoupled weight decay of A and B, per step as a multiple of the learning rate.
@@ -122,6 +126,8 @@ class HealConfig:
     rank: int = 32
     alpha: float = 64.0
     lora_layers: tuple[float, float] = (0.2, 0.8)
+    target_modules: tuple[str, ...] = ()
+    exclude_modules: tuple[str, ...] = ()
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
@@ -147,6 +153,7 @@ class HealConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, but=("lora_layers", "layers"))  # a band, or blocks
         positive = ("rank", "alpha", "lr", "epochs", "batch_size", "grad_accum", "lam_max", "target_temperature")
         for name in positive:
             self._require(name, "a number above 0", lambda x: x > 0)
@@ -182,6 +189,10 @@ class HealConfig:
             raise InputError(f"target_top_k truncates reverse and forward only: 0 for {self.target_divergence!r}")
         if self.lam_mode == "budget" and self.lam_rate == 0:
             raise InputError("lam_rate 0 never moves the multiplier: give a number above 0 or use lam_mode constant")
+        for name in ("target_modules", "exclude_modules"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not all(isinstance(one, str) and one for one in given):
+                raise InputError(f"{name} {given!r}: give names of modules in a list, such as q_proj")
         if any(isinstance(x, float) for x in self.lora_layers):
             pick_layers(self.lora_layers, 2)
         if self.reg not in ("nll", *KL_NAMES):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +30,10 @@ from steer_heal.model.depth import pick_layers
 
 @dataclass(frozen=True)
 class Lora:
-    """The trainable factors inside a model, float32, by full module name: delta = alpha / rank * B A."""
+    """The trainable factors inside a model, float32, by full module name: delta = alpha / rank * B A.
+
+    `reach` is the share of the weights in the adapted blocks that belong to these modules.
+    """
 
     a: Mapping[str, Float[nn.Parameter, "rank inputs"]]
     b: Mapping[str, Float[nn.Parameter, "outputs rank"]]
@@ -37,6 +41,7 @@ class Lora:
     alpha: float
     base_model: str
     fan_in_fan_out: bool
+    reach: float = 1.0
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -82,12 +87,30 @@ def seeded(seed: int, round: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def linear_names(lm: LM, layers: tuple[float, float]) -> list[str]:
-    """Full names of the linear layers inside the text blocks of a band.
+PLAIN = (nn.Linear.forward, Conv1D.forward)
+"""Forward passes that are known to be a plain linear map."""
+PAIRS = ("w1", "w3", "gate_proj", "up_proj")
+"""PEFT refuses one of such a pair without the other where it takes both for an expert's fused weight."""
+BYPASSED = {"dt_proj", "indexer"}
+"""Parts of names: state-space blocks multiply this weight themselves, and what an indexer picks has no gradient."""
+REFUSED = {kind: {"out_proj"} for kind in ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")}
+"""By model type, what PEFT refuses to adapt: fused kernels take the weight past the adapter."""
 
-    Raises InputError when a block already carries PEFT layers or has no linear layer.
+
+def linear_names(
+    lm: LM, layers: tuple[float, float], wanted: Sequence[str] = (), left_out: Sequence[str] = ()
+) -> list[str]:
+    """Full names of the linear layers inside the text blocks of a band that an adapter can change and PEFT can load.
+
+    Left out are modules whose forward pass is more than a linear map or never runs, those that share their weight, and
+    in some families those whose names PEFT takes for experts' fused weights or refuses.
+
+    Args:
+        wanted, left_out: see `HealConfig.target_modules` and `exclude_modules`.
+
+    Raises InputError when a block already carries PEFT layers or nothing is left to adapt.
     """
-    names = []
+    base, found = lm.base, {}
     for i in pick_layers(layers, len(lm.blocks)):
         for name, module in lm.blocks[i].named_modules():
             if hasattr(module, "base_layer"):
@@ -95,10 +118,64 @@ def linear_names(lm: LM, layers: tuple[float, float]) -> list[str]:
                     f"{lm.name}: block {i} already carries a PEFT adapter: merge it first (merge_and_unload)"
                 )
             if isinstance(module, nn.Linear | Conv1D):
-                names.append(f"{lm.blocks_path}.{i}.{name}")
+                found[f"{lm.blocks_path}.{i}.{name}"] = module
+    found = _plain_maps(lm, found)
+    users = Counter(
+        id(m.weight) for _, m in base.named_modules(remove_duplicate=False) if isinstance(m, nn.Linear | Conv1D)
+    )
+    kept = _kept_by_peft(base, {name.rpartition(".")[2] for name in found})
+    names = [
+        name
+        for name, module in found.items()
+        if users[id(module.weight)] == 1
+        and name.rpartition(".")[2] in kept
+        and (not wanted or _is_one_of(name, wanted))
+        and not BYPASSED & set(name.split("."))
+        and not _is_one_of(name, left_out)
+    ]
     if not names:
         raise InputError(f"{lm.name}: the blocks of {layers} have no linear layers to adapt")
     return names
+
+
+@torch.no_grad()
+def _plain_maps(lm: LM, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those whose output is W x + b: a router that inherits from Linear has a forward pass of its own, and is tried."""
+    odd, plain = {name: m for name, m in modules.items() if type(m).forward not in PLAIN}, set()
+
+    def note(name: str, module: nn.Linear, given: tuple[Tensor, ...], output: object) -> None:
+        fits = module.weight.is_floating_point() and module.weight.shape == (module.out_features, module.in_features)
+        if fits and isinstance(output, Tensor):
+            expected = nn.functional.linear(given[0], module.weight, module.bias)
+            if output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-3):
+                plain.add(name)
+
+    with ExitStack() as hooks:
+        for name, module in odd.items():
+            hooks.callback(module.register_forward_hook(partial(note, name)).remove)
+        if odd:
+            lm.hidden_states(lm.pad_left([list(lm.eos_ids or {lm.pad_id}) * 2]))
+    return {name: module for name, module in modules.items() if name not in odd or name in plain}
+
+
+def _is_one_of(name: str, endings: Sequence[str]) -> bool:
+    return any(f".{name}".endswith(f".{ending}") for ending in endings)
+
+
+def _kept_by_peft(base: nn.Module, names: set[str]) -> set[str]:
+    """Those last parts of module names that stay modules to PEFT and that it does not refuse in this model."""
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=sorted(names | set(PAIRS)))
+    convert_peft_config_for_transformers(config, base, conversions=[])
+    return names & set(config.target_modules) - REFUSED.get(base.config.model_type, set())
+
+
+def reach(lm: LM, names: Sequence[str], layers: tuple[float, float]) -> float:
+    """Share of the weights in a band's blocks that belong to the named modules: what adapters can change at all."""
+    blocks = {id(p): p.numel() for i in pick_layers(layers, len(lm.blocks)) for p in lm.blocks[i].parameters()}
+    return sum(lm.base.get_submodule(name).weight.numel() for name in names) / sum(blocks.values())
 
 
 @contextmanager
@@ -110,7 +187,8 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    base, names = lm.base, linear_names(lm, config.lora_layers)
+    base, names = lm.base, linear_names(lm, config.lora_layers, config.target_modules, config.exclude_modules)
+    reached = reach(lm, names, config.lora_layers)
     transposed = {isinstance(base.get_submodule(name), Conv1D) for name in names}
     if len(transposed) > 1:
         raise InputError(f"{lm.name} mixes Linear and Conv1D layers in its blocks: this layout is not supported")
@@ -140,7 +218,7 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
                 b[name].zero_()
         if config.gradient_checkpointing:
             _checkpoint_blocks(lm)
-        yield Lora(a, b, config.rank, config.alpha, lm.name, fan_in_fan_out)
+        yield Lora(a, b, config.rank, config.alpha, lm.name, fan_in_fan_out, reached)
 
 
 def _checkpoint_blocks(lm: LM) -> None:

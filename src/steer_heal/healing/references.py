@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.healing.bake import preserved
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
-from steer_heal.model import LM, length_batches
+from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.texts.completion import Completion
 
 BATCH_TOKENS = 8192
@@ -76,7 +75,7 @@ class ReferenceStates:
 
 @torch.no_grad()
 def reference_states(
-    lm: LM,
+    lm: GivenLM,
     completions: Sequence[Completion],
     *,
     around: Callable[[list[Completion]], AbstractContextManager] | None = None,
@@ -98,12 +97,11 @@ def reference_states(
     Raises:
         InputError: an empty completion, one longer than the context, non-finite states.
     """
+    lm = as_lm(lm)
     check_rows(lm, completions)
     rows: dict[str, Tensor] = {}
     for batch in batches(completions, batch_tokens):
-        # Evaluation mode: a reference with dropout would be another one on every call.
-        with preserved(lm.base), around([completions[i] for i in batch]) if around else nullcontext():
-            lm.base.eval()
+        with around([completions[i] for i in batch]) if around else nullcontext():
             hidden, _, lengths = completion_hidden(lm, [completions[i] for i in batch])
         if not hidden.isfinite().all():
             raise InputError(
@@ -172,7 +170,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def mean_divergence(
-    lm: LM, student: ReferenceStates, reference: ReferenceStates, completions: Sequence[Completion], config: HealConfig
+    lm: GivenLM,
+    student: ReferenceStates,
+    reference: ReferenceStates,
+    completions: Sequence[Completion],
+    config: HealConfig,
 ) -> float:
     """Mean over completions of `divergences`, in nats.
 
@@ -184,9 +186,14 @@ def mean_divergence(
 
 @torch.no_grad()
 def divergences(
-    lm: LM, student: ReferenceStates, reference: ReferenceStates, completions: Sequence[Completion], config: HealConfig
+    lm: GivenLM,
+    student: ReferenceStates,
+    reference: ReferenceStates,
+    completions: Sequence[Completion],
+    config: HealConfig,
 ) -> list[float]:
     """Per completion the aggregated divergence between two sets of states, as the barrier measures it, in nats."""
+    lm = as_lm(lm)
     divergence, found = resolve_reg(config.reg, config.kl_top_k), [0.0] * len(completions)
     for batch in batches(completions) if divergence is not None else ():
         rows = [completions[i] for i in batch]

@@ -13,6 +13,8 @@ from steer_heal.healing.config import HealConfig
 
 OVERFIT_NATS = 0.02
 """Rise of the held-out nll over its value before training from which on a heal counts as overfitted."""
+REACHES_LITTLE = 0.9
+"""Share of the blocks' weights under which a heal says how much of them its adapters can change."""
 
 
 class DivergedError(RuntimeError):
@@ -45,7 +47,8 @@ class Healed:
             `heldout_nll_before`, `heldout_nll_after`; with a teacher the same of `target`, the divergence from its
             distribution; `kl_NAME_before` and `kl_NAME_after`, the token-mean KL(student || NAME) on steered rows,
             whatever the barrier is, and `kl_NAME_replay_...` on the original model's own completions; `NAME_fired` and
-            `NAME_ratio`, means over the steps up to the kept epoch; `rows_train`, `rows_heldout`, `steps`.
+            `NAME_ratio`, means over the steps up to the kept epoch; `rows_train`, `rows_heldout`, `steps`; `reach`, the
+            share of the weights in the adapted blocks that are in modules with an adapter.
         lam: the multiplier of each barrier at the end; pass it on as `lam0` in budget mode.
         tau: the budget of each barrier in nats, also where it was given relative to the steering.
     """
@@ -80,6 +83,11 @@ class Healed:
         elif figures.get(f"heldout_{key}_after", 0.0) > figures.get(f"heldout_{key}_before", 0.0) + OVERFIT_NATS:
             lines.append(
                 f"the held-out {what} rose while the training {what} fell: overfitted; fewer epochs or more completions"
+            )
+        if (share := figures.get("reach", 1.0)) < REACHES_LITTLE:
+            lines.append(
+                f"adapters reach {share:.2f} of the weights in their blocks: experts and other tensors that are no "
+                "linear layers stay as they are"
             )
         kept, last = (self.epochs[at] for at in (int(figures["kept_epoch"]), -1))
         if kept is not last:

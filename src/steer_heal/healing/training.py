@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import stack_of
-from steer_heal.healing.barriers import check_head, scheduled_lam, update_lam
+from steer_heal.healing.barriers import scheduled_lam, update_lam
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.figures import epoch_row, heal_figures
 from steer_heal.healing.lora import Lora, injected, seeded
@@ -24,12 +25,14 @@ from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
 from steer_heal.healing.result import DivergedError, Healed
 from steer_heal.healing.targets import Teacher, make_teacher
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm, check_head
+from steer_heal.steering.injector import refuse_steered
 from steer_heal.texts.completion import Completion
 
 
+@checked
 def heal(
-    lm: LM,
+    lm: GivenLM,
     completions: Sequence[Completion],
     config: HealConfig | None = None,
     references: Mapping[str, ReferenceStates] | None = None,
@@ -72,6 +75,8 @@ def heal(
             linear map with scale and soft cap; a model that carries PEFT layers.
         DivergedError: a loss or gradient that is not finite; names the step and the rows, holds the last good adapter.
     """
+    lm = as_lm(lm)
+    refuse_steered(lm.model, "heal")
     config = config or HealConfig()
     if seed is not None:
         config = replace(config, seed=seed)
@@ -96,7 +101,7 @@ def heal(
                 on_step(row)
         lora.load(adapter)
         after = measure(lm, completions, references, teacher=taught)
-    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"])
+    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"]) | {"reach": lora.reach}
     return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
 
 
@@ -181,8 +186,9 @@ def _diverged(step: int, what: str, rows: Sequence[int], adapter: Adapter | None
 def _check_all_moved(lora: Lora) -> None:
     still = [name for name, b in lora.b.items() if not b.any()]
     if still:
-        raise RuntimeError(
-            f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step that had one"
+        raise InputError(
+            f"no gradient reached {still[0]} ({len(still)} of {len(lora.b)} modules) in the first step that had one: "
+            f"leave such modules out (exclude_modules {' '.join(sorted({n.rpartition('.')[2] for n in still}))})"
         )
 
 

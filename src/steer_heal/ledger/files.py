@@ -35,9 +35,14 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, text.encode("utf-8"))
 
 
+def indented(content: object) -> str:
+    """Indented JSON; NaN and infinity become null."""
+    return json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: object) -> None:
     """Write indented JSON in one step; NaN and infinity become null."""
-    write_text(path, json.dumps(plain(content), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, indented(content))
 
 
 def plain(value):

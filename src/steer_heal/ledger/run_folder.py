@@ -16,14 +16,25 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from steer_heal.errors import InputError, NotWrittenError
+from steer_heal.errors import InputError, NotWrittenError, printable
 from steer_heal.ledger.environment import environment
 from steer_heal.ledger.event_log import EventLog
-from steer_heal.ledger.files import PARTIAL, move_whole, plain, same_files, whole_lines, write_json, write_text
+from steer_heal.ledger.files import (
+    PARTIAL,
+    indented,
+    move_whole,
+    plain,
+    same_files,
+    whole_lines,
+    write_json,
+    write_text,
+)
 from steer_heal.ledger.places import FolderLock, made_folder
 from steer_heal.ledger.units import Units
 
 SCHEMA_VERSION = 1
+CHECKSUM = "config_sha256"
+"""Where environment.json keeps the checksum of the config.json that a run was made with."""
 
 CHANGED = (
     "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, "
@@ -67,9 +78,11 @@ class Ledger:
     def _furnish(self, config: Mapping) -> None:
         for name in ("rounds", "units"):
             (self.folder / name).mkdir(exist_ok=True)
-        self.write_json("environment.json", environment())
+        options = indented({"schema_version": SCHEMA_VERSION, **config})
+        made_with = {CHECKSUM: hashlib.sha256(options.encode("utf-8")).hexdigest()}
+        self.write_json("environment.json", {**environment(), **made_with})
         # The last one: a folder with it is a run folder.
-        self.write_json("config.json", {"schema_version": SCHEMA_VERSION, **config})
+        self.write_text("config.json", options)
 
     def part(self, name: str, config: Mapping) -> Ledger:
         """A ledger of its own for a part of this run, such as a control, in the folder `name` inside this one.
@@ -96,7 +109,7 @@ class Ledger:
             raise InputError(f"{str(folder)!r} is no run folder (no config.json): point to one under out/")
         try:
             version = json.loads(config.read_text(encoding="utf-8")).get("schema_version")
-        except (ValueError, AttributeError) as problem:
+        except (OSError, ValueError, AttributeError, RecursionError) as problem:
             raise InputError(f"{config} is damaged ({problem}): put the original back, or start a new run") from problem
         if version != SCHEMA_VERSION:
             raise InputError(f"{str(folder)!r} was written with schema {version}, this version reads {SCHEMA_VERSION}")
@@ -118,8 +131,27 @@ class Ledger:
     @cached_property
     def units(self) -> Units:
         """The committed results of this run."""
-        config = hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
-        return Units(self.folder / "units", config, lambda unit, rows: self.record("memory", unit=unit, rows=rows))
+        return Units(
+            self.folder / "units", self._config_hash(), lambda unit, rows: self.record("memory", unit=unit, rows=rows)
+        )
+
+    def _config_hash(self) -> str:
+        return hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()
+
+    def check_record(self) -> dict:
+        """What the run was made with; loads nothing. Raises InputError when its options were changed since."""
+        path = self.folder / "environment.json"
+        try:
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            made_with = recorded[CHECKSUM]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+            raise InputError(f"{path} is damaged ({problem}): start a new run") from problem
+        if made_with != self._config_hash():
+            raise InputError(
+                f"{self.folder / 'config.json'} of this run was changed, its checksum in environment.json does not "
+                "fit: put it back, or start a new run"
+            )
+        return recorded
 
     def settle(self) -> None:
         """The run is done: the committed results, which only a run that goes on needs, are removed."""
@@ -187,7 +219,8 @@ class Ledger:
             raise InputError(f"{path} {CHANGED}")
 
     def append_result(self, row: Mapping[str, object]) -> None:
-        """Add one line to `results.tsv` beside the runs; a new file gets the header first.
+        """Add one line to `results.tsv` beside the runs; a new file gets the header first. Lines under another header
+        are put under this one.
 
         A run that goes on replaces its own line, which begins with the folder's name.
         """
@@ -195,14 +228,19 @@ class Ledger:
         handle = os.open(path.parent, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)  # other runs may end at the same time
-            lines = whole_lines(path) or ["\t".join(row)]
+            head, *lines = whole_lines(path) or ["\t".join(row)]
+            if (names := head.split("\t")) != list(row):  # written by a version with other columns
+                old = [dict(zip(names, line.split("\t"), strict=False)) for line in lines]
+                lines = ["\t".join(cells.get(name, "") for name in row) for cells in old]
             if self.replayed:
                 lines = [line for line in lines if line.split("\t")[0] != self.folder.name]
             lines.append("\t".join(_cell(value) for value in row.values()))
-            write_text(path, "\n".join(lines) + "\n")
+            write_text(path, "\n".join(["\t".join(row), *lines]) + "\n")
         finally:
             os.close(handle)
 
 
 def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value).replace("\t", " ")
+    return (
+        "" if value is None else f"{value:.4f}" if isinstance(value, float) else printable(" ".join(str(value).split()))
+    )

@@ -9,10 +9,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, ReferenceStates, mean_divergence, reference_states
 from steer_heal.ledger.units import FORGET, Keep
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import OnBatch, generate
@@ -46,8 +47,9 @@ class Calibration:
         return Calibration(**{**data, "curve": tuple(map(tuple, data["curve"]))})
 
 
+@checked
 def calibrate(
-    lm: LM,
+    lm: GivenLM,
     vector: SteeringVector,
     prompts: Sequence[str],
     target_kl: float = 1.0,
@@ -71,6 +73,7 @@ def calibrate(
     Raises:
         InputError: a target that is not above 0, an unknown stat, no prompts.
     """
+    lm = as_lm(lm)
     if not 0 < target_kl < math.inf:
         raise InputError(f"target_kl {target_kl}: give a number of nats above 0")
     config = HealConfig(reg="kl_rev", kl_agg=stat)

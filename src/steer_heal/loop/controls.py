@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from steer_heal.evaluation import Metrics, compare
+from steer_heal.evaluation.shift import summary
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.loop.steps import Run, RunResult
 
@@ -77,7 +78,7 @@ def _row(run: Run, name: str, verdict, rounds, control: Metrics | None, student:
         "name": name,
         "verdict": verdict,
         "rounds": rounds,
-        "state": control and control.summary(),
+        "state": control and summary(control, run.base),
         "shift": control and asdict(compare(run.base, control)),
         "difference": asdict(compare(control, student)) if control and student else None,
     }

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
+from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
+from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.references import fingerprint
@@ -25,6 +25,7 @@ from steer_heal.loop.controls import CONTROLS, against
 from steer_heal.loop.preflight import check_barrier, check_texts
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
+from steer_heal.model.memory import choose_threads
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 
@@ -39,13 +40,33 @@ def prepare(config: RunConfig, reporter: Reporter) -> Run:
     return begin(config, *given, new_ledger(config), reporter)
 
 
-def inputs(config: RunConfig) -> tuple[LM, Trait, Halves]:
+def asked(config: RunConfig | None, lm: LM | None = None, trait: Trait | None = None) -> RunConfig:
+    """The configuration of a run whose model or trait may be in memory; both are recorded by name.
+
+    Raises InputError where it names another one, or says how a model is to be loaded that is there already.
+    """
+    config = config or RunConfig()
+    if lm is not None:
+        if idle := [name for name in MODEL_OPTIONS if getattr(config, name) != getattr(RunConfig, name)]:
+            raise InputError(
+                f"{', '.join(idle)}: such options belong to loading a model, and one is given: leave them out"
+            )
+        config = config.for_model(lm.name)
+    if trait is not None:
+        if config.trait not in (None, trait.name):
+            raise InputError(
+                f"the configuration names the trait {config.trait!r}, the one given is {trait.name!r}: leave one out"
+            )
+        config = replace(config, trait=trait.name)
+    return config.resolved(trait)
+
+
+def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) -> tuple[LM, Trait, Halves]:
     """Model, trait and anchor tasks; of the trait's own anchors none that is replayed is left to be measured on."""
-    if config.threads or config.model_name in ("pocket", "tiny-random"):
-        torch.set_num_threads(config.threads or 1)
-    trait = Trait.load(config.trait or default_trait(config.model_name))
+    trait = trait or Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
-    lm = models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    lm = lm or models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    choose_threads(lm.model, config.threads)
     check_texts(lm, trait, (*tasks.counted, *tasks.replayed), config)
     check_barrier(lm, config)
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
@@ -81,7 +102,7 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Halves, ledger: Ledger
     prompted = steps.measure(setting, "prompted", system=trait.pos)
     ledger.write_once("base.json", base.to_json())
     ledger.write_once("prompted.json", prompted.to_json())
-    ledger.record("baseline", base=base.summary(), prompted=prompted.summary())
+    ledger.record("baseline", base=summary(base, base), prompted=summary(prompted, base))
     measured = {"filter": fitted, "base": base, "prompted": prompted, "captured": captured, "replayable": replayable}
     return Run(**vars(setting), **measured, kappa=config.kappa_start)
 
@@ -99,11 +120,11 @@ def finish(
 
     student = next((r.healed for r in run.rounds if r.number == best), None)
     compared = against(run, student, len(run.stack), controls)
-    states = {"base": run.base.summary()}
+    states = {"base": summary(run.base, run.base)}
     for r in run.rounds:
-        states[f"{r.number} steered"] = r.steered.summary()
-        states[f"{r.number} healed{'' if r.stands else ' (reverted)'}"] = r.healed.summary()
-    states["prompted"] = run.prompted.summary()
+        states[f"{r.number} steered"] = summary(r.steered, run.base)
+        states[f"{r.number} healed{'' if r.stands else ' (reverted)'}"] = summary(r.healed, run.base)
+    states["prompted"] = summary(run.prompted, run.base)
     states |= {f"control: {row['name']}, {row['rounds']} rounds": row["state"] for row in compared[1:] if row["state"]}
     run.ledger.record(
         "end",

@@ -5,7 +5,7 @@ Knows nothing of the stages: the loop is replayed, and finds its results in the 
 
 from __future__ import annotations
 
-import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from steer_heal.config import RunConfig
+from steer_heal.config.leave import check_leave, named_code
 from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.ledger import Ledger, plain
 from steer_heal.ledger.environment import other_bits
@@ -25,10 +26,13 @@ NOT_BITS = ("out", "quiet")
 """Options that a resumed run may be given anew: they change what is shown, and where `auto` looks."""
 
 
-def reopen(folder: str | Path, out: str | Path = "out") -> Ledger:
+def reopen(folder: str | Path, out: str | Path = "out", given: Mapping[str, object] | None = None) -> Ledger:
     """An unfinished run, taken for this process; `auto` is the newest one under `out`.
 
-    Raises InputError when there is none, when it is finished, in use, damaged, or of another version of the program.
+    `given` are the options of this very call: code that the folder names is run only where they name it too.
+
+    Raises InputError when there is none, when it is finished, in use, damaged, of another version of the program, or
+    names code that `given` does not; nothing of it has been loaded then.
     """
     ledger = Ledger.open(newest_unfinished(out) if str(folder) == "auto" else folder)
     try:
@@ -37,6 +41,7 @@ def reopen(folder: str | Path, out: str | Path = "out") -> Ledger:
         raise NotWrittenError(f"{str(ledger.folder)!r} cannot be written ({problem.strerror})") from problem
     try:
         _check(ledger)
+        check_leave(ledger.config, given or {}, ledger.folder)
         ledger.replay()
     except BaseException:
         ledger.release()
@@ -63,11 +68,10 @@ def _check(ledger: Ledger) -> None:
             ledger.settle()  # it may have been stopped while it did
             raise InputError(f"{folder!r} is finished: its result is in summary.md, there is nothing to resume")
         raise InputError(f"{folder!r} has no committed results (units/): it was made by a version without --resume")
-    path = ledger.folder / "environment.json"
-    try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise InputError(f"{path} is damaged ({problem}): start a new run") from problem
+    recorded = ledger.check_record()
+    threads = recorded.get("cpu_threads")
+    if type(threads) is int and 0 < threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(threads)  # as the run chose them; this process has not chosen yet
     if other := other_bits(recorded):
         raise InputError(
             f"{folder!r} would go on with other bits ({other}): go back to what it was, or start a new run"
@@ -109,17 +113,21 @@ def check_given(ledger: Ledger, given: Mapping[str, object], preset: str | None 
 
 
 def command(ledger: Ledger) -> str:
-    """What to type to go on."""
-    return shlex.join(("python", "-m", "steer_heal.run", "--resume", str(ledger.folder)))
+    """What to type to go on, with the leave for code that the run needs."""
+    leave = [word for words in named_code(ledger.config).values() for word in words]
+    return shlex.join(("python", "-m", "steer_heal.run", "--resume", str(ledger.folder), *leave))
 
 
 @contextmanager
-def resumable(ledger: Ledger) -> Iterator[Ledger]:
+def resumable(ledger: Ledger, in_memory: bool = False) -> Iterator[Ledger]:
     """Whatever stops the block, the run folder is let go, and what can go on later says how, in a note of one line.
+
+    `in_memory`: of a model or trait that a command line cannot name.
 
     Raises InputError for a disk that is full and for memory that ran out, with everything committed kept.
     """
-    how = f"everything committed is kept; go on with: {command(ledger)}"
+    again = f"run_rounds(resume=reopen({str(ledger.folder)!r}), lm=..., trait=...)" if in_memory else command(ledger)
+    how = f"everything committed is kept; go on with: {again}"
     try:
         yield ledger
     except (KeyboardInterrupt, NotWrittenError, MemoryShortError) as stop:

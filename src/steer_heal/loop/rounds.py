@@ -13,33 +13,46 @@ from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import run_controls
-from steer_heal.loop.frame import begin, finish, inputs, new_ledger, prepare
+from steer_heal.loop.frame import asked, begin, finish, inputs, new_ledger, prepare
 from steer_heal.loop.resume import recorded_config, resumable
 from steer_heal.loop.steps import Round, Run, RunResult
+from steer_heal.model import GivenLM, as_lm
 from steer_heal.report.console import Reporter
+from steer_heal.trait import Trait
 
 __all__ = ["complete", "one_round", "prepare", "run_rounds"]
 
 
 def run_rounds(
-    config: RunConfig | None = None, reporter: Reporter | None = None, resume: Ledger | None = None
+    config: RunConfig | None = None,
+    reporter: Reporter | None = None,
+    resume: Ledger | None = None,
+    *,
+    lm: GivenLM | None = None,
+    trait: Trait | str | None = None,
 ) -> RunResult:
     """The whole job: `config.n_rounds` rounds, or fewer when one starves or too many in a row are reverted.
 
     Args:
+        lm: a model in memory, instead of one that `config` names; options that follow the model follow it. Afterwards
+            it has the standing rounds folded in (`RunResult.run`).
+        trait: one in memory or a name, instead of the one that `config` names.
         resume: an unfinished run, from `resume.reopen`; it goes on under its own configuration and ends with the same
             bits as if it had not been stopped. `config` is not looked at.
 
     Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
     reporter = reporter or Reporter(quiet=True)
+    lm = None if lm is None else as_lm(lm)
+    trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
+    in_memory = lm is not None or trait is not None
     with ExitStack() as held:
-        ledger = resume and held.enter_context(resumable(resume))
-        config = recorded_config(ledger) if ledger else (config or RunConfig()).resolved()
-        lm, trait, tasks = inputs(config)  # before there is a folder: unusable input leaves none
+        ledger = resume and held.enter_context(resumable(resume, in_memory))
+        config = recorded_config(ledger) if ledger else asked(config, lm, trait)
+        lm, trait, tasks = inputs(config, lm, trait)  # before there is a folder: unusable input leaves none
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
-        ledger = ledger or held.enter_context(resumable(new_ledger(config)))
+        ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
     return result

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from steer_heal.errors import InputError
 
 
-def pick_layers(layers: Sequence[float], n_layers: int) -> tuple[int, ...]:
+def pick_layers(layers: int | Sequence[float], n_layers: int) -> tuple[int, ...]:
     """Block indices of a band.
 
-    Integers are indices (negative from the end). Two floats in 0..1 are a band of relative depth, block i of n
-    lying at i / (n - 1); the band is rounded outwards, so it is never empty. Raises InputError for an index out
+    An integer or several are indices (negative from the end). Two floats in 0..1 are a band of relative depth, block
+    i of n lying at i / (n - 1); the band is rounded outwards, so it is never empty. Raises InputError for an index out
     of range, an empty selection or a band that is not 0 <= low <= high <= 1.
     """
     if isinstance(layers, str):
         raise InputError(f"layers {layers!r}: give block indices or a band of two fractions; `auto` is for extract")
+    layers = (layers,) if isinstance(layers, int) else layers
+    if not isinstance(layers, Sequence):
+        raise InputError(f"layers {layers!r}: give a block, several in a list, or a band of two fractions")
     if len(layers) == 2 and any(isinstance(x, float) for x in layers):
         low, high = layers
         if not 0 <= low <= high <= 1:
@@ -29,6 +32,6 @@ def pick_layers(layers: Sequence[float], n_layers: int) -> tuple[int, ...]:
         return tuple(range(first, final + 1))
     if not layers:
         raise InputError("no layers were given: name block indices or a band of two fractions")
-    if not all(isinstance(x, int) and -n_layers <= x < n_layers for x in layers):
+    if not all(isinstance(x, int) and not isinstance(x, bool) and -n_layers <= x < n_layers for x in layers):
         raise InputError(f"layers {tuple(layers)}: the model has blocks 0 to {n_layers - 1}")
     return tuple(sorted({x % n_layers for x in layers}))

@@ -6,6 +6,7 @@ Knows nothing of steering and training. Nothing here changes the user's tokenize
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,12 +16,21 @@ from torch import Tensor, nn
 
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
-from steer_heal.model.structure import Head, find_blocks, find_head, text_config, unwrap
+from steer_heal.model.structure import (
+    Head,
+    block_states,
+    evaluating,
+    find_backbone,
+    find_blocks,
+    find_head,
+    text_config,
+    unwrap,
+)
 
 
 @dataclass(frozen=True)
 class LM:
-    """A causal model, its tokenizer and the name it was loaded by."""
+    """A causal model, its tokenizer and the name it was loaded by; `load` and `wrap` make one and check it."""
 
     model: nn.Module
     tokenizer: object
@@ -36,7 +46,7 @@ class LM:
 
     @property
     def base(self) -> nn.Module:
-        """The transformers model, also when `model` is wrapped by PEFT."""
+        """The transformers model, also when `model` is wrapped by PEFT or compiled."""
         return unwrap(self.model)
 
     @property
@@ -51,7 +61,7 @@ class LM:
     @property
     def backbone(self) -> nn.Module:
         """The model without its output head; its last hidden state is what the head reads."""
-        return self.base.base_model
+        return find_backbone(self.base)
 
     @cached_property
     def head(self) -> Head:
@@ -105,7 +115,17 @@ class LM:
         """
         if not user.strip():
             raise InputError("a prompt is empty: give every prompt at least one word")
-        user, system = fill_persona(user, system)
+        key = user, system, getattr(self.tokenizer, "chat_template", None)
+        if (ids := self._rendered.get(key)) is None:
+            ids = self._rendered[key] = self._render(*fill_persona(user, system))
+        return ids
+
+    @cached_property
+    def _rendered(self) -> dict[tuple[str | None, ...], tuple[int, ...]]:
+        """Prompts rendered before: an evaluation asks the same ones of every state of the model."""
+        return {}
+
+    def _render(self, user: str, system: str | None) -> tuple[int, ...]:
         ids = render(self.tokenizer, user, system)
         check_known(self.tokenizer, user, self.name)
         if len(ids) >= self.context_length:
@@ -137,9 +157,11 @@ class LM:
         """Last hidden states (after the final norm, what the head reads) of a left-padded batch.
 
         Position ids are passed explicitly: models with learned positions are wrong under left padding without them.
+        Without gradients, that is wherever something is measured, the model runs in evaluation mode.
         """
         positions = position_ids(batch["attention_mask"])
-        return self.backbone(**batch, position_ids=positions, use_cache=False).last_hidden_state
+        with nullcontext() if torch.is_grad_enabled() else evaluating(self.base):
+            return self.backbone(**batch, position_ids=positions, use_cache=False).last_hidden_state
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " position"]) -> str:
         """Text of token ids without special tokens."""
@@ -149,3 +171,94 @@ class LM:
 def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
     """Positions counted from each row's first real token; pads get 0."""
     return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
+GivenLM = LM | tuple[nn.Module, object]
+"""What stages take for a model: an `LM`, or a transformers model with its tokenizer."""
+
+
+def as_lm(given: GivenLM) -> LM:
+    """An `LM` as it is, a pair of model and tokenizer wrapped. Raises InputError for anything else."""
+    if isinstance(given, LM):
+        return given
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return wrap(*given)
+    raise InputError(
+        f"a model is needed here, not {type(given).__name__}: give what load() or wrap() returns, or (model, tokenizer)"
+    )
+
+
+def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
+    """A transformers model that is in memory already, with its tokenizer; neither is changed.
+
+    Args:
+        model: a causal language model, compiled, PEFT-wrapped or plain.
+        tokenizer: its own.
+        name: what vectors, run folders and exports call it; default: what it was loaded by, else its class.
+
+    Raises:
+        InputError: no transformers model or tokenizer, unknown layout of blocks or head, modules compiled one by one.
+    """
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    base = unwrap(model)
+    if not isinstance(base, PreTrainedModel):
+        raise InputError(f"wrap takes a causal language model of transformers, not {type(base).__name__}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(f"wrap takes the model's tokenizer, not {type(tokenizer).__name__}: AutoTokenizer loads it")
+    if any("_orig_mod" in part for part, _ in base.named_modules()):
+        raise InputError("modules inside the model are compiled: wrap it first, or compile the model as a whole")
+    return verified(LM(model, tokenizer, str(name or base.config.name_or_path or type(base).__name__)))
+
+
+def verified(lm: LM) -> LM:
+    """The same, once its blocks and its head were found to be what the library knows. Raises InputError if not."""
+    check_blocks(lm)
+    check_head(lm)
+    return lm
+
+
+@torch.no_grad()
+def check_blocks(lm: LM) -> None:
+    """Raises InputError unless every block hands on one hidden state per position, once in a forward pass."""
+    seen: list[tuple[int, ...]] = []
+    with ExitStack() as hooks:
+        for block in lm.blocks:
+            hook = block.register_forward_hook(lambda module, given, output: seen.append(block_states(output).shape))
+            hooks.callback(hook.remove)
+        lm.hidden_states(lm.pad_left([[lm.pad_id] * 3] * 2))
+    if set(seen) != {(2, 3, lm.width)} or len(seen) != len(lm.blocks):
+        shapes = " and ".join(sorted({str(tuple(shape)) for shape in seen}))
+        raise InputError(
+            f"{lm.name}: {len(seen)} outputs of its {len(lm.blocks)} blocks in a pass, shaped {shapes} and not "
+            f"(2, 3, {lm.width}): steering does not know this layout, use another model"
+        )
+
+
+@torch.no_grad()
+def check_head(lm: LM, positions: int = 24) -> float:
+    """Largest difference between `lm.head` on the last hidden states and the model's own logits, in logits.
+
+    Guards whatever is computed from hidden states against heads that do more than `Head` knows (an unknown scale or
+    cap, an adapter, a quantised weight). Raises InputError when the two differ by more than rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rows = lm.base.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(rows, (2, min(positions, lm.context_length)), generator=generator)
+    batch = {"input_ids": ids.to(lm.device), "attention_mask": torch.ones_like(ids).to(lm.device)}
+    with evaluating(lm.model):
+        own = lm.base(**batch, use_cache=False).logits.float()
+        ours = lm.head(lm.hidden_states(batch))
+    if own.shape != ours.shape:
+        raise InputError(f"{lm.name}: the output head gives {tuple(ours.shape)} logits, the model {tuple(own.shape)}")
+    finite = own.isfinite()
+    if not finite.any():
+        raise InputError(f"{lm.name} gives no finite logits: its weights or its dtype ({lm.dtype}) are broken")
+    difference, scale = (own - ours)[finite & ours.isfinite()].abs().max().item(), own[finite].abs().max().item()
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(lm.dtype, 1e-4)
+    if not bool((finite == ours.isfinite()).all()) or difference > tolerance * max(scale, 1e-6):
+        raise InputError(
+            f"{lm.name}: logits of the bare output head differ from the model's own by {difference:.3g} (largest logit "
+            f"{scale:.3g}): this head does something that is not known here, so the model cannot be used"
+        )
+    return difference

@@ -6,6 +6,7 @@ Knows nothing of steering and training.
 from __future__ import annotations
 
 import functools
+import json
 import math
 import ssl
 import urllib.error
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from steer_heal.errors import InputError
-from steer_heal.model.language_model import LM
+from steer_heal.model.language_model import LM, verified
 from steer_heal.model.names import check_name
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
@@ -44,7 +45,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -65,8 +66,13 @@ def load(
 
     Raises:
         InputError: unknown name, missing accelerator, unreachable hub, not a causal language model, no tokenizer,
-            an impossible temperature or top_p.
+            an impossible temperature or top_p, an unknown layout of blocks or head.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(
+            f"load takes a name or a folder, not {type(name).__name__}: wrap(model, tokenizer) takes a model"
+        )
+    name = str(name)
     where = resolve_device(device)
     dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
@@ -76,9 +82,7 @@ def load(
         source = WEIGHTS if name == "pocket" else name
         model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
-    lm = LM(model, tokenizer, name)
-    _ = lm.blocks_path  # an unsupported layout is an error here, not in the middle of a run
-    return lm
+    return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in the middle of a run
 
 
 def resolve_device(device: str) -> torch.device:
@@ -120,9 +124,12 @@ def read_config(source, name: str, trust_remote_code: bool):
     local = Path(source).is_dir()
     try:
         with _without_warnings():
-            return AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
     except LOAD_ERRORS as problem:
         raise InputError(_explain(name, local, problem)) from problem
+    for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
+        _check_attention(getattr(part, "_attn_implementation", None), f"model {name!r}: its config.json")
+    return config
 
 
 def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | None, trust_remote_code: bool):
@@ -130,10 +137,11 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     Raises InputError for a model that is incomplete, of another kind, or whose tokenizer is another model's.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
+    _check_attention(attn, "--attn-implementation")
     source = _reachable(source)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
@@ -142,10 +150,11 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
         raise InputError(f"model {name!r} is an encoder ({made_as[0]}): use a decoder-only causal language model")
     if local:
         _check_files(Path(source), name)
+    _check_plain_weights(source, name, config)
     try:
         with _without_warnings():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = _kind(config).from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -179,6 +188,19 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             "the tokenizer belongs to another model"
         )
     return model.to(device).eval(), tokenizer
+
+
+def _kind(config) -> type:
+    """The automatic class of a causal language model, or of one that reads pictures too, whose text part is used."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def set_sampling(model, temperature: float | None, top_p: float | None) -> None:
@@ -243,6 +265,39 @@ def _check_files(folder: Path, name: str) -> None:
         raise InputError(
             f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)}): save it beside the model"
         )
+
+
+def _check_attention(attn: object, who: str) -> None:
+    """A name with a slash is a kernel of the hub: native code, which would be fetched and run. Raises InputError."""
+    if "/" in str(attn):
+        raise InputError(f"{who} names the attention {attn!r}, which is code of the hub: give eager or sdpa")
+
+
+def _check_plain_weights(source, name: str, config) -> None:
+    """What transformers would read as weights are safetensors of this very model. Raises InputError.
+
+    It would follow an index to any file, by its ending as a pickle, and an adapter's config to another model.
+    """
+    from transformers.utils import cached_file
+
+    def text(file: str) -> str | None:
+        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
+        return path and Path(path).read_text("utf-8")
+
+    try:
+        named = [getattr(config, "transformers_weights", None) or "model.safetensors"]
+        adapter, index = text("adapter_config.json"), text(f"{named[0].removesuffix('.index.json')}.index.json")
+        named += json.loads(index)["weight_map"].values() if index else ()
+    except (*LOAD_ERRORS, RecursionError) as problem:
+        raise InputError(f"model {name!r}: its index of weights cannot be read ({problem}): save it again") from problem
+    if adapter:
+        raise InputError(f"model {name!r} is an adapter (adapter_config.json), no model: merge it into its base first")
+    for file in named:
+        if not str(file).endswith((".safetensors", ".safetensors.index.json")) or Path(file).name != file:
+            raise InputError(
+                f"model {name!r} names the weights {file!r}, and only safetensors beside its config.json are read: "
+                "save the model as safetensors"
+            )
 
 
 def _explain(name: str, local: bool, problem: Exception) -> str:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM
-from steer_heal.model.structure import text_config
+from steer_heal.model.structure import block_states, evaluating, text_config
 
 
 class _LastBlockReached(Exception):
@@ -49,18 +49,23 @@ class Prefix:
 def read_prefix(lm: LM, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], last_block: int) -> Prefix:
     """The longest common beginning of the rows that ends before every span, run once up to `last_block`.
 
-    Empty for models whose cache is more than keys and values per block (recurrent states), which gain nothing here.
+    Empty for models whose cache is more than keys and values per block (recurrent states) or that fill none.
     """
     room = min(len(row) - a for row, (a, _) in zip(rows, spans, strict=True))
     first, last = min(rows), max(rows)  # in dictionary order these two differ earliest
     n = next((i for i, (x, y) in enumerate(zip(first, last, strict=False)) if x != y), min(len(first), len(last)))
     ids = tuple(rows[0][: max(0, min(n, room))])
     cache = DynamicCache(config=text_config(lm.base))
-    if not ids or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+    if not ids or not _keys_and_values(cache):
         return Prefix(())
     tokens = torch.tensor([ids], device=lm.device)
     _run_up_to(lm, {}, last_block, input_ids=tokens, past_key_values=cache, use_cache=True)
-    return Prefix(ids, cache)
+    # A model that keeps its state elsewhere leaves the cache empty: the rows would lose their beginning.
+    return Prefix(ids, cache) if _keys_and_values(cache) and cache.get_seq_length() == len(ids) else Prefix(())
+
+
+def _keys_and_values(cache: DynamicCache) -> bool:
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
 @torch.no_grad()
@@ -113,7 +118,7 @@ def _run_up_to(lm: LM, readers: dict[int, Callable[[Tensor], None]], last: int, 
     def hook_for(i: int):
         def read(module, args, output):
             if i in readers:
-                readers[i](output[0] if isinstance(output, tuple) else output)
+                readers[i](block_states(output))
             if i == last:
                 raise _LastBlockReached
 
@@ -122,7 +127,7 @@ def _run_up_to(lm: LM, readers: dict[int, Callable[[Tensor], None]], last: int, 
     with ExitStack() as hooks:
         for i in {*readers, last}:
             hooks.callback(lm.blocks[i].register_forward_hook(hook_for(i)).remove)
-        with suppress(_LastBlockReached):
+        with suppress(_LastBlockReached), evaluating(lm.base):
             lm.backbone(**inputs)
 
 

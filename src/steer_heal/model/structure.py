@@ -5,6 +5,9 @@ Knows nothing of tokens and text.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,26 +19,64 @@ from steer_heal.errors import InputError
 
 @dataclass(frozen=True)
 class Head:
-    """The output head as a function: logits = cap * tanh(scale * (W h + b) / cap), in float32.
+    """The output head as a function: logits = cap * tanh(scale * (W f(h) + b) / cap), in float32.
 
-    `scale` and `cap` are those of the model's configuration (Cohere's `logit_scale`, Granite's `logits_scaling`,
-    Gemma's `final_logit_softcapping`); 1 and None for the common case.
+    `scale` and `cap` are those of the model's configuration (`SCALES`, `CAPS`); 1 and None for the common case. f is
+    what `before` does, ModernBERT's dense and norm; mostly nothing.
     """
 
     linear: nn.Module
     scale: float = 1.0
     cap: float | None = None
+    before: nn.Module | None = None
 
     def __call__(self, hidden: Float[Tensor, "*position width"]) -> Float[Tensor, "*position vocab"]:
-        logits = self.linear(hidden.to(self.linear.weight.dtype)).float()
+        hidden = hidden.to(self.linear.weight.dtype)
+        logits = self.linear(hidden if self.before is None else self.before(hidden)).float()
         if self.scale != 1:
             logits = logits * self.scale
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""Names under which configurations have a factor on the logits: Cohere's, Falcon-H1's, Muse's."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names of a soft cap: Gemma's, RecurrentGemma's, xLSTM's."""
+
+
+def unwrap(model: object) -> nn.Module:
+    """The transformers model inside an `LM`, PEFT or `torch.compile`, or the model itself; InputError for no model."""
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "model", model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a model is needed here, not {type(model).__name__}: give an LM or a transformers model")
+    inner = getattr(model, "_orig_mod", model)
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return inner if inner is model else unwrap(inner)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block: dropout would make every figure another one; then each module's own mode."""
+    trained = [module for module in model.modules() if module.training]
+    try:
+        for module in trained:
+            module.training = False
+        yield
+    finally:
+        for module in trained:
+            module.training = True
+
+
+def find_backbone(model: nn.Module) -> nn.Module:
+    """The model without its output head; Llama 4's text model does not name it by its prefix."""
+    found = model.base_model
+    return getattr(model, "model", model) if found is model else found
+
+
+def block_states(output: object) -> Tensor:
+    """The hidden states among what a decoder block returns: alone, or first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def text_config(model: nn.Module):
@@ -68,10 +109,15 @@ def find_blocks(model: nn.Module) -> str:
 
 
 def find_head(model: nn.Module) -> Head:
-    """The output head with the configuration's scale and soft cap."""
-    config = text_config(model)
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    if divisor := getattr(config, "logits_scaling", None):
-        scale /= float(divisor)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return Head(model.get_output_embeddings(), scale, None if cap is None else float(cap))
+    """The output head with the configuration's scale and soft cap, and what stands before it."""
+    config, linear = text_config(model), model.get_output_embeddings()
+    if not isinstance(getattr(linear, "weight", None), Tensor):
+        raise InputError(f"{type(model).__name__} has no output head: use a causal language model")
+    scale = math.prod(float(getattr(config, name, None) or 1.0) for name in SCALES)
+    if divisor := getattr(config, "logits_scaling", None):  # Granite divides by it, HyperCLOVA X multiplies
+        scale *= float(divisor) if "hyperclovax" in config.model_type else 1 / float(divisor)
+    cap = next((float(found) for name in CAPS if (found := getattr(config, name, None))), None)
+    before = getattr(model, "lm_head", None)
+    if before is None or linear in before.modules():
+        before = None
+    return Head(linear, scale, cap, before)

@@ -18,6 +18,7 @@ from steer_heal.report import printing
 from steer_heal.report.expectations import judge
 from steer_heal.report.screen import Screen
 from steer_heal.report.tables import counted
+from steer_heal.terminal import Terminal
 
 PLAIN_INTERVAL = 60.0
 """Seconds until a stage's first progress line when the output is no terminal; each wait after it is twice as long."""
@@ -53,7 +54,7 @@ class Reporter:
     """
 
     def __init__(self, console: Console | None = None, quiet: bool = False, verbose: bool = False):
-        self.console = console or Console(highlight=False, width=None if Console().is_terminal else 120)
+        self.console = console or Terminal()
         self.quiet, self.verbose = quiet, verbose and not quiet
         self.started = time.monotonic()
         self.clock = Clock()

@@ -9,7 +9,18 @@ from collections.abc import Mapping
 
 from steer_heal.evaluation.verdict import OF_BASE
 from steer_heal.ledger import Ledger
-from steer_heal.report.tables import NO_CONTROLS, anchors_lost, counted, in_words, interval, number, result_line, sure
+from steer_heal.report.tables import (
+    NO_CHECKER,
+    NO_CONTROLS,
+    anchors_lost,
+    counted,
+    in_words,
+    interval,
+    number,
+    result_line,
+    sure,
+    without_checker,
+)
 
 UNCERTAINTY = (
     "All intervals are 95 %, over the items or prompts of this run; they do not cover the spread over seeds: for that, "
@@ -43,6 +54,7 @@ def headline(ledger: Ledger) -> list[tuple[str, str]]:
         ("At what cost?", cost_line(best, gate, replayed)),
         *((f"Is it more than {named(row)}?", against_line(row)) for row in end["against"] if row["difference"]),
         *([] if end["controls"] == "all" else [("Was it the method?", NO_CONTROLS)]),
+        *([("What does it mean in text?", NO_CHECKER)] if without_checker(best["base"]) else []),
         ("How sure is this?", UNCERTAINTY),
     ]
 

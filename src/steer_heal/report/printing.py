@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
 from steer_heal.report.screen import asides
 from steer_heal.report.tables import (
+    NO_CHECKER,
     against_legend,
     against_table,
     counted,
@@ -26,6 +28,7 @@ from steer_heal.report.tables import (
     state_legend,
     state_table,
     vignette_table,
+    without_checker,
 )
 from steer_heal.texts.coherence.rules import from_text
 
@@ -53,11 +56,11 @@ def show(console: Console, event: dict, found: Sequence[Found]) -> None:
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     """A plain table: first column left, figures right."""
-    out = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    out = Table(title=title and Text(title), title_justify="left", show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*map(Text, row))
     return out
 
 
@@ -103,21 +106,27 @@ def batch_line(done: Sequence, now, tokens: int, seconds: float) -> str:
     )
 
 
+def _headed(console: Console, head: str, told: str = "") -> None:
+    console.print(Text.assemble((head, "bold"), told))
+
+
 def _start(console: Console, e: dict) -> None:
-    console.print(
-        f"[bold]steer_heal[/bold]  model {e['model']}  trait {e['trait']}  reg {e['reg']}  rounds {e['n_rounds']}  "
-        f"seed {e['seed']}  device {e['device']}"
+    _headed(
+        console,
+        "steer_heal",
+        f"  model {e['model']}  trait {e['trait']}  reg {e['reg']}  rounds {e['n_rounds']}  "
+        f"seed {e['seed']}  device {e['device']}",
     )
     console.print(f"run folder: {e['folder']}", markup=False, soft_wrap=True)
     if e.get("note"):
-        console.print(f"[bold]{e['note']}[/bold]")
+        _headed(console, f"{e['note']}")
     for line in e.get("idle", ()):
         console.print(f"! {line}", markup=False, style="yellow", soft_wrap=True)
 
 
 def _calibrate(console: Console, e: dict) -> None:
     own = [rule for rule in from_text(e["limits"]) if rule.gate in e["gates"]]
-    console.print(f"[bold]filter[/bold]: gates {', '.join(e['gates']) or 'none'}")
+    _headed(console, "filter", f": gates {', '.join(e['gates']) or 'none'}")
     if own:
         bounds = [f"{'at most' if rule.side == 'high' else 'at least'} {e['limits'][rule.key]:.3g}" for rule in own]
         rows = [[rule.words, rule.gate, bound] for rule, bound in zip(own, bounds, strict=True)]
@@ -130,11 +139,11 @@ def _calibrate(console: Console, e: dict) -> None:
 
 def _capture(console: Console, e: dict) -> None:
     if not e["tasks"]:
-        console.print("[bold]anchors[/bold]: none; the gate cannot see whether known answers are lost (--anchors)")
+        _headed(console, "anchors", ": none; the gate cannot see whether known answers are lost (--anchors)")
         return
     more = f" and {len(e['failed']) - NAMED} more" if len(e["failed"]) > NAMED else ""
     missed = f" (not held against it: {', '.join(e['failed'][:NAMED])}{more})" if e["failed"] else ""
-    console.print(f"[bold]anchors[/bold]: {e['right']} of {e['tasks']} answered right before training{missed}")
+    _headed(console, "anchors", f": {e['right']} of {e['tasks']} answered right before training{missed}")
     if e.get("to_replay"):
         console.print(f"{e['replayed']} of {e['to_replay']} others were too: these are replayed, and never counted.")
 
@@ -167,7 +176,7 @@ def _extract(console: Console, e: dict) -> None:
         "the vectors of two halves of the contexts; held-out AUC: how well it tells the personas apart on contexts "
         "that it was not made from (0.5 = not at all)."
     )
-    if e["round"]:
+    if e["round"] and e["cosine_first"] is not None:
         console.print(f"Cosine with round 0's vector: {number(e['cosine_first'], 2)}.")
 
 
@@ -256,7 +265,7 @@ def _evaluate(console: Console, e: dict) -> None:
         s = e[name]
         console.print(
             f"{label}, paired, 95 % interval: trait {interval(s['free_trait'])}, log-odds {interval(s['log_odds'])} "
-            f"nats, sentence ok {interval(s['sentence_ok'], 3)}; off-target log-odds "
+            f"nats, coherence {interval(s['coherence'], 3)}; off-target log-odds "
             + (", ".join(f"{name} {interval(found)}".rstrip() for name, found in s["off_target"].items()) or "-")
         )
     if shifts := vignette_table([e]):
@@ -265,13 +274,13 @@ def _evaluate(console: Console, e: dict) -> None:
 
 
 def _verdict(console: Console, e: dict) -> None:
-    console.print(f"[bold]{_round(e)}verdict: {e['verdict']}[/bold]. {in_words(e['text'])}")
+    _headed(console, f"{_round(e)}verdict: {e['verdict']}", f". {in_words(e['text'])}")
     if "retain" in e["text"]:
         console.print("retain: the student's shift as a share of the steered model's; a cluster: one prompt or item.")
 
 
 def _gate(console: Console, e: dict) -> None:
-    console.print(f"[bold]{_round(e)}gate: {decided(e)}[/bold]. Each line is one check, with what it allows.")
+    _headed(console, f"{_round(e)}gate: {decided(e)}", ". Each line is one check, with what it allows.")
     for reason in e["reasons"]:
         console.print(f"  {in_words(reason)}", markup=False)
     if lost := e["regressed"].get("anchors"):
@@ -298,7 +307,9 @@ def _end(console: Console, e: dict) -> None:
     narrow = [[cell.replace(" [", "\n[") for cell in row] for row in compared]
     console.print(table("the result against the prompted model and controls", heads, narrow))
     console.print(against_legend(e), markup=False)
-    console.print(f"[bold]verdict: {e['verdict']}[/bold]. {in_words(e['text'])}")
+    if without_checker(e["trajectory"][0]["state"]):
+        console.print(NO_CHECKER, markup=False, style="yellow")
+    _headed(console, f"verdict: {e['verdict']}", f". {in_words(e['text'])}")
     if e["ended_by"]:
         console.print(f"ended early: {in_words(e['ended_by'])}", markup=False)
     console.print(f"{result_line(e)}  time {duration(e['seconds'])}")

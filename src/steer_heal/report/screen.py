@@ -11,16 +11,35 @@ from dataclasses import replace
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from steer_heal.evaluation.verdict import VERDICTS
 from steer_heal.ledger.clock import duration
 from steer_heal.report.expectations import Found
-from steer_heal.report.tables import STATE, TONES, counted, in_words, interval, kept_doses, legend, result_line
+from steer_heal.report.tables import (
+    NO_CHECKER,
+    STATE,
+    TONES,
+    counted,
+    in_words,
+    interval,
+    kept_doses,
+    legend,
+    result_line,
+    without_checker,
+)
 
 COLOURS = {"good": "green", "fair": "yellow", "bad": "red"}
-LEFT, KEPT, VERDICT, GATE = 14, 7, 12, 9
+LEFT, KEPT, VERDICT, GATE = 14, 7, 13, 9
 """Widths of what stands in a row beside the figures; with these it fits 80 columns."""
-FIGURES = {"trait": "trait", "log-odds": "log-odds", "sentence ok": "sound", "4-grams": "4-grams", "fit": "fit"}
+FIGURES = {
+    "trait": "trait",
+    "log-odds": "log-odds",
+    "sentence ok": "sound",
+    "coherent": "coherent",
+    "4-grams": "4-grams",
+    "fit": "fit",
+}
 """Columns of the table of measured models that a row has, and their heads here, where the line is short."""
 DECODE = (
     "round: with the lowest and highest dose (kappa x --doses) of its kept texts; kept: of the sampled texts; "
@@ -66,8 +85,9 @@ class Screen:
 
     def _header(self, e: Mapping) -> None:
         self.console.print(
-            f"[bold]steer_heal[/bold]  model {escape(e['model'])}  trait {escape(e['trait'])}  reg {e['reg']}  "
-            f"rounds {e['n_rounds']}  seed {e['seed']}  {e['device']}"
+            f"[bold]steer_heal[/bold]  model {escape(e['model'])}  trait {escape(e['trait'])}  reg {escape(e['reg'])}  "
+            f"rounds {e['n_rounds']}  seed {e['seed']}  {e['device']}",
+            markup=True,
         )
         self._line(f"run folder: {e['folder']}")
         if e.get("note"):
@@ -97,7 +117,7 @@ class Screen:
         cells += [f"{figure:>{column.width}}" for figure, column in zip(figures, self.columns, strict=True)]
         colour = COLOURS[TONES.get(verdict, "fair")]
         end = [f"[{colour}]{verdict:<{VERDICT}}[/]" if verdict else "", escape(gate)]
-        self.console.print(" ".join([*map(escape, cells), *end]).rstrip(), soft_wrap=True)
+        self.console.print(" ".join([*map(escape, cells), *end]).rstrip(), soft_wrap=True, markup=True)
 
     def _failures(self, found: Sequence[Found]) -> None:
         """What SHOULD have been seen and was not: with its meaning the first time, then with the figures alone."""
@@ -119,7 +139,8 @@ class Screen:
         if best is not None:
             self._result(e, best)
         colour = COLOURS[TONES.get(e["verdict"], "fair")]
-        self.console.print(f"[bold {colour}]verdict: {e['verdict']}[/]: {VERDICTS.get(e['verdict'], '')}.")
+        said = Text.assemble((f"verdict: {e['verdict']}", f"bold {colour}"), f": {VERDICTS.get(e['verdict'], '')}.")
+        self.console.print(said)
         self._line(f"{result_line(e)} Time {duration(e['seconds'])}.")
         if e["ended_by"]:
             self._line(f"Ended early: {in_words(e['ended_by'])}")
@@ -135,7 +156,7 @@ class Screen:
         for name, shift in compared:
             if shift:
                 figures = (interval(shift[key], 3 if key == "coherence" else 2) for key in keys.values())
-                table.add_row(name, *map(escape, figures))
+                table.add_row(*map(Text, (name, *figures)))
         self.console.print(table)
         told = ["Paired, with 95 % intervals over items, not over seeds."]
         if unseen := best["shift"].get("held_out_log_odds"):
@@ -146,6 +167,8 @@ class Screen:
         if e["controls"] != "all":
             told.append("No controls (--controls all): this run alone does not show that the method moved the trait.")
         self.console.print(" ".join(told), markup=False)
+        if without_checker(best["base"]):
+            self._line(NO_CHECKER, "yellow", wrapped=True)
 
     def _line(self, text: str, style: str | None = None, wrapped: bool = False) -> None:
         self.console.print(text, markup=False, style=style, soft_wrap=not wrapped)

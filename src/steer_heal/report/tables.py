@@ -56,7 +56,7 @@ def counted(n: int, thing: str) -> str:
     return f"{n} {thing}{'' if n == 1 else 's'}"
 
 
-TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "no-op", "inconclusive"), "fair")
+TONES = dict.fromkeys(("unhealed", "broad", "throttled", "undone", "moved against", "no-op", "inconclusive"), "fair")
 TONES |= dict.fromkeys(("healed", "moved"), "good")
 TONES |= dict.fromkeys(("collapsed", "unfit", "shorter", "starved", "diverged", "reverted"), "bad")
 """How a verdict is coloured."""
@@ -108,6 +108,12 @@ STATE = (
         signed=True,
     ),
     Column("sentence ok", itemgetter("sentence_ok"), "share of sound sentences", digits=3),
+    Column(
+        "coherent",
+        lambda state: state.get("coherence") if state["sentence_ok"] is None else None,
+        "share of replies that neither loop nor surprise the original model; without a checker the gate goes by it",
+        digits=3,
+    ),
     Column("finished", itemgetter("finished_rate"), "share of replies that ended by themselves"),
     Column("loops", itemgetter("loop_rate"), "share of replies that repeat themselves"),
     Column("empty", itemgetter("empty_rate"), "share of replies without a word", of_trouble=True),
@@ -175,13 +181,13 @@ def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]
 
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
-    "kept; trait of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held-out: of kept "
-    "texts not trained on, before -> after, nats per token; fired: share of the rows over the barrier's budget, per "
-    "reference (none: plain fine-tuning); KL: mean over the tokens of the kept texts (on replay: of "
-    "the original model's own), KL(student || reference), nats; cosines: this round's vector and adapter with round "
-    "0's, and the shift of the student's mean states with the vector; shift as dose: the dose of steering that moves "
-    "the mean states as far along the vector; rounding loss: share of the intended change lost to the weights' dtype; "
-    "gate: what was decided, and what followed where that differs."
+    "kept; trait and sound of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held- "
+    "out: of kept texts not trained on, before -> after, nats per token; fired: share of the rows over the "
+    "barrier's budget, per reference (none: plain fine-tuning); KL: mean over the tokens of the kept texts (on "
+    "replay: of the original model's own), KL(student || reference), nats; cosines: this round's vector and adapter "
+    "with round 0's, and the shift of the student's mean states with the vector; shift as dose: the dose of "
+    "steering that moves the mean states as far along the vector; rounding loss: share of the intended change lost "
+    "to the weights' dtype; gate: what was decided, and what followed where that differs."
 )
 
 
@@ -204,6 +210,7 @@ def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
             "survival": number(walk["survival"], 2),
             "kept": f"{walk['kept']}/{walk['sampled']}",
             "trait of kept": number(walk["trait_kept"], 2),
+            "sound of kept": number(walk.get("sentence_ok_kept"), 2),
             "tokens": lengths(e["heal"]),
             "nll held-out": " -> ".join(nll),
             "fired": fired(e["heal"]),
@@ -273,6 +280,17 @@ def result_line(end: Mapping) -> str:
         f"adapter of round {folded[0]}" if len(folded) == 1 else f"adapters of rounds {', '.join(map(str, folded))}"
     )
     return f"Result: the student of round {end['best_round']} ({adapters} folded in)."
+
+
+NO_CHECKER = (
+    "The trait has no checker: forced choice alone does not show what the trait means in text. See in the report which "
+    "words changed, and read the replies."
+)
+
+
+def without_checker(state: Mapping) -> bool:
+    """Whether nobody judged a measured model's replies."""
+    return state["decided"] is None
 
 
 AGAINST_LEGEND = (

@@ -5,7 +5,7 @@ Knows nothing of sampling, filters and training.
 
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
 from steer_heal.steering.direction import StateShift, mean_states, state_shift
-from steer_heal.steering.extraction import POSITIONS, TOO_LONG, contexts_sha256, extract
+from steer_heal.steering.extraction import POSITIONS, TOO_LONG, contexts_sha256, extract, extract_pairs
 from steer_heal.steering.injector import SCOPES
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 
@@ -21,6 +21,7 @@ __all__ = [
     "choose_band",
     "contexts_sha256",
     "extract",
+    "extract_pairs",
     "mean_states",
     "state_shift",
 ]

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.model import LM, length_batches
+from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.model.depth import pick_layers
 from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
+from steer_heal.steering.injector import refuse_steered
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 
 POSITIONS = ("last", "last_content", "reply")
@@ -33,13 +35,14 @@ def contexts_sha256(contexts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(contexts).encode()).hexdigest()
 
 
+@checked
 @torch.no_grad()
 def extract(
-    lm: LM,
+    lm: GivenLM,
     pos: str,
     neg: str,
     contexts: Sequence[str],
-    layers: Sequence[float] | str = DEFAULT_BAND,
+    layers: int | Sequence[float] | str | None = None,
     position: str = "last",
     replies: Sequence[str] | None = None,
     batch_tokens: int = 8192,
@@ -55,8 +58,8 @@ def extract(
     Args:
         pos, neg: system prompts, direct opposites on one axis, of the same length and form.
         contexts: user turns; diverse ones, from many domains, else the direction fits their format.
-        layers: block indices, a band of relative depth as two fractions, or `auto`: measure every block and choose
-            (see `choose_band`); the reason is in the vector's provenance.
+        layers: a block, several, a band of relative depth as two fractions (None: `DEFAULT_BAND`), or `auto`: measure
+            every block and choose (see `choose_band`); the reason is in the vector's provenance.
         position: token the state is read at: `last` (the assistant tag, which produces the first reply token),
             `last_content` (the last token of the user turn) or `reply` (mean over the tokens of `replies`).
         replies: one assistant reply per context, for `position="reply"`.
@@ -69,10 +72,67 @@ def extract(
         InputError: fewer than 2 contexts, equal personas, a context longer than the model takes, an unknown position
             or other option, with `auto` no reliable block.
     """
-    _check(pos, neg, contexts, layers, position, replies, too_long)
+    lm = as_lm(lm)
+    refuse_steered(lm.model, "extract")
+    layers = DEFAULT_BAND if layers is None else layers
+    _check(pos, neg, contexts, position, replies, too_long)
+    pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)
+    vectors, quality, reason = _mean_difference(lm, pairs, layers, batch_tokens, progress)
+    provenance = Provenance(
+        model=lm.name,
+        n_blocks=len(lm.blocks),
+        width=lm.width,
+        pos=pos,
+        neg=neg,
+        contexts_sha256=contexts_sha256(contexts),
+        n_contexts=len(pairs),
+        position=position,
+        n_skipped=len(contexts) - len(pairs),
+        reason=reason,
+    )
+    return SteeringVector(vectors, provenance, quality).check()
+
+
+@checked
+@torch.no_grad()
+def extract_pairs(
+    lm: GivenLM,
+    pairs: Sequence[tuple[str, str]],
+    layers: int | Sequence[float] | str | None = None,
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] | None = None,
+) -> SteeringVector:
+    """Mean difference of hidden states at the last token of (positive, negative) texts, taken as they are.
+
+    No chat template is applied; the tokenizer adds what it adds to plain text. See `extract` for the rest.
+
+    Raises:
+        InputError: fewer than 2 pairs, something else than two texts, an empty or too long one.
+    """
+    lm = as_lm(lm)
+    refuse_steered(lm.model, "extract_pairs")
+    if len(pairs) < 2 or not all(len(pair) == 2 and all(isinstance(t, str) and t for t in pair) for pair in pairs):
+        raise InputError("extract_pairs takes at least 2 pairs (positive, negative) of texts that are not empty")
+    rows = [tuple(_Row(tuple(lm.tokenizer.encode(text)), (1, 0)) for text in pair) for pair in pairs]
+    if (longest := max(len(row.ids) for pair in rows for row in pair)) > lm.context_length:
+        raise TooLongError(f"a text of {longest} tokens does not fit the {lm.context_length} of {lm.name}: shorten it")
+    layers = DEFAULT_BAND if layers is None else layers
+    vectors, quality, reason = _mean_difference(lm, rows, layers, batch_tokens, progress)
+    texts = contexts_sha256([text for pair in pairs for text in pair])
+    provenance = Provenance(lm.name, len(lm.blocks), lm.width, "", "", texts, len(pairs), "last", reason=reason)
+    return SteeringVector(vectors, provenance, quality).check()
+
+
+def _mean_difference(
+    lm: LM, pairs: Sequence[tuple[_Row, _Row]], layers: int | Sequence[float] | str, batch_tokens: int, progress
+) -> tuple[dict[int, Tensor], dict[int, Quality], str]:
+    """(directions of the chosen blocks, figures of all that were measured, why these blocks)."""
+    if isinstance(layers, str) and layers != "auto":
+        raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens {batch_tokens}: give at least 1")
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
-    pairs = _pairs(lm, pos, neg, contexts, replies, position, too_long)
     reader = _PairReader(lm, pairs, blocks, batch_tokens)
     done = 0
     sums: list[dict[int, Tensor]] = []
@@ -101,28 +161,14 @@ def extract(
         for i in blocks
     }
     chosen, reason = choose_band(quality) if auto else (blocks, _as_asked(layers))
-    provenance = Provenance(
-        model=lm.name,
-        n_blocks=len(lm.blocks),
-        width=lm.width,
-        pos=pos,
-        neg=neg,
-        contexts_sha256=contexts_sha256(contexts),
-        n_contexts=len(pairs),
-        position=position,
-        n_skipped=len(contexts) - len(pairs),
-        reason=reason,
-    )
-    return SteeringVector({i: vectors[i] for i in chosen}, provenance, quality)
+    return {i: vectors[i] for i in chosen}, quality, reason
 
 
-def _check(pos, neg, contexts, layers, position, replies, too_long) -> None:
+def _check(pos, neg, contexts, position, replies, too_long) -> None:
     if position not in POSITIONS:
         raise InputError(f"position {position!r} is unknown: use {', '.join(POSITIONS)}")
     if too_long not in TOO_LONG:
         raise InputError(f"too_long {too_long!r} is unknown: use {' or '.join(TOO_LONG)}")
-    if isinstance(layers, str) and layers != "auto":
-        raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
     if len(contexts) < 2:
         raise InputError(f"{len(contexts)} extraction contexts: give at least 2, better 200 diverse ones")
     if pos.strip() == neg.strip():
@@ -131,7 +177,8 @@ def _check(pos, neg, contexts, layers, position, replies, too_long) -> None:
         raise InputError("position 'reply' goes with one reply per context, the other positions with none")
 
 
-def _as_asked(layers: Sequence[float]) -> str:
+def _as_asked(layers: int | Sequence[float]) -> str:
+    layers = (layers,) if isinstance(layers, int) else layers
     given = ", ".join(f"{x:g}" for x in layers)
     return f"as asked: {'depth' if any(isinstance(x, float) for x in layers) else 'blocks'} {given}"
 

@@ -14,10 +14,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model import find_blocks
+from steer_heal.model.structure import block_states, find_backbone, find_blocks, unwrap
 
 SCOPES = ("all", "generated", "prompt")
+OPERATORS = ("add", "project_out")
 _steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def refuse_steered(model: nn.Module, what: str) -> None:
+    """Raises InputError inside `applied()`: what is to be read of a model there would be the steering's."""
+    if unwrap(model) in _steered:
+        raise InputError(f"{what} inside applied() would read the steered model: leave the block first")
 
 
 @contextmanager
@@ -27,22 +34,25 @@ def steered(
     dose: float | Sequence[float] | Float[Tensor, " batch"],
     scope: str,
     prompt_lengths: Sequence[int] | None,
+    operator: str = "add",
 ) -> Iterator[None]:
     """Hooks on an unwrapped transformers model for the time of the block; see `SteeringVector.applied`."""
     if scope not in SCOPES:
         raise InputError(f"scope {scope!r} is unknown: use {', '.join(SCOPES)}")
+    if operator not in OPERATORS:
+        raise InputError(f"operator {operator!r} is unknown: use {' or '.join(OPERATORS)}")
     if base in _steered:
         raise InputError("this model is steered already: leave the outer applied() first, doses would add up")
-    injector = _Injector(vectors, base, dose, scope, prompt_lengths)
+    injector = _Injector(vectors, base, dose, scope, prompt_lengths, operator)
     blocks = base.get_submodule(find_blocks(base))
     with ExitStack() as hooks:
         # A forward pass that was compiled before does not notice new hooks: it would silently go on unsteered.
         hooks.enter_context(torch.compiler.set_stance("force_eager"))
         # The backbone sees every call, whether it comes through the whole model, generate() or directly.
-        before = base.base_model.register_forward_pre_hook(injector.before_forward, with_kwargs=True)
+        before = find_backbone(base).register_forward_pre_hook(injector.before_forward, with_kwargs=True)
         hooks.callback(before.remove)
         for i in sorted(vectors):
-            hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i)).remove)
+            hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i), prepend=True).remove)
         _steered.add(base)
         hooks.callback(_steered.discard, base)
         yield
@@ -54,9 +64,12 @@ class _Injector:
     No tensor's value is read during decoding: on an accelerator that would wait for the device at every token.
     """
 
-    def __init__(self, vectors: Mapping[int, Tensor], base: nn.Module, dose, scope: str, prompt_lengths):
+    def __init__(self, vectors: Mapping[int, Tensor], base: nn.Module, dose, scope: str, prompt_lengths, operator):
         like = next(base.parameters())
         self.scope, self.prompt_lengths = scope, prompt_lengths
+        self.projects = operator == "project_out"
+        if self.projects:
+            vectors = {i: vector / vector.norm().clamp_min(1e-30) for i, vector in vectors.items()}
         self.vectors = {i: vector.to(like.device) for i, vector in vectors.items()}
         self.dose = torch.as_tensor(dose, dtype=torch.float32, device=like.device)
         if self.dose.ndim > 1 or not bool(torch.isfinite(self.dose).all()):
@@ -98,15 +111,17 @@ class _Injector:
 
     def block_hook(self, layer: int) -> Callable:
         def add(module: nn.Module, args, output):
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = block_states(output)
             delta = self.deltas.get((layer, hidden.shape[0]))
             if delta is None:
                 delta = self._delta(layer, hidden)
+            if self.projects:  # the delta is dose * u; here it becomes -(h . u) dose * u
+                delta = -(hidden @ self.vectors[layer].to(hidden.device, hidden.dtype))[..., None] * delta
             if self.mask is None:
                 hidden = hidden + delta
             else:
                 hidden = torch.addcmul(hidden, delta, self.mask[:, :, None].to(hidden.device, hidden.dtype))
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return type(output)((hidden, *output[1:])) if isinstance(output, tuple | list) else hidden
 
         return add
 

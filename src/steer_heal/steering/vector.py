@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model import text_config, unwrap
+from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
 from steer_heal.steering.injector import steered
 
 
@@ -82,10 +82,41 @@ class SteeringVector:
             raise InputError("a steering vector needs at least one block")
         if not all(torch.isfinite(v).all() for v in self.vectors.values()):
             raise InputError("the steering vector is not finite: check the model's dtype and the contexts")
+        n, width = self.provenance.n_blocks, self.provenance.width
+        for i, v in self.vectors.items():
+            if not 0 <= i < n or v.shape != (width,):
+                raise InputError(
+                    f"block {i} of shape {tuple(v.shape)}: the model has blocks 0 to {n - 1} of width {width}"
+                )
+
+    @classmethod
+    def from_tensors(cls, vectors: Mapping[int, object], lm: GivenLM) -> SteeringVector:
+        """A direction per block that another tool found on this model: tensors or arrays of its width, by block."""
+        lm = as_lm(lm)
+        made = {int(i): torch.as_tensor(v).detach().cpu().float().clone() for i, v in vectors.items()}
+        origin = Provenance(lm.name, len(lm.blocks), lm.width, "", "", "", 0, "", reason="given as tensors")
+        return cls(made, origin)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal blocks, origin and bits; quality figures do not count."""
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        same = (self.layers, self.provenance) == (other.layers, other.provenance)
+        return same and torch.equal(self.flat(), other.flat())
+
+    __hash__ = object.__hash__
 
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted(self.vectors))
+
+    def check(self) -> SteeringVector:
+        """The same. Raises InputError when it is zero everywhere: it would steer nowhere, without a word."""
+        if not any(v.any() for v in self.vectors.values()):
+            raise InputError(
+                f"the steering vector is zero at all of its blocks {self.layers}: the two sides do not differ"
+            )
+        return self
 
     def flat(self) -> Float[Tensor, " entries"]:
         """All blocks' directions as one vector, in block order."""
@@ -118,8 +149,11 @@ class SteeringVector:
         return self * -1.0
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
-        self._check_same_shape(other)
-        return self._derived({i: v + other.vectors[i] for i, v in self._items()})
+        """The sum at blocks that both have, either's own at the others: both at once."""
+        if (self.provenance.n_blocks, self.provenance.width) != (other.provenance.n_blocks, other.provenance.width):
+            raise InputError(f"vectors of {self.provenance.model} and {other.provenance.model} do not combine")
+        both = {i: self.vectors[i] + other.vectors[i] for i in self.vectors.keys() & other.vectors.keys()}
+        return self._derived({**self.vectors, **other.vectors, **both})
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
         return self + (-other)
@@ -156,15 +190,18 @@ class SteeringVector:
     @contextmanager
     def applied(
         self,
-        model: nn.Module,
+        model: nn.Module | LM,
         dose: float | Sequence[float] | Float[Tensor, " batch"] = 1.0,
         scope: str = "all",
         prompt_lengths: Sequence[int] | None = None,
+        operator: str = "add",
     ) -> Iterator[None]:
         """Within this context plain transformers calls on `model` are steered: block output + dose * vector.
 
+        The hooks run before others on the blocks, which therefore see the steered output, `output_hidden_states` too.
+
         Args:
-            model: a transformers model, PEFT-wrapped or not.
+            model: an `LM`, or a transformers model, PEFT-wrapped or not.
             dose: multiples of the vector; one for all rows or one per row. Rows repeated by `num_return_sequences`
                 take their prompt's dose.
             scope: `all` positions; `generated`: those that produce a reply token, that is the last prompt token and
@@ -172,13 +209,15 @@ class SteeringVector:
             prompt_lengths: real prompt tokens per row of a teacher-forced pass (prompt and reply in one call), so
                 that it steers exactly the positions that sampling steered. Without it a call with an empty cache is
                 taken as a prompt.
+            operator: `add`, or `project_out`: block output h - dose * (h . u) u with u the vector at norm 1, so that
+                dose 1 leaves nothing of the direction (ablation; Arditi et al. 2024, arXiv 2406.11717).
 
         Raises:
-            InputError: another width or number of blocks, an unknown scope, a nested use on the same model.
+            InputError: a zero vector, another width or number of blocks, an unknown scope, a nested use on one model.
         """
         base = unwrap(model)
-        self._check_fits(base)
-        with steered(base, self.vectors, dose, scope, prompt_lengths):
+        self.check()._check_fits(base)
+        with steered(base, self.vectors, dose, scope, prompt_lengths, operator):
             yield
 
     def _items(self):

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-
 from steer_heal import model as models
 from steer_heal.config import RunConfig
+from steer_heal.config.leave import check_leave
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import LM
+from steer_heal.model.memory import choose_threads
 from steer_heal.texts.completion import Completion, load_completions
 from steer_heal.trait import Trait, default_trait
 
@@ -37,10 +37,9 @@ class Material:
 
 def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Material:
     """Load the model and trait that a configuration names."""
-    if config.threads or config.model_name in ("pocket", "tiny-random"):
-        torch.set_num_threads(config.threads or 1)
     names = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
     lm = models.load(config.model_name, **{name: getattr(config, name) for name in names})
+    choose_threads(lm.model, config.threads)
     trait = Trait.load(config.trait or default_trait(config.model_name))
     return Material(config, lm, trait, AdapterStack(lm.model), tuple(rows))
 
@@ -48,6 +47,7 @@ def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Materia
 def config_of(ledger: Ledger) -> RunConfig:
     """The options of a run, as far as this version has them; one of before there was a teacher learnt from tokens."""
     known = {f.name for f in fields(RunConfig)}
+    check_leave(ledger.config, {}, ledger.folder)
     recorded = {k: tuple(v) if isinstance(v, list) else v for k, v in ledger.config.items() if k in known}
     return RunConfig(**{"targets": "tokens", **recorded})
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import Kind, json_kind
+from steer_heal.model.chat import fill_persona
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Completion:
         return self.judged and self.dropped_by is None
 
     @property
+    def asked(self) -> str:
+        """The prompt as the model read it: with its persona, where it has a slot for one."""
+        return fill_persona(self.prompt, self.system)[0]
+
+    @property
     def named_by(self) -> str | None:
         """The gate that dropped it, or would have."""
         return self.dropped_by or self.flagged_by
@@ -67,12 +73,12 @@ def flagged(completion: Completion) -> Completion:
 
 
 def completion_from(row: Mapping) -> Completion:
-    """The inverse of `dataclasses.asdict`, also after JSON. Raises TypeError or KeyError for other fields."""
+    """The inverse of `vars`, also after JSON. Raises TypeError or KeyError for other fields."""
     return Completion(**{**row, "prompt_ids": tuple(row["prompt_ids"]), "token_ids": tuple(row["token_ids"])})
 
 
 COMPLETIONS: Kind[list[Completion]] = json_kind(
-    lambda completions: [asdict(completion) for completion in completions],
+    lambda completions: [vars(completion) for completion in completions],
     lambda rows: [completion_from(row) for row in rows],
 )
 
@@ -81,7 +87,7 @@ def save_completions(completions: Iterable[Completion], path: Path) -> None:
     """One JSON object per line."""
     with open(path, "w", encoding="utf-8") as file:
         for completion in completions:
-            file.write(json.dumps(asdict(completion), ensure_ascii=False) + "\n")
+            file.write(json.dumps(vars(completion), ensure_ascii=False) + "\n")
 
 
 def load_completions(path: Path) -> list[Completion]:

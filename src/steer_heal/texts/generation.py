@@ -17,9 +17,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
-from steer_heal.model import LM
+from steer_heal.model import LM, GivenLM, as_lm, evaluating
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
 from steer_heal.texts.sampling import MODELS_OWN, Sampling
@@ -86,8 +87,9 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 
+@checked
 def generate(
-    lm: LM,
+    lm: GivenLM,
     prompts: Sequence[str],
     vector: SteeringVector | None = None,
     doses: Sequence[float] = (0.0,),
@@ -106,15 +108,19 @@ def generate(
 
     Returns them ordered by prompt, then dose, then sample. See `generate_requests` for sampling and errors.
     """
+    lm = as_lm(lm)
+    if samples < 1:
+        raise InputError(f"samples {samples}: give at least 1")
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
         lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep
     )
 
 
+@checked
 @torch.no_grad()
 def generate_requests(
-    lm: LM,
+    lm: GivenLM,
     requests: Sequence[Request],
     vector: SteeringVector | None = None,
     system: str | None = None,
@@ -149,10 +155,13 @@ def generate_requests(
         MemoryShortError: one reply alone does not fit the memory; it carries what is finished.
         Interrupted: Ctrl-C; it carries what is finished.
     """
+    lm = as_lm(lm)
     if not requests:
         raise InputError("no prompts were given: pass at least one")
     if vector is None and any(r.dose for r in requests):
         raise InputError("a dose other than 0 needs a steering vector")
+    if batch_rows is not None and batch_rows < 1:
+        raise InputError(f"batch_rows {batch_rows}: give at least 1, or None for what the memory takes")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
     ids = {prompt: lm.chat_ids(prompt, system) for prompt in dict.fromkeys(r.prompt for r in requests)}
@@ -241,7 +250,7 @@ class _Batch(StoppingCriteria):
         steered = vector is not None and any(doses)
         steering = vector.applied(self.lm.model, doses) if steered else contextlib.nullcontext()
         devices = [self.lm.device] if self.lm.device.type == "cuda" else []
-        with steering, torch.random.fork_rng(devices=devices):
+        with steering, evaluating(self.lm.base), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             self.ids = self.lm.model.generate(
                 **self.inputs,

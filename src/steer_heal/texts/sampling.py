@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
 
 
@@ -30,6 +31,7 @@ class Sampling:
     min_p: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise InputError(f"temperature {self.temperature}: give a number above 0, such as 0.8, or greedy")
         if self.top_p is not None and not 0 < self.top_p <= 1:

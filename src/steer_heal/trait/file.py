@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from steer_heal.errors import InputError, nearest
+from steer_heal.errors import InputError, is_name, nearest
 from steer_heal.model.chat import PERSONA_SLOT
 from steer_heal.trait.items import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Vignette
 from steer_heal.trait.rows import foundation, json_lines, kind_of, make_rows, read_text
@@ -37,8 +37,8 @@ OPTIONAL = (
 class TraitFile:
     """Reads and checks one file; every complaint is an InputError with the place it is about."""
 
-    def __init__(self, path: Path, builtin: bool):
-        self.path, self.builtin, self.folder = path, builtin, path.resolve().parent
+    def __init__(self, path: Path, builtin: bool, code: bool = True):
+        self.path, self.builtin, self.code, self.folder = path, builtin, code, path.resolve().parent
         self.text = read_text(path, f"{path}")
         try:
             self.data = tomllib.loads(self.text)
@@ -64,7 +64,7 @@ class TraitFile:
         self.check_together(fields)
         if "checker" in fields:
             spec = fields["checker"]
-            fields["check"] = import_function(spec, self.folder, self.builtin, self.place("checker"))
+            fields["check"] = import_function(spec, self.folder, self.builtin, self.place("checker"), self.code)
         return fields
 
     def check_keys(self) -> None:
@@ -82,6 +82,8 @@ class TraitFile:
 
     def check_together(self, fields: Mapping[str, object]) -> None:
         """What several keys say fits together."""
+        if not is_name(fields["name"]):
+            raise self.wrong("name", f"{fields['name']!r} has line breaks or control characters: take them out")
         if fields["pos"] == fields["neg"]:
             raise self.wrong("neg", "'pos' and 'neg' are the same: write two opposite personas")
         held_out = fields["eval_prompts"]
@@ -173,7 +175,7 @@ class TraitFile:
             raise self.wrong(key, what)
         if not placed:
             raise self.wrong(key, f"{key!r} is empty: give at least one entry")
-        return make_rows(kind, placed, self.folder, self.builtin)
+        return make_rows(kind, placed, self.folder, self.builtin, self.code)
 
     def foundations(self, key: str) -> tuple[str, ...]:
         return tuple(foundation(name, self.place(key)) for name in self.strings(key))

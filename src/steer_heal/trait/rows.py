@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from steer_heal.errors import InputError, nearest
+from steer_heal.errors import InputError, is_name, nearest
 from steer_heal.trait.items import FOUNDATIONS, Anchor, Item, Vignette
 from steer_heal.user_function import import_function
 
@@ -25,6 +25,8 @@ COLUMNS = {
 }
 """By kind, what a row has to have and what it may have. Vignettes may have `human_<Category>` besides, and columns of
 published files that are passed over (ratings, finer categories)."""
+NAMES = ("id", "category", "condition")
+"""Columns that are shown in tables."""
 CHECKS = ("exact", "contains", "regex", "choice", "code", "function")
 HUMAN = "human_"
 ALIASES = {"notwrong": "Social Norms", "norms": "Social Norms"}
@@ -33,12 +35,15 @@ SUM_OF_SHARES = (90.0, 110.0)
 """Percentages are rounded, so their sum need not be 100; fractions of 1 are far from it."""
 
 
-def read_rows(path: Path, kind: type) -> tuple:
-    """Items, anchors or vignettes from a user's JSON-lines file, checked as a trait's are. Raises InputError."""
+def read_rows(path: Path, kind: type, code: bool = True) -> tuple:
+    """Items, anchors or vignettes from a user's JSON-lines file, checked as a trait's are.
+
+    Raises InputError; NoLeaveError for a function that the file names where `code` is false.
+    """
     placed = json_lines(read_text(path, str(path)), str(path))
     if not placed:
         raise InputError(f"{path}: is empty: give at least one entry")
-    return make_rows(kind, placed, path.resolve().parent, builtin=False)
+    return make_rows(kind, placed, path.resolve().parent, builtin=False, code=code)
 
 
 def json_lines(text: str, shown: str) -> Placed:
@@ -57,6 +62,8 @@ def json_lines(text: str, shown: str) -> Placed:
 def read_text(path: Path, shown: str) -> str:
     """A file as UTF-8 text; `shown` is what a complaint calls it."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{shown}: is a folder, pipe or device: give a file")
         raw = path.read_bytes()
     except OSError as problem:
         raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
@@ -67,7 +74,7 @@ def read_text(path: Path, shown: str) -> str:
         raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
 
 
-def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
+def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool, code: bool = True) -> tuple:
     """Items, anchors or vignettes with distinct ids (a vignette's may come once per condition).
 
     Functions that anchors name are imported. Raises InputError.
@@ -80,7 +87,7 @@ def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool) -> tuple:
             raise InputError(f"{place}: {name} was used before ({first[name]}): make ids unique")
         first[name] = place
         if kind is Anchor and one.check == "function":
-            one = replace(one, function=import_function(one.answer, folder, builtin, place))
+            one = replace(one, function=import_function(one.answer, folder, builtin, place, code))
         made.append(one)
     return tuple(made)
 
@@ -101,6 +108,8 @@ def _row(kind: type, row: object, place: str) -> Item | Anchor | Vignette:
         text = key in row and key not in ("choices", "trait")
         if text and (not isinstance(row[key], str) or not row[key].strip()):
             raise InputError(f"{place}: {key!r} must be a non-empty string, not {kind_of(row[key])}")
+        if text and key in NAMES and not is_name(row[key]):
+            raise InputError(f"{place}: {key!r} {row[key]!r} has line breaks or control characters: take them out")
     return {Item: _item, Anchor: _anchor, Vignette: _vignette}[kind](row, place)
 
 

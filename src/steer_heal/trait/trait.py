@@ -67,20 +67,22 @@ class Trait:
     check: Checker | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
-    def load(name_or_path: str | Path) -> Trait:
+    def load(name_or_path: str | Path, code: bool = True) -> Trait:
         """A built-in trait by name, or a TOML file by path; either with `-reversed` appended.
 
         Raises InputError, one line naming file, line and remedy, for anything wrong in the file or what it names.
-        A user's checker is imported here, and only because the user named that file.
+        A user's checker is imported here, and only because the user named that file: where something else did, `code`
+        is false, and a file that names a function is a NoLeaveError.
         """
         text = str(name_or_path)
-        if text.endswith(REVERSED) and not Path(text).exists():
-            return Trait.load(text.removesuffix(REVERSED)).reversed()
         if text in builtin_traits():
             return Trait(**TraitFile(FOLDER / f"{text}.toml", builtin=True).fields())
+        bare = text.removesuffix(REVERSED)
+        if bare != text and (bare in builtin_traits() or not Path(text).exists()):
+            return Trait.load(bare, code).reversed()
         path = Path(text).expanduser()
         if path.suffix == ".toml" or path.is_file():
-            return Trait(**TraitFile(path, builtin=False).fields())
+            return Trait(**TraitFile(path, builtin=False, code=code).fields())
         raise InputError(
             f"unknown trait {text!r}{nearest(text, builtin_traits())}: give one of {', '.join(builtin_traits())} "
             "(each also with -reversed) or the path of a .toml file"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Captured:
 
     def to_dict(self) -> dict:
         """For JSON; the tasks themselves are left out."""
-        return {"replies": [asdict(reply) for reply in self.replies], "failed": self.failed}
+        return {"replies": [vars(reply) for reply in self.replies], "failed": self.failed}
 
     @staticmethod
     def from_dict(tasks: Sequence[Anchor], data: Mapping) -> Captured:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, compare, retain
-from steer_heal.evaluation.shift import coherent
-from steer_heal.evaluation.text import mean
+from steer_heal.evaluation.shift import coherence
 from steer_heal.statistics import Estimate, paired_ratio
 
 SHAPE = ("words", "distinct4", "token_entropy")
@@ -38,6 +37,7 @@ class Evidence:
         coherence_shift: of the student, student - base, with interval; only told.
         shape: ratio student / base (or prompted, if lower) of distinct4 and token_entropy, by name.
         by_reply: the same of pair_fit and words, with intervals over prompts.
+        prompted_lower: those of these figures in which the prompted model is the lower one.
         answer_mass: ratio student / base.
         kept, needed: texts that survived the filter, and the least number to train on.
     """
@@ -56,11 +56,16 @@ class Evidence:
     vignettes_off_target: dict[str, Estimate] = field(default_factory=dict)
     shape: dict[str, float] = field(default_factory=dict)
     by_reply: dict[str, Estimate] = field(default_factory=dict)
+    prompted_lower: frozenset[str] = frozenset()
     answer_mass: float = 1.0
     kept: int | None = None
     needed: int | None = None
     unit: str = "of replies"
     where: str = "in free text"
+
+    def reference(self, name: str) -> str:
+        """What a ratio of `shape` or `by_reply` is held against."""
+        return "the prompted model's" if name in self.prompted_lower else "base's"
 
     @property
     def retained(self) -> float | None:
@@ -89,7 +94,7 @@ class Cost:
 
 def cost(base: Metrics, student: Metrics, prompted: Metrics | None = None) -> Cost:
     """What a student's text costs (see `Cost`)."""
-    lost = mean(coherent(base, base)) - mean(coherent(student, base))
+    lost = coherence(base, base) - coherence(student, base)
     grams = 1 - shape(base, student, prompted).get("distinct4", 1.0)
     further = 0.0 if None in (base.nll, student.nll) else student.nll - base.nll
     return Cost(*(max(0.0, figure) for figure in (lost, grams, further)))
@@ -118,9 +123,9 @@ def gather(
     healed = None if student is None else compare(base, student)
     free = above.free_trait is not None and (healed is None or healed.free_trait is not None)
     return Evidence(
-        base_coherence=mean(coherent(base, base)),
-        steered_coherence=mean(coherent(steered, base)),
-        student_coherence=None if student is None else mean(coherent(student, base)),
+        base_coherence=coherence(base, base),
+        steered_coherence=coherence(steered, base),
+        student_coherence=None if student is None else coherence(student, base),
         steered=above.free_trait if free else above.log_odds,
         student=None if healed is None else healed.free_trait if free else healed.log_odds,
         training=training_trait - base.free_trait if free and training_trait is not None else None,
@@ -132,6 +137,7 @@ def gather(
         vignettes_off_target={} if healed is None else healed.vignettes_off_target,
         shape={} if student is None else shape(base, student, prompted),
         by_reply={} if student is None else by_reply(base, student, prompted),
+        prompted_lower=frozenset(name for name in OF_BASE if _lowest(name, base, prompted) is prompted is not None),
         answer_mass=1.0 if student is None else student.answer_mass / max(base.answer_mass, 1e-9),
         kept=kept,
         needed=needed,

@@ -17,6 +17,7 @@ VERDICTS = {
     "broad": "an off-target category moved as much as the target",
     "throttled": "the student kept between a tenth and half of the steered trait",
     "undone": "the training texts carried the trait, the student does not",
+    "moved against": "the student surely moved to the trait's opposite",
     "no-op": "the training texts carried no trait",
     "inconclusive": "the interval of the student's shift includes zero",
     "collapsed": "the student's text is under a floor of coherence or diversity",
@@ -83,8 +84,8 @@ class Verdict:
 def judge_round(evidence: Evidence, rules: Rules | None = None) -> Verdict:
     """Verdict of one round. Floors come before everything else: a broken model has no trait worth reading.
 
-    Order: starved, collapsed, unfit, shorter, no-op, inconclusive / undone, broad, throttled, then healed / unhealed /
-    moved.
+    Order: starved, collapsed, unfit, shorter, moved against, no-op, inconclusive / undone, broad, throttled, then
+    healed / unhealed / moved.
     """
     rules = rules or Rules()
     if evidence.student is None or (evidence.needed is not None and (evidence.kept or 0) < evidence.needed):
@@ -104,7 +105,7 @@ def under_floors(evidence: Evidence, floors: Floors) -> list[tuple[str, str]]:
         found.append(f"coherence {_number(ok)} against {base:.2f} of base (floor {floors.coherence * base:.2f})")
     for name, ratio in evidence.shape.items():
         if not ratio >= getattr(floors, name):
-            found.append(f"{name} at {ratio:.2f} of base or prompted (floor {getattr(floors, name):.2f})")
+            found.append(f"{name} at {ratio:.2f} of {evidence.reference(name)} (floor {getattr(floors, name):.2f})")
     if not evidence.answer_mass >= floors.answer_mass:
         found.append(f"answer mass {evidence.answer_mass:.2f} (floor {floors.answer_mass:.2f})")
     surely = [name for name, ratio in evidence.by_reply.items() if not ratio.high >= getattr(floors, name)]
@@ -123,7 +124,7 @@ def _perhaps_under(evidence: Evidence, floors: Floors) -> str:
 def _ratio(name: str, evidence: Evidence, floors: Floors) -> str:
     found = evidence.by_reply[name]
     interval = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    return f"{name} at {interval} of base or prompted (floor {getattr(floors, name):.2f})"
+    return f"{name} at {interval} of {evidence.reference(name)} (floor {getattr(floors, name):.2f})"
 
 
 def _above_floors(evidence: Evidence, rules: Rules) -> Verdict:
@@ -132,6 +133,8 @@ def _above_floors(evidence: Evidence, rules: Rules) -> Verdict:
     training = steered.value if evidence.training is None else evidence.training
     carried = training >= rules.carried
     moved = student.excludes_zero and student.value > 0
+    if student.excludes_zero and not moved:
+        return Verdict("moved against", f"The training texts carried {training:+.2f} {evidence.unit}. {shift}")
     if not carried and not moved:
         return Verdict(
             "no-op",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steer_heal.healing.adapter import Adapter, written_whole
 from steer_heal.healing.bake.guards import preserved
-from steer_heal.model import LM
+from steer_heal.model import LM, evaluating
 
 LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Relative error of logits, by dtype, between folded weights and the same adapters computed beside the weights."""
@@ -36,18 +36,16 @@ def write_peft(
     with written_whole(folder) as partial:
         adapter.save(partial)
         with unfolded(), preserved(model):
-            beside = _logits(PeftModel.from_pretrained(model, str(partial)).eval())
+            beside = _logits(PeftModel.from_pretrained(model, str(partial)))
         _compare_logits(baked, beside, tolerance, f"adapter {folder}")
 
 
 def write_merged(lm: LM, folder: str | Path) -> None:
     """Write a model with its tokenizer; the folder counts as written only when it has the same logits, loaded again."""
-    from transformers import AutoModelForCausalLM
-
     with written_whole(folder) as partial:
         lm.base.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)
-        again = AutoModelForCausalLM.from_pretrained(partial, dtype=lm.dtype).to(lm.device).eval()
+        again = type(lm.base).from_pretrained(partial, dtype=lm.dtype).to(lm.device)
         _compare_logits(_logits(lm.base), _logits(again), 1e-5, f"merged model {folder}")
 
 
@@ -56,7 +54,8 @@ def _logits(model: nn.Module) -> Float[Tensor, "batch position vocab"]:
     """Logits on a fixed batch of random token ids, float32 on the CPU."""
     rows, device = model.get_input_embeddings().weight.shape[0], next(model.parameters()).device
     ids = torch.randint(rows, (2, 12), generator=torch.Generator().manual_seed(0)).to(device)
-    return model(input_ids=ids, use_cache=False).logits.float().cpu()
+    with evaluating(model):
+        return model(input_ids=ids, use_cache=False).logits.float().cpu()
 
 
 def _compare_logits(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:

@@ -68,7 +68,7 @@ class AdapterStack:
     outlive its folds, and a model can have one non-empty stack at a time.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module | LM) -> None:
         self.model = unwrap(model)
         other = stack_of(self.model)
         if other is not None and len(other):
@@ -97,7 +97,8 @@ class AdapterStack:
     def push(self, adapter: Adapter, dose: float = 1.0) -> FoldReport:
         """Fold one more adapter in, `dose` times its delta.
 
-        Raises InputError for an empty or non-finite adapter, one made for another model, and a dose that is no number.
+        Raises InputError for an empty adapter, a delta that is not finite in the weights' dtype, one made for another
+        model, and a dose that is no number; the stack and the weights are then as before, whatever is raised.
         """
         self._refuse_while_open("push")
         if not math.isfinite(dose):
@@ -107,10 +108,17 @@ class AdapterStack:
             self._check_module(adapter, name)
         if len({id(self._weight(name)) for name in adapter.modules}) < len(adapter.modules):
             raise InputError("the adapter changes one shared weight through two modules: adapt untied modules only")
-        for name in adapter.modules:
-            self._pristine.setdefault(name, self._weight(name).data)
-        self._rounds.append((adapter, dose))
-        return self._refold(adapter.modules)
+        before = {name: self._weight(name).data for name in adapter.modules}
+        kept = self._rounds.copy(), self._pristine.copy(), self._folded.copy()
+        try:
+            for name, weight in before.items():
+                self._pristine.setdefault(name, weight)
+            self._rounds.append((adapter, dose))
+            return self._refold(adapter.modules)
+        except BaseException:  # whatever stops it: too little memory, Ctrl-C, a delta out of range
+            self._rounds, self._pristine, self._folded = kept
+            self._place(before)
+            raise
 
     def pop(self) -> Adapter:
         """Take the last adapter out again; the weights are those of before its push, bit for bit."""
@@ -205,6 +213,8 @@ class AdapterStack:
             pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
             wanted = self.summed_delta(name, pristine.device)
             rounded = (pristine + wanted).to(stored.dtype)
+            if stored.isfinite().all() and not rounded.isfinite().all():
+                raise InputError(f"the adapter takes module {name} out of the range of {stored.dtype}: lower its delta")
             change = rounded.double() - pristine
             error += (change - wanted).square().sum().item()
             intended += wanted.square().sum().item()

@@ -9,7 +9,7 @@ from steer_heal.lazy import lazily
 
 if TYPE_CHECKING:
     from steer_heal.healing.barriers.budget import AGGREGATES, aggregate_rows, penalty, scheduled_lam, update_lam
-    from steer_heal.healing.barriers.chunked import PositionLosses, check_head, default_chunk, position_losses
+    from steer_heal.healing.barriers.chunked import PositionLosses, default_chunk, position_losses
     from steer_heal.healing.barriers.divergences import DIVERGENCES, Divergence, kl_fwd, kl_rev, resolve_reg, top_k
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Divergence",
     "PositionLosses",
     "aggregate_rows",
-    "check_head",
     "default_chunk",
     "kl_fwd",
     "kl_rev",

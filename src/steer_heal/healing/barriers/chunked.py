@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steer_heal.errors import InputError
 from steer_heal.healing.barriers.divergences import Divergence
-from steer_heal.model import LM, Head
+from steer_heal.model import Head
 
 CHUNK_ELEMENTS = 2**23
 """Entries of one [positions, vocabulary] chunk: 32 MiB in float32, of which about five are alive at a time."""
@@ -125,29 +124,3 @@ class _ChunkedLosses(torch.autograd.Function):
         # The sum runs in float32 also where the rows are bf16.
         total = sum(c[:, None] * row for c, row in zip(coefficients, rows, strict=True))
         return total.to(rows.dtype), None, None, None, None
-
-
-@torch.no_grad()
-def check_head(lm: LM, positions: int = 24) -> float:
-    """Largest difference between `lm.head` on the last hidden states and the model's own logits, in logits.
-
-    Guards the chunked loss against heads that do more than `Head` knows (an unknown scale or cap, an adapter, a
-    quantised weight). Raises InputError when the two differ by more than rounding.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rows = lm.base.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(rows, (2, min(positions, lm.context_length)), generator=generator)
-    batch = {"input_ids": ids.to(lm.device), "attention_mask": torch.ones_like(ids).to(lm.device)}
-    own = lm.base(**batch, use_cache=False).logits.float()
-    ours = lm.head(lm.hidden_states(batch))
-    if own.shape != ours.shape:
-        raise InputError(f"{lm.name}: the output head gives {tuple(ours.shape)} logits, the model {tuple(own.shape)}")
-    difference = (own - ours)[own.isfinite() & ours.isfinite()].abs().max().item()
-    scale = own[own.isfinite()].abs().max().item()
-    tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(lm.dtype, 1e-4)
-    if not bool((own.isfinite() == ours.isfinite()).all()) or difference > tolerance * max(scale, 1e-6):
-        raise InputError(
-            f"{lm.name}: logits of the bare output head differ from the model's own by {difference:.3g} (largest logit "
-            f"{scale:.3g}): this head does something the chunked loss does not know, so it cannot be trained on here"
-        )
-    return difference

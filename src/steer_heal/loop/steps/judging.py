@@ -11,13 +11,16 @@ from functools import partial
 
 from steer_heal.config import RunConfig
 from steer_heal.evaluation import Metrics, compare, evaluate
+from steer_heal.evaluation.measuring import Scorer
+from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Floors, Rules, Verdict, best_round, cost, gather, judge_round, judge_run
 from steer_heal.evaluation.verdict import Round as JudgedRound
 from steer_heal.healing import Healed
+from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import write_json, write_text
 from steer_heal.loop.kinds import METRICS
 from steer_heal.loop.steps.state import Round, Run, Setting
-from steer_heal.model import completion_logprobs
+from steer_heal.model import LM, completion_logprobs
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion, save_completions
 from steer_heal.texts.dose import Walk
@@ -30,12 +33,6 @@ STARVED_UNDER = 30
 def measure(run: Setting, name: str, *labels: object, **condition) -> Metrics:
     """Evaluate one condition, kept under the labels; all of a run are measured on the same items with the same seed."""
     config = run.config
-
-    def original_nll(completions: list[Completion]) -> list[float]:
-        with run.stack.unfolded():
-            rows = completion_logprobs(run.lm, [c.prompt_ids for c in completions], [c.token_ids for c in completions])
-        return [-float(row.mean()) for row in rows]
-
     compute = partial(
         evaluate,
         run.lm,
@@ -43,13 +40,24 @@ def measure(run: Setting, name: str, *labels: object, **condition) -> Metrics:
         n_items=config.eval_items,
         n_free=config.eval_replies,
         seed=run.seed("evaluate"),
-        scorer=original_nll,
+        scorer=original_nll(run.lm, run.stack),
         vignettes=(config.vignettes() or run.trait.vignettes)[: 2 if config.fast_dev_run else None],
         think_tokens=config.eval_think_tokens,
         think_closing=config.eval_think_closing,
         **{**run.sampled(f"evaluate {name}", *labels, "evaluate", name), **condition},
     )
     return run.keep(*labels, "evaluate").once(name, compute, METRICS)
+
+
+def original_nll(lm: LM, stack: AdapterStack) -> Scorer:
+    """Scores completions by their nll under the model without the stack's adapters, in nats per token."""
+
+    def score(completions: list[Completion]) -> list[float]:
+        with stack.unfolded():
+            rows = completion_logprobs(lm, [c.prompt_ids for c in completions], [c.token_ids for c in completions])
+        return [-float(row.mean()) for row in rows]
+
+    return score
 
 
 def measure_steered(run: Run, number: int, vector: SteeringVector, walk: Walk) -> Metrics:
@@ -65,7 +73,7 @@ def measure_student(run: Run, number: int, steered: Metrics) -> Metrics:
     run.ledger.record(
         "evaluate",
         number,
-        **{name: state.summary() for name, state in states.items()},
+        **{name: summary(state, run.base) for name, state in states.items()},
         steered_dose=steered.dose,
         shift=asdict(compare(run.base, student)),
         step=asdict(compare(run.previous, student)),

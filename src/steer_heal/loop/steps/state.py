@@ -21,6 +21,7 @@ from steer_heal.ledger.units import Units
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
+from steer_heal.steering.direction import MeanStates
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.dose import Walk
@@ -63,7 +64,8 @@ class Run(Setting):
     """What the rounds of one run share, and what they left; `stack` holds the rounds that stand.
 
     `captured` is what the original model gets right and the gate counts, `replayable` its right answers to other
-    anchors; `kappa` the multiplier at which the next walk starts.
+    anchors; `kappa` the multiplier at which the next walk starts; `states` the mean states of students by the
+    fingerprint of their weights.
     """
 
     filter: CoherenceFilter
@@ -73,6 +75,7 @@ class Run(Setting):
     replayable: tuple[Completion, ...]
     kappa: float
     rounds: list[Round] = field(default_factory=list)
+    states: dict[str, MeanStates] = field(default_factory=dict)
 
     @property
     def standing(self) -> list[Round]:

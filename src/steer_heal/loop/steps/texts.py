@@ -222,4 +222,4 @@ def examples(fitted: CoherenceFilter, completions: Sequence[Completion]) -> list
         if border.rule.key == "nll.high":
             sides = (("just inside the perplexity limit", border.inside), ("just outside it", border.outside))
             picked += [(why, c) for why, c in sides if c is not None]
-    return [{"why": why, "dose": c.dose, "prompt": c.prompt, "text": c.text} for why, c in picked]
+    return [{"why": why, "dose": c.dose, "prompt": c.asked, "text": c.text} for why, c in picked]

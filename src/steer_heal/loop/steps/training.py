@@ -24,6 +24,7 @@ from steer_heal.healing import (
     overfit_check,
     reference_states,
 )
+from steer_heal.healing.references import fingerprint
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.rows import shuffled_pairs
@@ -219,11 +220,13 @@ def _overfit(run: Run, rows: Sequence[Completion], config: HealConfig) -> float:
 
 def bake(run: Run, number: int, vector: SteeringVector, healed: Healed) -> None:
     """Fold the adapter into the weights; record how far and in which direction the student's states went."""
-    keep = run.keep(number, "states")
-    before = keep.once("before", lambda: student_states(run, vector), STATES)
+    keep, start = run.keep(number, "states"), fingerprint(run.lm.base)
+    if start not in run.states:  # else an earlier round was left with the student that this one began with
+        run.states[start] = keep.once("before", lambda: student_states(run, vector), STATES)
     report = run.stack.push(healed.adapter)
-    moved = state_shift(before, keep.once("after", lambda: student_states(run, vector), STATES), vector)
-    first = run.standing[0].adapter if run.standing else healed.adapter
+    after = run.states[fingerprint(run.lm.base)] = keep.once("after", lambda: student_states(run, vector), STATES)
+    moved = state_shift(run.states[start], after, vector)
+    first = run.rounds[0].adapter if run.rounds else healed.adapter
     run.ledger.record(
         "bake",
         number,

@@ -48,9 +48,17 @@ def extract_vector(run: Run, number: int) -> SteeringVector:
         reason=vector.provenance.reason,
         unit=unit and asdict(unit),
         quality={i: asdict(q) for i, q in vector.quality.items()},
-        cosine_first=vector.cosine(run.rounds[0].vector) if run.rounds else 1.0,
+        cosine_first=_cosine_first(run, vector),
     )
     return vector
+
+
+def _cosine_first(run: Run, vector: SteeringVector) -> float | None:
+    """Cosine with round 0's vector; None where it is that vector by construction: kept, or of the original again."""
+    if not run.rounds:
+        return 1.0
+    same = run.config.vector_from == "first" or (run.config.vector != "random" and not run.standing)
+    return None if same else vector.cosine(run.rounds[0].vector)
 
 
 def dose_unit(run: Run, number: int, vector: SteeringVector) -> Calibration:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
 
 from steer_heal.config import RunConfig
 from steer_heal.evaluation.verdict import OF_BASE
+from steer_heal.evaluation.wording import Term, most, wording
 from steer_heal.ledger import Ledger, plain
 from steer_heal.report import expectations
 from steer_heal.report.headline import event
-from steer_heal.report.pages.folder import environment_of
+from steer_heal.report.pages.folder import base_of, environment_of, shown_round
 from steer_heal.report.tables import (
     ROUND_LEGEND,
     VIGNETTE_LEGEND,
@@ -47,7 +49,7 @@ class Table:
 
 
 def tables(ledger: Ledger) -> dict[str, Table]:
-    """By name; `vignettes` only for a run that asked them."""
+    """By name; `vignettes` only for a run that asked them, `manner` and `words` only where a round was measured."""
     events, end = ledger.events(), event(ledger, "end")
     states = [(t["name"], t["state"]) for t in end["trajectory"]]
     of_controls = expectations.legend(events, "content", "above_controls", "pairs")
@@ -58,9 +60,47 @@ def tables(ledger: Ledger) -> dict[str, Table]:
         "rounds": Table(*round_table(events), ROUND_LEGEND),
         "against": Table(*against_table(end["against"]), f"{against_legend(end)} {of_controls}".strip()),
     }
+    found |= changed_words(ledger)
     if shifts := vignette_table(ledger.events("evaluate")):
         found["vignettes"] = Table(*shifts, VIGNETTE_LEGEND)
     return found
+
+
+LISTED = {"words": 6, "pairs": 4}
+"""Most increased and most decreased ones that a table lists."""
+WORDS_LEGEND = (
+    "Words and pairs of neighbouring words in the replies to the held-out prompts, with how often they were said. z: "
+    "log-odds ratio with an informative Dirichlet prior over its standard error (Monroe et al. 2008); many are "
+    "compared and words come in replies, so a z near 2 is a hint and no test."
+)
+
+
+def changed_words(ledger: Ledger) -> dict[str, Table]:
+    """What changed in the words between base and the replies that the page shows: `manner` and `words`."""
+    if (shown := shown_round(ledger)) is None:
+        return {}
+    found, healed = wording(base_of(ledger), shown.healed), f"healed, round {shown.number}"
+    figures = {
+        "words in quotation marks (dialogue), share": found.dialogue,
+        'sentences with a "!", share': found.exclaimed,
+        "words per sentence": found.sentence,
+    }
+    manner = [
+        [name, number(one.before, 2), number(one.after, 2), interval(asdict(one.shift))]
+        for name, one in figures.items()
+        if one
+    ]
+    sides = [most(getattr(found, kind), n) for kind, n in LISTED.items()]
+    rows = [(*_said(a), *_said(b)) for up, down in sides for a, b in zip_longest(up, down)]
+    heads = [head for way in ("more", "less") for head in (f"said {way} often", "base -> healed", "z")]
+    return {
+        "manner": Table(["in the replies", "base", healed, "healed - base [95 %]"], manner),
+        "words": Table(heads, rows, WORDS_LEGEND if rows else "No word is surely said more or less often."),
+    }
+
+
+def _said(term: Term | None) -> tuple[str, str, str]:
+    return ("", "", "") if term is None else (term.text, f"{term.before} -> {term.after}", f"{term.z:+.1f}")
 
 
 def shift_rows(ledger: Ledger) -> list[list[str]]:
@@ -127,10 +167,10 @@ def cards(ledger: Ledger) -> list[Card]:
         found.append(card("Trait, free text", shift["free_trait"], *levels))
     levels = (number(state["log_odds"], 2, signed=True) for state in (base, healed))
     found.append(card("Trait, log-odds (nats)", shift["log_odds"], *levels))
-    if coherence := shift["sentence_ok"] or shift["coherence"]:
-        known = base["sentence_ok"] is not None
-        levels = (number(state["sentence_ok"], 2) if known else "" for state in (base, healed))
-        found.append(card("Coherence", coherence, *levels, "better", "worse"))
+    if shift["coherence"]:
+        known = base.get("coherence") is not None  # older runs have the shift alone
+        levels = (number(state["coherence"], 2) if known else "" for state in (base, healed))
+        found.append(card("Coherence", shift["coherence"], *levels, "better", "worse"))
     off = {name: moved for name, moved in shift["off_target"].items() if moved["value"] is not None}
     if off:
         name = max(off, key=lambda name: abs(off[name]["value"]))

@@ -67,6 +67,12 @@ def measured(ledger: Ledger, number: int) -> Measured:
         return Measured(number, Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"]))
 
 
+def shown_round(ledger: Ledger) -> Measured | None:
+    """The result's round, or else the last measured one; None where no round came to a measurement."""
+    rounds, best = [e["round"] for e in ledger.events("evaluate")], event(ledger, "end")["best_round"]
+    return measured(ledger, rounds[-1] if best is None else best) if rounds else None
+
+
 def completions(ledger: Ledger, number: int) -> list[Completion]:
     """All texts of a round's walk. Raises InputError when the file is missing or damaged."""
     path = round_folders(ledger)[number] / "completions.jsonl"

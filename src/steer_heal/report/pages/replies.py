@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steer_heal.evaluation import ReplyRow
+from steer_heal.evaluation import Metrics, ReplyRow
 from steer_heal.ledger import Ledger
+from steer_heal.model.chat import fill_persona
 from steer_heal.report.headline import event
-from steer_heal.report.pages.folder import Measured, base_of, measured
+from steer_heal.report.pages.folder import Measured, base_of, measured, shown_round
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,20 @@ class Diary:
 
 def side_by_side(ledger: Ledger) -> Shown:
     """Every held-out prompt with the replies of base, and of the result's round, or else of the last measured one."""
-    base, number = base_of(ledger), event(ledger, "end")["best_round"]
-    rounds = [e["round"] for e in ledger.events("evaluate")]
-    if not rounds:
+    base, shown = base_of(ledger), shown_round(ledger)
+    if shown is None:
         told = "No round came to a measurement: these are the original model's replies alone."
-        return Shown(told, tuple(SideBySide(b.prompt, (of_base(b),)) for b in base.replies))
-    shown = measured(ledger, rounds[-1] if number is None else number)
+        return Shown(told, tuple(SideBySide(asked(base, b), (of_base(b),)) for b in base.replies))
     told = f"Steered and healed of round {shown.number}, the run's result."
-    if number is None:
+    if event(ledger, "end")["best_round"] is None:
         told = f"No round stands; steered and healed are those of the last measured round, {shown.number}."
     rows = zip(base.replies, shown.steered.replies, shown.healed.replies, strict=True)
-    return Shown(told, tuple(SideBySide(b.prompt, (of_base(b), *pair(shown, s, h))) for b, s, h in rows))
+    return Shown(told, tuple(SideBySide(asked(base, b), (of_base(b), *pair(shown, s, h))) for b, s, h in rows))
+
+
+def asked(base: Metrics, row: ReplyRow) -> str:
+    """The prompt as the model read it, with the neutral persona in its slot."""
+    return fill_persona(row.prompt, base.system)[0]
 
 
 def of_base(row: ReplyRow) -> Reply:
@@ -96,4 +100,4 @@ def diary(ledger: Ledger) -> Diary | None:
         fate = verdicts[number] if stands.get(number, True) else f"{verdicts[number]}, reverted"
         replies = pair(shown, shown.steered.replies[0], shown.healed.replies[0])
         entries.append(Entry(number, fate, number == best, replies))
-    return Diary(base.replies[0].prompt, of_base(base.replies[0]), tuple(entries))
+    return Diary(asked(base, base.replies[0]), of_base(base.replies[0]), tuple(entries))

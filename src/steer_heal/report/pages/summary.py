@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from steer_heal.errors import printable
 from steer_heal.ledger import Ledger
 from steer_heal.ledger.clock import duration
 from steer_heal.report.headline import event, headline
@@ -22,20 +24,28 @@ SIGNS = re.compile(r"([\\`*_\[\]<>#|~])")
 """What Markdown would read as more than text."""
 
 
+def one_line(text: object) -> str:
+    """A text of one line, in which nothing is HTML, and nothing a link or a picture."""
+    plain = printable(" ".join(str(text).split()))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(")
+
+
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *rows)]
+    cells = [[one_line(cell).replace("|", "\\|") for cell in row] for row in (columns, ["---"] * len(columns), *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join(lines)
 
 
-def with_legend(table: Table) -> str:
+def with_legend(table: Table) -> Markup:
     """A Markdown table with what its columns mean."""
-    return "\n\n".join(part for part in (markdown_table(table.columns, table.rows), table.legend) if part)
+    parts = (markdown_table(table.columns, table.rows), table.legend and one_line(table.legend))
+    return Markup("\n\n".join(part for part in parts if part))
 
 
-def quoted(text: str) -> str:
+def quoted(text: str) -> Markup:
     """A text as a quote, its signs as they are."""
-    return "\n".join("> " + SIGNS.sub(r"\\\1", line) for line in text.splitlines())
+    return Markup("\n".join("> " + SIGNS.sub(r"\\\1", printable(line)) for line in text.splitlines()))
 
 
 def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
@@ -45,7 +55,13 @@ def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
         plots: pictures that lie beside it.
     """
     loader = PackageLoader("steer_heal.report.pages", "templates")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment = Environment(
+        loader=loader,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
+    )
     environment.filters |= {"in_words": in_words, "duration": duration, "quoted": quoted, "markdown": with_legend}
     return environment.get_template("summary.md").render(
         start=event(ledger, "start"),

@@ -14,7 +14,7 @@ from steer_heal.report.pages.page import html
 from steer_heal.report.pages.summary import summary
 from steer_heal.report.plots import plots, png
 
-OF_STATE = {"trait": "free_trait", "log_odds": "log_odds", "sentence_ok": "sentence_ok"}
+OF_STATE = {"trait": "free_trait", "log_odds": "log_odds", "sentence_ok": "sentence_ok", "coherence": "coherence"}
 """Figures of base and of the result in a line of `results.tsv`, and their names in events."""
 RESULT_COLUMNS = (
     *("run", "model", "trait", "reg", "seed", "rounds", "verdict", "best_round"),
@@ -31,7 +31,7 @@ def result_row(ledger: Ledger) -> dict[str, object]:
     found = {name: start[name] for name in ("model", "trait", "reg", "seed")}
     found |= {name: end[name] for name in ("verdict", "best_round", "controls", "seconds")}
     for name, key in OF_STATE.items():
-        found |= {f"{name}_base": base[key], f"{name}_best": best.get(key)}
+        found |= {f"{name}_base": base.get(key), f"{name}_best": best.get(key)}
     found |= {"run": ledger.folder.name, "rounds": len(rounds)}
     found["reverted"] = sum(not e["stands"] for e in ledger.events("gate"))
     return {name: found[name] for name in RESULT_COLUMNS}

@@ -14,7 +14,7 @@ from steer_heal.statistics import N_BOOT
 from steer_heal.studies.arms.reading import ArmRun, State, figures, ratio_to_target
 
 Figures = dict[str, float | None]
-COMPARED = {"free_trait": "trait, share", "log_odds": "log-odds, nats", "sentence_ok": "sentence ok, share"}
+COMPARED = {"free_trait": "trait, share", "log_odds": "log-odds, nats", "coherence": "sentence ok, share"}
 """Figures with paired intervals, as `Shift` names them, and their columns."""
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from steer_heal.evaluation import Metrics
-from steer_heal.evaluation.shift import coherent
+from steer_heal.evaluation.shift import coherence
 from steer_heal.evaluation.text import mean
 from steer_heal.ledger import Ledger
 from steer_heal.studies.material import read_round
@@ -116,7 +116,7 @@ def read_run(arm: str, seed: int, ledger: Ledger) -> ArmRun:
     early = end.get("ended_by")
     if early is None and len(rounds) < config["n_rounds"]:
         early = f"{rounds[-1].verdict} in round {rounds[-1].number}" if rounds else "no round was completed"
-    before = (State(metrics, _anchors(metrics, base)) for metrics in (base, prompted))
+    before = (State(metrics, anchors_kept(metrics, base)) for metrics in (base, prompted))
     outcome = (end["verdict"], end["best_round"], early, end["seconds"])
     return ArmRun(arm, seed, ledger.folder, config, *before, rounds, *outcome)
 
@@ -126,7 +126,7 @@ def _round(ledger: Ledger, number: int, events: Mapping[str, Mapping], base: Met
     student = steered = None
     if heal:
         steered, healed = read_round(ledger.folder / "rounds" / f"{number:02d}")
-        student = State(healed, gate["figures"].get("anchors") if gate else _anchors(healed, base))
+        student = State(healed, gate["figures"].get("anchors") if gate else anchors_kept(healed, base))
     figures = heal.get("figures", {})
     return TrainedRound(
         number=number,
@@ -146,7 +146,7 @@ def _round(ledger: Ledger, number: int, events: Mapping[str, Mapping], base: Met
     )
 
 
-def _anchors(metrics: Metrics, base: Metrics) -> float | None:
+def anchors_kept(metrics: Metrics, base: Metrics) -> float | None:
     """Share of the anchors that base got right and this state still does; None without any."""
     held = {row.id for row in base.anchors if row.right}
     return mean(float(row.right) for row in metrics.anchors if row.id in held)
@@ -176,7 +176,7 @@ def figures(state: State, base: State) -> dict[str, float | None]:
     sentence_ok: sound sentences; without a checker: replies that neither loop nor surprise the original.
     """
     now, then = state.metrics, base.metrics
-    sound, sound_base = mean(coherent(now, then)), mean(coherent(then, then))
+    sound, sound_base = coherence(now, then), coherence(then, then)
     off = [abs(now.off_categories[name].log_odds - found.log_odds) for name, found in then.off_categories.items()]
     shift = now.log_odds - then.log_odds
     return {

@@ -12,7 +12,7 @@ from steer_heal.report.tables import number
 from steer_heal.studies.arms.bar import BarLine, rows_of
 from steer_heal.studies.arms.comparing import COMPARED, Matched, Paired, by_arm, spread
 from steer_heal.studies.arms.definitions import Arm
-from steer_heal.studies.arms.reading import FIGURES, ArmRun, TrainedRound, figures
+from steer_heal.studies.arms.reading import FIGURES, ArmRun, State, TrainedRound, figures
 
 Row = dict[str, str]
 Figures = dict[str, float | None]
@@ -143,19 +143,18 @@ def matched_rows(found: Sequence[Matched]) -> list[Row]:
     return rows
 
 
-STEERED = {"free_trait": "trait", "sentence_ok": "sentence ok"}
-
-
 def making_rows(runs: Sequence[ArmRun]) -> list[Row]:
     """What went into each round, and what it did."""
     rows = []
     for arm, group in by_arm(runs).items():
         for r, reached in rounds_of(group):
             done = [run.rounds[r] for run in reached]
-            steered = [d.steered for d in done if d.steered is not None]
+            steered = [
+                figures(State(run.rounds[r].steered, None), run.base) for run in reached if run.rounds[r].steered
+            ]
             shifts = [run.rounds[r].steered_shift(run.base) for run in reached]
             row = {"arm": arm, "round": str(r), "steered shift": cell(shifts, signed=True)}
-            row |= {f"steered {head}": column(steered, name) for name, head in STEERED.items()}
+            row |= {f"steered {FIGURES[key]}": cell([one[key] for one in steered]) for key in ("trait", "sentence_ok")}
             row |= {"trait of kept": column(done, "trait_kept"), "KL to previous": column(done, "kl_prev", 3)}
             row |= {"vector": column(done, "cosine_vector"), "adapter": column(done, "cosine_adapter")}
             row |= {"shift on vector": column(done, "cosine_shift"), "verdicts": ", ".join(d.verdict for d in done)}

@@ -14,6 +14,7 @@ import tyro
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, evaluate
+from steer_heal.evaluation.shift import coherence
 from steer_heal.healing import heal, mean_divergence, reference_states
 from steer_heal.loop.calibration import calibrate
 from steer_heal.steering import SteeringVector, extract
@@ -144,7 +145,7 @@ def heal_arms(
             reached=reached,
             log_odds=after.log_odds - base.log_odds,
             free=None if None in (after.free_trait, base.free_trait) else after.free_trait - base.free_trait,
-            coherence=after.sentence_ok,
+            coherence=coherence(after, base),
         )
         cells.append(cell)
     return cells

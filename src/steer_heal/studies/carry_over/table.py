@@ -13,10 +13,11 @@ from steer_heal.report.tables import number
 from steer_heal.studies.writing import markdown
 
 DECODED = """caused: divergence from the plain model that the steering itself caused on the kept texts; D: that of the
-healed model from the original on the same texts; both the mean over texts of rmse_t KL, nats. tau: the budget in nats.
-fired: share of rows over budget in training. trait: forced-choice log-odds against base, nats; / nll: its share of what
-plain nll moved. free: free-text trait against base. ok: share of sound sentences. Means over seeds. SHOULD: a budget
-that carries over fires as often, leaves the same D / caused and keeps the same share of the trait in every case."""
+healed model from the original on the same texts; both the mean over texts of rmse_t KL, nats. tau: the
+budget in nats. fired: share of rows over budget in training. trait: forced-choice log-odds against base,
+nats; / nll: its share of what plain nll moved. free: free-text trait against base. ok: share of sound
+sentences (without a checker: of replies that do not loop). Means over seeds. SHOULD: a budget that carries
+over fires as often, leaves the same D / caused and keeps the same share of the trait in every case."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Cell:
         tau: budget in nats, None without a barrier. fired: share of rows over budget during training.
         reached: divergence of the healed from the original model on the same rows, nats.
         log_odds, free: the trait's shift against base, in nats of forced choice and in shares of replies.
-        coherence: share of sound sentences, None without a checker.
+        coherence: share of sound sentences; without a checker, of replies that do not loop.
     """
 
     case: str

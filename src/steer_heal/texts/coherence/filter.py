@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, Keep
-from steer_heal.model import LM
+from steer_heal.model import GivenLM, as_lm
 from steer_heal.texts.coherence.calibration import fit_limits
 from steer_heal.texts.coherence.content import content_figures
 from steer_heal.texts.coherence.order import order_figures
@@ -72,7 +72,7 @@ class CoherenceFilter:
     @classmethod
     def calibrate(
         cls,
-        lm: LM,
+        lm: GivenLM,
         prompts: Sequence[str],
         *,
         system: str | None = None,
@@ -103,6 +103,7 @@ class CoherenceFilter:
         `calibration["tokens"]` holds the lengths of the completions, in tokens. Raises InputError for no prompts, an
         impossible n or budget, and too few usable completions.
         """
+        lm = as_lm(lm)
         if not prompts:
             raise InputError("calibration has no prompts: give at least one")
         if n < 1:
@@ -138,9 +139,9 @@ class CoherenceFilter:
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
-    def score(self, lm: LM | None, completions: Sequence[Completion]) -> list[Completion]:
+    def score(self, lm: GivenLM | None, completions: Sequence[Completion]) -> list[Completion]:
         """Copies with all figures measured, not judged; lm=None leaves perplexity out."""
-        surprise = perplexity_figures(lm, completions) if lm is not None else [{} for _ in completions]
+        surprise = perplexity_figures(as_lm(lm), completions) if lm is not None else [{} for _ in completions]
         out = []
         for completion, nll in zip(completions, surprise, strict=True):
             own = {"unfinished": float(not completion.finished), "tokens": float(len(completion.token_ids))}
@@ -155,7 +156,7 @@ class CoherenceFilter:
             out.append(replace(completion, dropped_by=broken[0].gate if broken else None, judged=True))
         return out
 
-    def __call__(self, lm: LM, completions: Sequence[Completion]) -> list[Completion]:
+    def __call__(self, lm: GivenLM, completions: Sequence[Completion]) -> list[Completion]:
         """Judged copies in the same order: `scores`, `dropped_by` (None: kept), `judged`.
 
         A completion's figures do not depend on which others are judged with it. Perplexity is measured if its gate

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
 
 MODES = ("ladder", "bisect", "grid")
@@ -50,6 +51,7 @@ class DoseConfig:
     grid: int = 6
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.kappa_floor <= self.kappa_start < math.inf:
             raise InputError(
                 f"kappa runs from {self.kappa_start} down to {self.kappa_floor}: give 0 < kappa_floor <= kappa_start"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol, runtime_checkable
 
+from steer_heal.arguments import checked
 from steer_heal.texts.dose.config import DoseConfig
 from steer_heal.texts.dose.controllers import Plan, Step, controller
 
@@ -66,6 +67,7 @@ class Walk:
         return "\n".join(lines)
 
 
+@checked
 def walk_c(
     sample: Callable[[float, int], Sequence],
     survive: Callable[[Sequence], Sequence[Judged]],
