@@ -143,7 +143,7 @@ def short_row(data: dict, label: str, state: str) -> list[str]:
     return [label, *middles]
 
 
-def readme_table(data: dict) -> str:
+def readme_rows(data: dict) -> str:
     """What goes in, what comes out: medians over the seeds."""
     rows = [
         short_row(data, "base", "base"),
@@ -152,7 +152,7 @@ def readme_table(data: dict) -> str:
         short_row(data, "healed, round 0", "0 stands"),
         short_row(data, f"healed, what stands after {data['n_rounds']} rounds", "end"),
     ]
-    return f"{markdown_table(COLUMNS, rows)}\n\n{in_words(data)}"
+    return markdown_table(COLUMNS, rows)
 
 
 def readme_replies(data: dict) -> str:
@@ -245,7 +245,8 @@ def moved(data: dict) -> str:
 
 
 BLOCKS = {
-    "readme-table": readme_table,
+    "readme-rows": readme_rows,
+    "readme-table": lambda data: f"{readme_rows(data)}\n\n{in_words(data)}",
     "readme-replies": readme_replies,
     "bar": bar_table,
     "rounds": rounds_table,

@@ -12,6 +12,7 @@ from steer_heal.errors import InputError
 FOLDER = Path(__file__).parents[1] / "scripts"
 WITHOUT_OPTIONS = {"build_coherence_data", "build_word_pairs"}
 TYPED = {
+    "arena": (["--arm", "x"], "did you mean --arms?"),
     "arms": (["--seed", "3"], "did you mean --seeds?"),
     "bench": (["heal", "--repeat", "x"], "scripts/bench.py --help"),
     "carry_over": (["pocket", "--tua", "1"], "did you mean --tau?"),
