@@ -168,7 +168,7 @@ def readme_replies(data: dict) -> str:
 
 
 def in_words(data: dict) -> str:
-    """The result in sentences."""
+    """The result in sentences, medians (range) over the seeds."""
     end, first = data["states"]["end"], data["states"]["0 stands"]
     lowest = min(
         one["sentence_share"]
@@ -246,7 +246,7 @@ def moved(data: dict) -> str:
 
 BLOCKS = {
     "readme-rows": readme_rows,
-    "readme-table": lambda data: f"{readme_rows(data)}\n\n{in_words(data)}",
+    "in-words": in_words,
     "readme-replies": readme_replies,
     "bar": bar_table,
     "rounds": rounds_table,
