@@ -19,7 +19,7 @@ from steer_heal.healing import HealConfig, heal
 from steer_heal.healing.bake.bias import bias_baked
 from steer_heal.model import load
 from steer_heal.steering import extract
-from steer_heal.studies.arena import Arguments, arena, command, ground, measuring
+from steer_heal.studies.arena import Arguments, arena, ground, measuring
 from steer_heal.studies.arena.arms import ARMS, PRODUCT, PROMPT
 from steer_heal.studies.arena.dials import Dial
 from steer_heal.studies.arena.equal import COHERENCE, at_equal_coherence, falling, reach
@@ -284,9 +284,6 @@ def test_a_score_is_the_harmonic_mean_and_0_where_one_grade_is():
 def test_the_command_measures_resumes_and_writes_its_page(tmp_path, capsys, monkeypatch):
     words = ["--arms", PROMPT, "exact-bake", "--seeds", "5", "--items", "8", "--replies", "8", "--workers", "1"]
     monkeypatch.setitem(ARMS, "exact-bake", replace(ARMS["exact-bake"], strengths=(0.5, 2.0, 3.0)))
-    monkeypatch.setattr(
-        command, "run", lambda arguments, jobs, some: {j: command.work(j, arguments, some) for j in jobs}
-    )
     assert script("arena").main([*words, "--out", str(tmp_path)]) == 0
     page = (tmp_path / "arena.md").read_text()
     assert "| exact-bake | " in page and "Most trait at equal coherence: exact-bake" in page

@@ -159,17 +159,24 @@ def run(arguments: Arguments, jobs: Sequence[Job], some: Sizes) -> dict[Job, Cur
 
     Raises what a job raised, after the running ones have ended; the same command goes on from there.
     """
-    workers = max(1, min(arguments.workers or cores(), len(jobs)))
+    workers = min(arguments.workers or cores(), len(jobs))
     done: dict[Job, Curve] = {}
+
+    def ended(job: Job, curve: Curve) -> None:
+        done[job] = curve
+        say(f"{len(done)} of {len(jobs)}: {job}, {curve.spent.seconds:.0f} s of CPU to make")
+
+    if workers < 2:
+        for job in jobs:
+            ended(job, work(job, arguments, some))
+        return done
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     os.environ.update(one)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(work, job, arguments, some): job for job in jobs}
         try:
             for future in as_completed(waiting):
-                job = waiting[future]
-                done[job] = future.result()
-                say(f"{len(done)} of {len(jobs)}: {job}, {done[job].spent.seconds:.0f} s of CPU to make")
+                ended(waiting[future], future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
