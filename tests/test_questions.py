@@ -140,7 +140,11 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("function", "arms", "verdict"), [case for cases in CASES.values() for case in cases], ids=lambda x: str(x)[:30]
+    ("function", "arms", "verdict"),
+    [case for cases in CASES.values() for case in cases],
+    ids=[
+        f"{number}-{case[2].replace(' ', '-')}-{i}" for number, cases in CASES.items() for i, case in enumerate(cases)
+    ],
 )
 @pytest.mark.usefixtures("many_replies")
 def test_runs_confirm_a_claim_or_refute_it(tmp_path, function, arms, verdict):
