@@ -47,7 +47,7 @@ def test_no_option_takes_a_value_of_another_kind(data):
         ("eval_replies", math.nan, "a whole number"),
         ("max_new_tokens", 8.5, "a whole number"),
         ("doses", "0.5", "one or more numbers"),
-        ("layers", (0.1,), "2 numbers or one of auto|2 numbers or auto"),
+        ("layers", (0.1,), "blocks 0 to"),
         ("out", "a\nb", "line breaks"),
         ("quiet", "no", "True or False"),
     ],

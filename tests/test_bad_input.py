@@ -65,7 +65,7 @@ VALUES = [
     ("run --reg kl", "'kl'", "kl_rev"),
     ("run --reg nowhere:f", "nowhere", "imported"),
     ("run --lam -1", "lam -1", "at least 0"),
-    ("run --tau nan", "tau nan", "at least 0"),
+    ("run --tau nan", "tau nan", "give a number"),
     ("run --lr 0", "lr 0", "above 0"),
     ("run --kl-agg median", "'median'", "rmse"),
     ("run --reference both-of-them", "'both-of-them'", "prev"),
@@ -109,7 +109,7 @@ VALUES = [
     ("chat tiny-random --prompt=", "--prompt is empty", "at least one word"),
     ("chat tiny-random --prompt hi --max-new-tokens 0", "--max-new-tokens 0", "at least 1"),
     ("chat pocket --prompt xylophonic/quux", "knows almost nothing", "another model"),
-    ("chat tiny-random --prompt hi --dose nan", "finite number", "dose"),
+    ("chat tiny-random --prompt hi --dose nan", "numbers", "dose"),
     ("doctor --dtype int8", "'int8'", "bfloat16"),
 ]
 TRAITS = [

@@ -106,6 +106,7 @@ def test_a_run_records_and_prints_why_and_keeps_its_blocks(tiny, tmp_path, capsy
         ledger=ledger,
         reporter=reporter,
         rounds=[],
+        standing=[],
         keep=ledger.units.part,
     )
     first = extract_vector(run, 0)
@@ -118,9 +119,9 @@ def test_a_run_records_and_prints_why_and_keeps_its_blocks(tiny, tmp_path, capsy
     assert "Blocks auto: of 4 blocks," in shown and f"{first.layers[0]} steered" in shown and "1 too long" in shown
 
 
-@pytest.mark.parametrize("layers", ["middle", (0.9, 0.1), (0.5,), (-1.0, 0.5), None])
+@pytest.mark.parametrize("layers", ["middle", (0.9, 0.1), (0.5,), (-1.0, 0.5), {}])
 def test_impossible_layers_are_one_clear_error(layers):
-    with pytest.raises(InputError, match="layers"):
+    with pytest.raises(InputError, match="layer"):
         RunConfig(layers=layers)
 
 

@@ -328,13 +328,13 @@ def test_deeper_ranks_never_loosen_a_limit():
     )
 
 
-def test_too_few_completions_and_impossible_budgets_are_input_errors():
+def test_too_few_completions_and_impossible_budgets_are_input_errors(lm):
     with pytest.raises(InputError, match="needs at least"):
         fit_limits(rows_of(5, 0), default_limits(), 0.05)
     with pytest.raises(InputError, match="false_drop"):
         fit_limits(rows_of(50, 0), default_limits(), 1.0)
     with pytest.raises(InputError, match="no prompts"):
-        CoherenceFilter.calibrate(None, [])
+        CoherenceFilter.calibrate(lm, [])
 
 
 def test_byte_garbage_of_the_random_model_mostly_passes_its_own_calibration(lm, own):

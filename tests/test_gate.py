@@ -75,7 +75,7 @@ def test_a_reverted_round_leaves_no_bit_and_the_result_is_exactly_the_best_that_
     real = verdicts.judge_round
     monkeypatch.setattr(judging, "trait_figure", lambda metrics: next(figures))
     monkeypatch.setattr(judging, "judge_round", lambda *given: replace(real(*given), name="moved", above_floors=True))
-    monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
+    monkeypatch.setattr(RunConfig, "resolved", lambda self, trait=None: self)
     result = run_rounds(small(tmp_path, n_rounds=3, **UNCUT))
     ledger = Ledger.open(result.folder)
     assert same(before[2], before[1]) and not same(before[1], before[0])
@@ -145,7 +145,7 @@ def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up
     tmp_path, scripted, monkeypatch
 ):
     scripted(False, False, True, True, True)
-    monkeypatch.setattr(RunConfig, "resolved", lambda self: self)
+    monkeypatch.setattr(RunConfig, "resolved", lambda self, trait=None: self)
     ledger = Ledger.open(run_rounds(small(tmp_path, n_rounds=5, **UNCUT)).folder)
     assert [e["kappa_next"] for e in ledger.events("gate")] == pytest.approx([0.7, 0.49, 0.7, 1.0, 1.0])
 

@@ -39,7 +39,7 @@ MISTYPED = {
     "run --anchors nosuch.jsonl": "check the path",
     "run --eval-vignettes nosuch.jsonl": "check the path",
     "run --resume nosuch": "no run folder",
-    "chat nosuch": "check the spelling",
+    "chat ./nosuch": "check the spelling",
     "chat pockt --prompt Hello": "did you mean 'pocket'",
     "chat pocket --trait nosuch": "unknown trait",
     "doctor --model ./nosuch": "check the spelling",
