@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from steer_heal.errors import InputError
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM
+from steer_heal.model.structure import block_states
 from steer_heal.steering import SteeringVector
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -74,7 +75,7 @@ def _shifts_alone(lm: LM, layer: int, module: nn.Linear | Conv1D) -> bool:
     seen: list[torch.Tensor] = []
 
     def keep(_: nn.Module, inputs: object, output: object) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).detach())
+        seen.append(block_states(output).detach())
 
     hook = lm.blocks[layer].register_forward_hook(keep)
     try:

@@ -177,9 +177,8 @@ def run(arguments: Arguments, jobs: Sequence[Job], some: Sizes) -> dict[Job, Cur
         try:
             for future in as_completed(waiting):
                 ended(waiting[future], future.result())
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
     return done
 
 

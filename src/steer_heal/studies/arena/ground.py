@@ -6,6 +6,7 @@ Knows nothing of arms.
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -79,8 +80,6 @@ class Ground:
     @cached_property
     def prompts(self) -> list[str]:
         """User turns for all rounds' texts, contexts and the trait's own mixed as in a run; in turn if too few."""
-        import random
-
         trait, share = self.material.trait, self.config.context_share
         pools = [list(trait.contexts), list(trait.prompts)]
         for name, pool in zip(("contexts", "prompts"), pools, strict=True):

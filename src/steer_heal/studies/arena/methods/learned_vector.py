@@ -19,7 +19,9 @@ from steer_heal.healing.bake import preserved
 from steer_heal.healing.lora import seeded
 from steer_heal.healing.plan import lr_factor
 from steer_heal.model import LM
+from steer_heal.model.structure import block_states
 from steer_heal.steering import SteeringVector
+from steer_heal.studies.arena.methods.preference import reply_logprobs
 from steer_heal.texts.completion import Completion
 
 TOP_K = 8
@@ -53,11 +55,10 @@ def learn_vector(
     order, steps, largest = seeded(config.seed, 0, "order"), 0, 0.0
     total = math.ceil(len(rows) / config.batch_size) * config.epochs
     seen: list[tuple[Tensor, Tensor]] = []
-    batch: dict[str, Tensor] = {}
+    real = torch.empty(0)
 
     def intervene(_: nn.Module, inputs: object, output: object) -> object:
-        hidden = output[0] if isinstance(output, tuple) else output
-        changed, *found = intervened(hidden, w, batch["attention_mask"])
+        changed, *found = intervened(block_states(output), w, real)
         seen.append(tuple(found))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -68,10 +69,10 @@ def learn_vector(
             for _ in range(config.epochs):
                 for picked in torch.randperm(len(rows), generator=order).split(config.batch_size):
                     some = [rows[i] for i in picked.tolist()]
-                    batch = lm.pad_left([(*c.prompt_ids, *c.token_ids) for c in some])
-                    lengths = [len(c.token_ids) for c in some]
+                    real = lm.pad_left([(*c.prompt_ids, *c.token_ids) for c in some])["attention_mask"]
+                    lengths = torch.tensor([len(c.token_ids) for c in some], device=lm.device)
                     seen.clear()
-                    loss = -_mean_logprob(lm, batch, lengths)
+                    loss = -(reply_logprobs(lm, some) / lengths).mean()
                     strength, rest = seen[0]
                     loss = loss + SPARSITY * steps / total * rest.mean()
                     for group in optimiser.param_groups:
@@ -88,13 +89,3 @@ def learn_vector(
             hook.remove()
     direction = {layer: w.detach().float().cpu() * largest}
     return SteeringVector(direction, like.provenance), steps
-
-
-def _mean_logprob(lm: LM, batch: dict[str, Tensor], lengths: Sequence[int]) -> Float[Tensor, ""]:
-    """Mean over rows of the token-mean log-probability of the last `lengths` tokens, nats."""
-    hidden = lm.hidden_states(batch)
-    found = []
-    for row, ids, n in zip(hidden, batch["input_ids"], lengths, strict=True):
-        logp = lm.head(row[-n - 1 : -1]).log_softmax(-1)
-        found.append(logp.gather(1, ids[-n:, None]).mean())
-    return torch.stack(found).mean()
