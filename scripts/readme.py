@@ -252,12 +252,11 @@ BLOCKS = {
     "rounds": rounds_table,
     "made-with": made_with,
     "moved": moved,
-    "arena-about": lambda data: wrapped(data["arena"]["about"]),
-    "arena-verdict": lambda data: wrapped(data["arena"]["verdict"]),
-    "arena-table": lambda data: data["arena"]["table"],
-    "arena-recipes": lambda data: data["arena"]["recipes"],
-    "arena-curves": lambda data: data["arena"]["curves"],
 }
+BLOCKS |= {
+    f"arena-{part}": lambda data, part=part: wrapped(data["arena"][part]) for part in ("about", "verdict", "legend")
+}
+BLOCKS |= {f"arena-{part}": lambda data, part=part: data["arena"][part] for part in ("table", "recipes", "curves")}
 
 
 def filled(page: str, data: dict) -> str:
