@@ -24,7 +24,7 @@ class EventLog:
     def __init__(self, path: Path):
         self.path = path
         self._recorded: list[dict] = []
-        self._parsed: dict[str, dict] = {}
+        self._read: tuple[object, dict[str | None, list[dict]]] = (None, {})
 
     def replay(self) -> None:
         """From now on events that are there already are expected again, in their order."""
@@ -61,17 +61,29 @@ class EventLog:
         return self._recorded.pop(0)
 
     def events(self, stage: str | None = None) -> list[dict]:
-        """All events in order, or those of one stage. Raises InputError for a line that cannot be read."""
-        found = []
+        """All events in order, or those of one stage; the file is read again only when it has changed.
+
+        Raises InputError for a line that cannot be read.
+        """
+        state = self.path.stat() if self.path.is_file() else None
+        stamp = state and (state.st_ino, state.st_size, state.st_mtime_ns)
+        if stamp != self._read[0]:
+            self._read = stamp, self._parsed()
+        return list(self._read[1].get(stage, ()))
+
+    def _parsed(self) -> dict[str | None, list[dict]]:
+        """The events by stage, all of them under None."""
+        found: dict[str | None, list[dict]] = {None: []}
         for number, line in enumerate(whole_lines(self.path), 1):
             try:
-                event = self._parsed.get(line) or self._parsed.setdefault(line, json.loads(line))
-                found.append({"stage": event["stage"], **event})
+                event = json.loads(line)
+                found.setdefault(event["stage"], []).append(event)
             except (ValueError, TypeError, KeyError) as problem:
                 raise InputError(
                     f"{self.path}, line {number}: not an event, the file is damaged ({problem})"
                 ) from problem
-        return found if stage is None else [event for event in found if event["stage"] == stage]
+            found[None].append(event)
+        return found
 
 
 def _differing(there: Mapping, now: Mapping) -> list[str]:

@@ -55,6 +55,7 @@ def run_rounds(
         ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
+        reporter.written(result.folder)
     return result
 
 

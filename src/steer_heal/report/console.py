@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -96,6 +97,11 @@ class Reporter:
             self.screen.show(event, self._events, found)
         elif event["stage"] == "end":
             self.screen.end(event, self._events)
+
+    def written(self, folder: Path) -> None:
+        """Say what to open, once it is there."""
+        told = f"Open {folder}/report.html: all tables, replies side by side, every SHOULD, how to load it."
+        self.console.print(told, markup=False, soft_wrap=True)
 
     def of_control(self, name: str) -> Callable[[dict], None]:
         """A listener for a control's own ledger: a line when it has ended (verbose: per round), no more than that."""

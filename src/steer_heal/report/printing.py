@@ -313,7 +313,6 @@ def _end(console: Console, e: dict) -> None:
     if e["ended_by"]:
         console.print(f"ended early: {in_words(e['ended_by'])}", markup=False)
     console.print(f"{result_line(e)}  time {duration(e['seconds'])}")
-    console.print(f"written: {e['folder']}; open report.html there", markup=False, soft_wrap=True)
 
 
 STAGES = (_start, _calibrate, _capture, _baseline, _extract, _walk, _heal, _bake, _evaluate, _verdict, _gate, _end)

@@ -133,7 +133,7 @@ class Screen:
             self._line(text, "yellow", wrapped=True)
 
     def end(self, e: Mapping, events: Sequence[Mapping]) -> None:
-        """The result against base, the prompted model and the controls, the verdict, and what to open next."""
+        """The result against base, the prompted model and the controls, and the verdict."""
         self.console.print()
         best = next((x for x in events if x["stage"] == "evaluate" and x["round"] == e["best_round"]), None)
         if best is not None:
@@ -144,7 +144,6 @@ class Screen:
         self._line(f"{result_line(e)} Time {duration(e['seconds'])}.")
         if e["ended_by"]:
             self._line(f"Ended early: {in_words(e['ended_by'])}")
-        self._line(f"Open {e['folder']}/report.html: all tables, replies side by side, every SHOULD, how to load it.")
 
     def _result(self, e: Mapping, best: Mapping) -> None:
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")

@@ -199,9 +199,12 @@ def filled(rows: Sequence[Mapping[str, str]]) -> tuple[list[str], list[list[str]
 
 def round_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
     """(columns, rows): what each trained round did, from the events of a run; columns without a figure are left out."""
-    rows = []
-    for r in (e["round"] for e in events if e["stage"] == "gate"):
-        e = {one["stage"]: one for one in events if one["round"] == r}
+    rows, rounds = [], {}
+    for one in events:
+        rounds.setdefault(one["round"], {})[one["stage"]] = one
+    for r, e in rounds.items():
+        if "gate" not in e:
+            continue
         walk, figures, bake = e["walk"], e["heal"]["figures"], e["bake"]
         nll = [number(figures.get(f"heldout_nll_{when}")) for when in ("before", "after")]
         row = {

@@ -31,21 +31,30 @@ class Found:
         return told if self.holds else f"{told} It means: {self.of.meaning}."
 
 
-def judge(event: Mapping, events: Events) -> list[Found]:
-    """What SHOULD be seen in an event, judged."""
+def judge(event: Mapping, events: Sequence[Mapping]) -> list[Found]:
+    """What SHOULD be seen in an event of a run, judged."""
+    return _judge(event, _by_place(events))
+
+
+def judged(events: Sequence[Mapping]) -> list[Found]:
+    """The same for all events of a run."""
+    by_place = _by_place(events)
+    return [found for event in events for found in _judge(event, by_place)]
+
+
+def _by_place(events: Sequence[Mapping]) -> Events:
+    return {(event["stage"], event["round"]): event for event in events}
+
+
+def _judge(event: Mapping, events: Events) -> list[Found]:
     seen = [(one, one.check(event, events)) for one in EXPECTATIONS if one.stage == event["stage"]]
     return [Found(one, event["round"], *found) for one, found in seen if found is not None]
-
-
-def judged(events: Events) -> list[Found]:
-    """The same for all events of a run."""
-    return [found for event in events for found in judge(event, events)]
 
 
 COLUMNS = ["stage", "SHOULD be seen", "was it"]
 
 
-def table(events: Events) -> list[list[str]]:
+def table(events: Sequence[Mapping]) -> list[list[str]]:
     """A row for each expectation that the run could be held to (see `COLUMNS`); the last figures where it holds."""
     rows = []
     for one, founds in grouped(judged(events)).items():
@@ -54,7 +63,7 @@ def table(events: Events) -> list[list[str]]:
     return rows
 
 
-def legend(events: Events, *names: str) -> str:
+def legend(events: Sequence[Mapping], *names: str) -> str:
     """The named expectations in sentences, with what was seen; what the run could not be held to is left out."""
     founds = grouped(found for found in judged(events) if found.of.name in names)
     return " ".join(f"SHOULD: {one.should}: {outcome(these)}." for one, these in founds.items())

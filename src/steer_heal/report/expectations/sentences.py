@@ -5,10 +5,11 @@ Knows nothing of any stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-Events = Sequence[Mapping]
+Events = Mapping[tuple[str, int | None], Mapping]
+"""Events by stage and round."""
 Seen = tuple[bool, str] | None
 """Whether a sentence holds, and the figures that say so; None where there is nothing to judge."""
 Check = Callable[[Mapping, Events], Seen]
@@ -36,4 +37,4 @@ def expected(stage: str, should: str, meaning: str) -> Callable[[Check], Expecta
 
 def of_round(events: Events, stage: str, number: int | None) -> Mapping | None:
     """The event of a stage in a round, if it has come."""
-    return next((e for e in events if e["stage"] == stage and e["round"] == number), None)
+    return events.get((stage, number))

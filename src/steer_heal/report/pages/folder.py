@@ -47,11 +47,15 @@ def reading(path: Path) -> Iterator[None]:
 def round_folders(ledger: Ledger) -> dict[int, Path]:
     """By number the folders of the rounds that were judged. Raises InputError for a missing one."""
     judged = [e["round"] for e in ledger.events("verdict") if e["verdict"] != LEFT_NO_FOLDER]
-    found = {number: ledger.folder / "rounds" / f"{number:02d}" for number in judged}
-    for path in found.values():
-        if not path.is_dir():
-            raise InputError(f"{path} is missing: restore that folder of the run")
-    return found
+    return {number: round_folder(ledger, number) for number in judged}
+
+
+def round_folder(ledger: Ledger, number: int) -> Path:
+    """The folder of a round. Raises InputError when it is missing."""
+    path = ledger.folder / "rounds" / f"{number:02d}"
+    if not path.is_dir():
+        raise InputError(f"{path} is missing: restore that folder of the run")
+    return path
 
 
 def base_of(ledger: Ledger) -> Metrics:
@@ -61,7 +65,7 @@ def base_of(ledger: Ledger) -> Metrics:
 
 def measured(ledger: Ledger, number: int) -> Measured:
     """A round's models. Raises InputError when its metrics are missing or damaged."""
-    path = round_folders(ledger)[number] / "metrics.json"
+    path = round_folder(ledger, number) / "metrics.json"
     with reading(path):
         data = json.loads(path.read_text("utf-8"))
         return Measured(number, Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"]))
@@ -75,7 +79,7 @@ def shown_round(ledger: Ledger) -> Measured | None:
 
 def completions(ledger: Ledger, number: int) -> list[Completion]:
     """All texts of a round's walk. Raises InputError when the file is missing or damaged."""
-    path = round_folders(ledger)[number] / "completions.jsonl"
+    path = round_folder(ledger, number) / "completions.jsonl"
     with reading(path):
         return load_completions(path)
 

@@ -80,11 +80,13 @@ def span(found: Mapping | None) -> Span | None:
 def shifts(ledger: Ledger, pick: Pick) -> Course:
     """A figure as its difference to base, by round."""
 
-    def step(e: Mapping) -> Step:
-        return Step(e["round"], span(pick(e["steered_shift"])), span(pick(e["shift"])), *_fate(ledger, e["round"]))
-
+    fates = _fates(ledger)
+    steps = [
+        Step(e["round"], span(pick(e["steered_shift"])), span(pick(e["shift"])), *fates[e["round"]])
+        for e in ledger.events("evaluate")
+    ]
     rows = [(row["name"], row["shift"] and span(pick(row["shift"]))) for row in event(ledger, "end")["against"]]
-    return Course(0.0, tuple(map(step, ledger.events("evaluate"))), tuple((n, s) for n, s in rows if s))
+    return Course(0.0, tuple(steps), tuple((n, s) for n, s in rows if s))
 
 
 def levels(ledger: Ledger, key: str, pick: Pick | None = None) -> Course | None:
@@ -104,14 +106,16 @@ def levels(ledger: Ledger, key: str, pick: Pick | None = None) -> Course | None:
     def bare(state: Mapping | None) -> Span | None:
         return None if not state or state[key] is None else Span(state[key])
 
+    fates = _fates(ledger)
     steps = tuple(
-        Step(e["round"], bare(e["steered"]), bare(e["healed"]), *_fate(ledger, e["round"]))
-        for e in ledger.events("evaluate")
+        Step(e["round"], bare(e["steered"]), bare(e["healed"]), *fates[e["round"]]) for e in ledger.events("evaluate")
     )
     prompted = bare(baseline["prompted"])
     return Course(base, steps, (("prompted", prompted),) if prompted else ())
 
 
-def _fate(ledger: Ledger, number: int) -> tuple[bool, bool]:
+def _fates(ledger: Ledger) -> dict[int, tuple[bool, bool]]:
+    """Of every measured round whether it stands and whether it is the best."""
     stands = {e["round"]: e["stands"] for e in ledger.events("gate")}
-    return stands.get(number, True), event(ledger, "end")["best_round"] == number
+    best, measured = event(ledger, "end")["best_round"], ledger.events("evaluate")
+    return {e["round"]: (stands.get(e["round"], True), e["round"] == best) for e in measured}
