@@ -13,6 +13,10 @@ test:
 test-slow:
     uv run pytest -m slow
 
+# a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
+test-rounds:
+    uv run pytest -m slow -n 0 tests/test_many_rounds.py
+
 # style and format
 lint:
     uv run ruff check .
