@@ -37,7 +37,8 @@ experts as they are ([why](how-to/model.md#which-layers-learn)); at real sizes t
 ELSE = """
 ## Refused
 
-Families whose blocks hand on several streams, or lie in one another. `load` and `wrap` say so in one line:
+Families whose blocks hand on several streams or lie in one another, or whose state reads pads. `load` and `wrap`
+say so in one line:
 
 | family | what is said |
 | --- | --- |"""

@@ -4,16 +4,20 @@ import contextlib
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET
 from steer_heal.loop.steps import texts
 from steer_heal.steering import extract
-from steer_heal.texts import generation
+from steer_heal.texts import decoding, generation
 from steer_heal.texts.completion import load_completions, save_completions
+from steer_heal.texts.decoding import draw, uniforms
 from steer_heal.texts.generation import Interrupted, derive_seed, generate
 from steer_heal.texts.sampling import Sampling
 
@@ -78,7 +82,7 @@ def test_batches_report_progress_and_their_completions(tiny):
     out = generate(tiny, PROMPTS, max_new_tokens=3, batch_rows=2, on_batch=lambda done, p: seen.append((done, p)))
     assert [p.done for _, p in seen] == [2, 3] and seen[-1][1].tokens == sum(len(c.token_ids) for c in out)
     assert sorted((c.row for done, _ in seen for c in done)) == [0, 1, 2]
-    assert len({c.seed for c in out}) == 2
+    assert len({c.seed for c in out}) == 3
 
 
 def test_a_batch_too_large_for_memory_is_halved_and_nothing_is_lost(tiny, monkeypatch):
@@ -131,17 +135,51 @@ def test_an_interruption_within_a_batch_also_keeps_the_replies_that_had_ended(ti
         if len(passes) == 60 + 51:  # 50 tokens into the second batch
             raise KeyboardInterrupt
 
-    full = generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=5)
+    full = generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=1)
     hook = tiny.blocks[0].register_forward_pre_hook(stop_late)
     with pytest.raises(Interrupted) as caught:
-        generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=5)
+        generate(tiny, prompts, vector, doses=(1.0,), max_new_tokens=60, batch_rows=30, seed=1)
     hook.remove()
-    first = caught.value.finished[0].seed
-    assert caught.value.finished == [c for c in full if c.seed == first] and len(caught.value.finished) == 30
-    early = [c for c in full if c.seed != first and c.finished and len(c.token_ids) <= 50]
+    first = {c.seed for c in caught.value.finished}
+    assert caught.value.finished == [c for c in full if c.seed in first] and len(first) == 30
+    early = [c for c in full if c.seed not in first and c.finished and len(c.token_ids) <= 50]
     assert early and sorted(caught.value.ended, key=lambda c: c.row) == early
     with vector.applied(tiny.model):  # the model is not left steered
         pass
+
+
+def test_uniforms_are_philox_bits_below_one():
+    expected = [int(x) >> 32 for x in np.random.Philox(key=7).random_raw(4)]
+    assert (uniforms(7, 4) * 2**32).tolist() == expected and uniforms(7, 6)[:4].tolist() == uniforms(7, 4).tolist()
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40).filter(any), st.integers(0, 2**32 - 1))
+def test_a_draw_inverts_the_cumulated_distribution_and_never_takes_what_cannot_come(weights, u):
+    scores = torch.tensor(weights, dtype=torch.float64).log().float()[None]
+    token = int(draw(scores, torch.tensor([u / 2**32], dtype=torch.float64)))
+    below, above = sum(weights[:token]) / sum(weights), sum(weights[: token + 1]) / sum(weights)
+    assert weights[token] and below - 1e-6 <= u / 2**32 <= above + 1e-6
+
+
+def test_a_reply_depends_on_its_own_seed_and_not_on_its_batch(tiny, vector):
+    how = {"doses": (0.0, 1.0), "samples": 4, "max_new_tokens": 24, "seed": 3}
+    whole, small, alone = (generate(tiny, PROMPTS, vector, **how, batch_rows=rows) for rows in (24, 5, 1))
+    assert whole == small == alone and len({c.token_ids for c in whole}) > 20
+
+
+def test_rows_that_have_ended_leave_and_the_others_keep_their_dose(tiny, vector, monkeypatch):
+    how = {"doses": (0.0, 0.5, 2.0), "samples": 12, "max_new_tokens": 40, "seed": 1}
+    rows = []
+    hook = tiny.blocks[0].register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    left = generate(tiny, PROMPTS, vector, **how)
+    leaving, rows[:] = rows[:], []
+    monkeypatch.setattr(decoding, "LEAVE", 1.0)
+    stayed = generate(tiny, PROMPTS, vector, **how)
+    hook.remove()
+    assert left == stayed and any(c.finished for c in left)
+    tokens = sum(len(c.token_ids) for c in left)
+    assert rows == [108] * 40 and leaving == sorted(leaving, reverse=True)
+    assert tokens <= sum(leaving) <= tokens + 40 * 108 / 32  # at most a 32nd of a batch has ended and is still there
 
 
 def test_progress_within_a_batch_counts_the_tokens_so_far(tiny, monkeypatch):

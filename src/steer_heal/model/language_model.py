@@ -212,9 +212,10 @@ def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
 
 
 def verified(lm: LM) -> LM:
-    """The same, once its blocks and its head were found to be what the library knows. Raises InputError if not."""
+    """The same, once its blocks, head and padding were found to be what the library knows. Raises InputError if not."""
     check_blocks(lm)
     check_head(lm)
+    check_padding(lm)
     return lm
 
 
@@ -232,6 +233,23 @@ def check_blocks(lm: LM) -> None:
         raise InputError(
             f"{lm.name}: {len(seen)} outputs of its {len(lm.blocks)} blocks in a pass, shaped {shapes} and not "
             f"(2, 3, {lm.width}): steering does not know this layout, use another model"
+        )
+
+
+@torch.no_grad()
+def check_padding(lm: LM) -> None:
+    """Raises InputError when pads before a row change what it predicts: a reply would hang on its batch."""
+    vocabulary = lm.base.get_input_embeddings().weight.shape[0]
+    row = torch.randint(vocabulary, (6,), generator=torch.Generator().manual_seed(0)).tolist()
+    if lm.context_length < 10:
+        return
+    alone, padded = (lm.hidden_states(lm.pad_left(rows))[0, -1].float() for rows in ([row], [row, row[:4] + row]))
+    difference, scale = (alone - padded).abs().max().item(), alone.abs().max().item()
+    tolerance = {torch.bfloat16: 5e-2, torch.float16: 1e-2}.get(lm.dtype, 1e-3)
+    if difference > tolerance * max(scale, 1e-6):
+        raise InputError(
+            f"{lm.name}: pads before a row change its last hidden state by {difference:.3g} (largest entry "
+            f"{scale:.3g}): a row in a batch is not what it is alone here; use another model"
         )
 
 

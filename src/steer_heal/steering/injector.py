@@ -35,7 +35,7 @@ def steered(
     scope: str,
     prompt_lengths: Sequence[int] | None,
     operator: str = "add",
-) -> Iterator[None]:
+) -> Iterator[Steering]:
     """Hooks on an unwrapped transformers model for the time of the block; see `SteeringVector.applied`."""
     if scope not in SCOPES:
         raise InputError(f"scope {scope!r} is unknown: use {', '.join(SCOPES)}")
@@ -43,7 +43,7 @@ def steered(
         raise InputError(f"operator {operator!r} is unknown: use {' or '.join(OPERATORS)}")
     if base in _steered:
         raise InputError("this model is steered already: leave the outer applied() first, doses would add up")
-    injector = _Injector(vectors, base, dose, scope, prompt_lengths, operator)
+    injector = Steering(vectors, base, dose, scope, prompt_lengths, operator)
     blocks = base.get_submodule(find_blocks(base))
     with ExitStack() as hooks:
         # A forward pass that was compiled before does not notice new hooks: it would silently go on unsteered.
@@ -55,10 +55,10 @@ def steered(
             hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i), prepend=True).remove)
         _steered.add(base)
         hooks.callback(_steered.discard, base)
-        yield
+        yield injector
 
 
-class _Injector:
+class Steering:
     """The hooks of one `applied()`: what to add is worked out once per forward pass, each block makes one addition.
 
     No tensor's value is read during decoding: on an accelerator that would wait for the device at every token.
@@ -77,6 +77,14 @@ class _Injector:
         self.deltas: dict[tuple[int, int], Tensor] = {}
         self.mask: Tensor | None = None
         self.cache: Callable[[], object | None] = lambda: None
+
+    def keep_rows(self, kept: Int[Tensor, " kept"]) -> None:
+        """From the next forward pass on the batch holds these of its rows alone, in this order."""
+        if self.dose.ndim:
+            self.dose = self.dose[kept.to(self.dose.device)]
+        if self.prompt_lengths is not None:
+            self.prompt_lengths = [self.prompt_lengths[i] for i in kept.tolist()]
+        self.deltas.clear()
 
     def before_forward(self, module: nn.Module, args, kwargs) -> None:
         """Work out which positions of this call are steered; None stands for all of them."""

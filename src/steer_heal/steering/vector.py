@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from steer_heal.errors import InputError
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
-from steer_heal.steering.injector import steered
+from steer_heal.steering.injector import Steering, steered
 
 
 @dataclass(frozen=True)
@@ -195,10 +195,11 @@ class SteeringVector:
         scope: str = "all",
         prompt_lengths: Sequence[int] | None = None,
         operator: str = "add",
-    ) -> Iterator[None]:
+    ) -> Iterator[Steering]:
         """Within this context plain transformers calls on `model` are steered: block output + dose * vector.
 
         The hooks run before others on the blocks, which therefore see the steered output, `output_hidden_states` too.
+        `keep_rows` of what the context gives takes rows, each with its dose, out of a batch that is under way.
 
         Args:
             model: an `LM`, or a transformers model, PEFT-wrapped or not.
@@ -217,8 +218,8 @@ class SteeringVector:
         """
         base = unwrap(model)
         self.check()._check_fits(base)
-        with steered(base, self.vectors, dose, scope, prompt_lengths, operator):
-            yield
+        with steered(base, self.vectors, dose, scope, prompt_lengths, operator) as steering:
+            yield steering
 
     def _items(self):
         return ((i, self.vectors[i]) for i in self.layers)

@@ -27,7 +27,7 @@ class Completion:
         finished: the reply ended by itself; False means it was cut by length.
         dose: steering dose it was sampled at, in multiples of the vector (0: not steered); of an `own` one its
             teacher's.
-        seed: seed of the batch it was sampled in.
+        seed: what its tokens were drawn with.
         row: position of the prompt in the list that was asked for.
         origin: `steered`, `own` (the student's, unsteered), `base` (the original model's, unsteered) or `control`.
         scores: figures the filter measured, by name.

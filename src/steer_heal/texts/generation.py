@@ -1,4 +1,4 @@
-"""Batched sampling, steered or not: many prompts x many doses x samples, a dose per row, seeds per batch.
+"""Batched sampling, steered or not: many prompts x many doses x samples, a dose and a seed per row.
 
 Knows nothing of filters and rounds.
 """
@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
@@ -23,6 +20,7 @@ from steer_heal.ledger.units import FORGET, PLAIN, Keep
 from steer_heal.model import LM, GivenLM, as_lm, evaluating
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
+from steer_heal.texts.decoding import Decoding
 from steer_heal.texts.sampling import MODELS_OWN, Sampling
 
 TICK = 1.0
@@ -133,16 +131,17 @@ def generate_requests(
     sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
 ) -> list[Completion]:
-    """Sample one reply per request, in left-padded batches sorted by length, with a dose per row.
+    """Sample one reply per request, in left-padded batches sorted by length, with a dose and a seed per row.
 
-    A repetition penalty is never applied, it would hide over-steering from the filter. The same arguments give the
-    same replies on the same machine; a batch halved for lack of memory changes the replies after it.
+    A row that has ended leaves its batch. A repetition penalty is never applied, it would hide over-steering from the
+    filter. The same arguments give the same replies on the same machine; which rows share a batch changes the last
+    bits of the logits, so a draw only where it falls within rounding of the edge between two tokens.
 
     Args:
         vector: direction to steer with, scope `all`; needed when a dose is not 0.
         system: system prompt; a neutral one, so that the vector carries the trait.
         max_new_tokens: length at which a reply is cut, in tokens.
-        seed: every batch draws from its own seed derived from this one and the batch's number.
+        seed: every row draws from its own seed, derived from this one and the request's number.
         greedy: take the most probable token instead of sampling.
         batch_rows: rows per batch; None picks it from the memory that is free.
         on_batch: called after each batch with its completions and the progress, and about once a second in between
@@ -181,28 +180,31 @@ def generate_requests(
             replies, seconds = len(out) + ended, time.perf_counter() - started
             on_batch(done, Progress(replies, len(requests), rows, tokens + running, seconds))
 
-    def completion(i: int, reply: tuple[int, ...], batch_seed: int) -> Completion:
+    def completion(i: int, reply: tuple[int, ...]) -> Completion:
         r = requests[i]
         ended = reply[-1] in lm.eos_ids
         return Completion(
-            r.prompt, system, ids[r.prompt], reply, lm.decode(reply), ended, r.dose, batch_seed, r.row, origin
+            r.prompt, system, ids[r.prompt], reply, lm.decode(reply), ended, r.dose, row_seed(i), r.row, origin
         )
 
-    def sampled(batch: _Batch, picked: list[int], batch_seed: int) -> list[Completion]:
+    def row_seed(i: int) -> int:
+        return derive_seed("row", seed, i)
+
+    def sampled(batch: _Batch, picked: list[int]) -> list[Completion]:
         nonlocal fresh
         fresh = number
         doses = [requests[i].dose for i in picked]
-        replies = batch.sample(vector, doses, max_new_tokens, batch_seed, sampling.options(greedy))
-        return [completion(i, reply, batch_seed) for i, reply in zip(picked, replies, strict=True)]
+        seeds = None if greedy else [row_seed(i) for i in picked]
+        replies = batch.sample(vector, doses, max_new_tokens, seeds, sampling.options(greedy))
+        return [completion(i, reply) for i, reply in zip(picked, replies, strict=True)]
 
     while len(out) < len(order):
         picked = order[len(out) : len(out) + rows]
         if rows < full:
             torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
         batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], partial(report, []))
-        batch_seed = derive_seed("batch", seed, number)
         try:
-            done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked, batch_seed), COMPLETIONS)
+            done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked), COMPLETIONS)
             if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
                 rows = len(done)
             out |= zip(picked[: len(done)], done, strict=True)
@@ -220,52 +222,57 @@ def generate_requests(
             keep.halved(rows)
         except KeyboardInterrupt as stop:
             replies = zip(picked, batch.replies(), strict=False) if picked[0] not in out else ()
-            ended = [completion(i, reply, batch_seed) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
+            ended = [completion(i, reply) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
             raise Interrupted([out[i] for i in sorted(out)], ended) from stop
     return [out[i] for i in range(len(requests))]
 
 
-class _Batch(StoppingCriteria):
-    """One left-padded batch being sampled. As a stopping criterion that never stops it sees every token as it comes."""
+class _Batch:
+    """One left-padded batch being sampled."""
 
     def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int, int], None]):
         self.lm, self.prompts, self.tick = lm, prompts, tick
         self.inputs = lm.pad_left(prompts)
-        self.never = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
-        self.ids = self.inputs["input_ids"]
+        self.decoding: Decoding | None = None
         self.ticked = time.perf_counter()
 
-    def __call__(self, input_ids: Int[Tensor, "row position"], scores, **kwargs) -> Bool[Tensor, " row"]:
-        self.ids = input_ids
+    def sample(
+        self,
+        vector: SteeringVector | None,
+        doses: list[float],
+        max_new_tokens: int,
+        seeds: list[int] | None,
+        options: dict,
+    ) -> list[tuple[int, ...]]:
+        """The replies, each up to and including its end token, row by row."""
+        lm, steered = self.lm, vector is not None and any(doses)
+        with vector.applied(lm.model, doses) if steered else contextlib.nullcontext() as steering:
+            keep_rows = steering.keep_rows if steered else lambda kept: None
+            rows = len(self.prompts)
+            self.decoding = Decoding(rows, max_new_tokens, lm.pad_id, lm.device, seeds, keep_rows, self._listen)
+            with evaluating(lm.base):
+                lm.model.generate(
+                    **self.inputs,
+                    max_new_tokens=max_new_tokens,
+                    repetition_penalty=1.0,
+                    pad_token_id=lm.pad_id,
+                    eos_token_id=sorted(lm.eos_ids) or None,
+                    custom_generate=self.decoding,
+                    **options,
+                )
+        return self.replies()
+
+    def _listen(self) -> None:
         if time.perf_counter() - self.ticked > TICK:
             replies = self.replies()
             self.tick(sum(reply[-1] in self.lm.eos_ids for reply in replies), sum(map(len, replies)))
             self.ticked = time.perf_counter()
-        return self.never
-
-    def sample(
-        self, vector: SteeringVector | None, doses: list[float], max_new_tokens: int, seed: int, options: dict
-    ) -> list[tuple[int, ...]]:
-        """The replies, each up to and including its end token, row by row."""
-        steered = vector is not None and any(doses)
-        steering = vector.applied(self.lm.model, doses) if steered else contextlib.nullcontext()
-        devices = [self.lm.device] if self.lm.device.type == "cuda" else []
-        with steering, evaluating(self.lm.base), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            self.ids = self.lm.model.generate(
-                **self.inputs,
-                max_new_tokens=max_new_tokens,
-                repetition_penalty=1.0,
-                pad_token_id=self.lm.pad_id,
-                eos_token_id=sorted(self.lm.eos_ids) or None,
-                stopping_criteria=StoppingCriteriaList([self]),
-                **options,
-            )
-        return self.replies()
 
     def replies(self) -> list[tuple[int, ...]]:
         """What has been sampled so far."""
-        new = self.ids[:, self.inputs["input_ids"].shape[1] :].tolist()
+        if self.decoding is None:
+            return [()] * len(self.prompts)
+        new = self.decoding.ids[:, : self.decoding.n_tokens].tolist()
         return [_until_end(row, self.lm.eos_ids) for row in new]
 
 
