@@ -3,6 +3,7 @@
 import torch
 
 from steer_heal.healing import HealConfig
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.lora import injected
 from steer_heal.healing.loss import Task, Term, backward_step
 from steer_heal.texts.completion import Completion
@@ -17,6 +18,21 @@ def completion(lm, i, tokens, origin="steered", seed=0):
     ids = (*torch.randint(4, 400, (tokens - 1,), generator=g).tolist(), 3)
     prompt = f"question number {i}"
     return Completion(prompt, None, lm.chat_ids(prompt), ids, lm.decode(ids), True, origin=origin)
+
+
+ATTENTION, MLP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.down_proj"
+MODULES = (ATTENTION.format(1), MLP.format(2))
+
+
+def random_adapter(lm, seed, rank=4, size=0.05, modules=MODULES, alpha=8.0):
+    """LoRA factors of a given scale for some modules."""
+    g = torch.Generator().manual_seed(seed)
+    a, b = {}, {}
+    for name in modules:
+        out, inputs = lm.base.get_submodule(name).weight.shape
+        a[name] = torch.randn(rank, inputs, generator=g) * size
+        b[name] = torch.randn(out, rank, generator=g) * size
+    return Adapter(a, b, rank, alpha, lm.name)
 
 
 def bits(model):

@@ -227,7 +227,14 @@ RUNS = [
     ("export {runs}/other_model --to new", "has no tokenizer", "save it beside"),
     ("export {runs}/sound --to new --device cuda", "not available", "--device cpu"),
     ("chat {runs}/no_vector --prompt hi", "vector.safetensors", "no such file"),
-    ("chat {runs}/own_trait --prompt hi", "checker_away.toml", "name it with --trait"),
+    ("chat {runs}/own_trait --prompt hi --trait pocket-care", "--trait 'pocket-care'", "leave it out"),
+    ("export {runs}/sound --to new --merged --bias", "--merged and --bias", "give one"),
+    ("export {runs}/sound --to new --rank 0", "--rank 0", "at least 1"),
+    ("export {runs}/sound --to new --scales 0.5 3", "c 3", "from -1 to 1.5"),
+    ("export {runs}/sound --to new --base pockett", "'pockett'", "did you mean 'pocket'"),
+    ("export {runs}/sound --to new --trait nosuch", "'nosuch'", "give one of"),
+    ("push nosuch --repo me/x", "'nosuch'", "steer-heal export"),
+    ("push {runs}/sound", "--repo is missing", "--help"),
 ]
 CASES = [*OPTIONS, *VALUES, *TRAITS, *MODELS, *RUNS]
 

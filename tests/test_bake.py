@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from families import make
+from healing_data import ATTENTION, MLP, random_adapter
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -14,20 +15,7 @@ from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack, preserved, stack_of, weights_in_use
 from steer_heal.model import load
 
-ATTENTION, MLP = "model.layers.{}.self_attn.q_proj", "model.layers.{}.mlp.down_proj"
-MODULES = (ATTENTION.format(1), MLP.format(2))
 IDS = torch.arange(5, 45).reshape(2, 20)
-
-
-def random_adapter(lm, seed, rank=4, size=0.05, modules=MODULES, alpha=8.0):
-    """LoRA factors of a given scale for some modules."""
-    g = torch.Generator().manual_seed(seed)
-    a, b = {}, {}
-    for name in modules:
-        out, inputs = lm.base.get_submodule(name).weight.shape
-        a[name] = torch.randn(rank, inputs, generator=g) * size
-        b[name] = torch.randn(out, rank, generator=g) * size
-    return Adapter(a, b, rank, alpha, lm.name)
 
 
 def bits(model):

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from steer_heal.commands import doctor, finished, traits
 from steer_heal.commands.dry_run import count
+from steer_heal.commands.exports.export import check_target
 from steer_heal.commands.folders import fold_result, open_run
 from steer_heal.commands.main import COMMANDS, command_class, main
 from steer_heal.commands.options import options_of
@@ -126,8 +127,8 @@ def test_exported_adapter_and_merged_model_give_the_students_logits(fast_run, tm
     import steer_heal.model
 
     ledger = open_run(fast_run)
-    assert main(["export", str(fast_run), "--to", str(tmp_path / "new" / "adapter")]) == 0
-    assert main(["export", str(fast_run), "--to", str(tmp_path / "merged"), "--merged"]) == 0
+    assert main(["export", str(fast_run), "--to", str(tmp_path / "new" / "adapter"), "--scales", "1"]) == 0
+    assert main(["export", str(fast_run), "--to", str(tmp_path / "merged"), "--merged", "--scales", "1"]) == 0
     ids = torch.arange(4, 40)[None]
     with torch.no_grad():
         lm = steer_heal.model.load("tiny-random")
@@ -158,11 +159,11 @@ def test_chat_columns_are_the_models_they_name(fast_run):
     chat = Chat(str(fast_run), ("Why?",), dose=4.0, max_new_tokens=12, greedy=True)
     found = chat.speakers()
     said = chat.replies(found, "Why?")
-    lm, system = found.lm, found.system
+    lm = found.lm
     with found.stack.unfolded():
-        base = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
-        pushed = generate(lm, ["Why?"], found.vector, (4.0,), system=system, max_new_tokens=12, greedy=True)[0].text
-    student = generate(lm, ["Why?"], system=system, max_new_tokens=12, greedy=True)[0].text
+        base = generate(lm, ["Why?"], max_new_tokens=12, greedy=True)[0].text
+        pushed = generate(lm, ["Why?"], found.vector, (4.0,), max_new_tokens=12, greedy=True)[0].text
+    student = generate(lm, ["Why?"], max_new_tokens=12, greedy=True)[0].text
     assert list(said.values()) == [base, pushed, student] and base != pushed
     assert said == chat.replies(chat.speakers(), "Why?")
 
@@ -360,7 +361,7 @@ def test_export_refuses_a_target_that_holds_something(tmp_path):
     (tmp_path / "file").write_text("mine")
     for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError):
-            finished.check_target(target)
+            check_target(target)
     finished.check_target(tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, mean_divergence, reference_states
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
+    from steer_heal.healing.bake.loading import load
     from steer_heal.loop.calibration import Calibration, calibrate
     from steer_heal.loop.rounds import run_rounds
     from steer_heal.loop.steps import RunResult
-    from steer_heal.model import LM, load, wrap
+    from steer_heal.model import LM, wrap
     from steer_heal.steering import SteeringVector, extract, extract_pairs
     from steer_heal.texts.coherence import CoherenceFilter
     from steer_heal.texts.completion import Completion, load_completions, save_completions

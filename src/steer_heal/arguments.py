@@ -28,6 +28,19 @@ FITS: dict[object, Callable[[object], bool]] = {
 Function = TypeVar("Function", bound=Callable)
 
 
+LEAST_SCALE, MOST_SCALE = -1.0, 1.5
+"""Bounds of c, the factor on what was trained. Nothing says that a student is sound outside them."""
+
+
+def checked_scale(c: float) -> float:
+    """c itself. Raises InputError outside its bounds."""
+    if not LEAST_SCALE <= c <= MOST_SCALE:
+        raise InputError(
+            f"c {c:g}: give a number from {LEAST_SCALE:g} to {MOST_SCALE:g}; 1 is as trained, 0 the base, -1 reversed"
+        )
+    return c
+
+
 def check_fields(given: object, but: Sequence[str] = ()) -> None:
     """Raises InputError for the first field of a dataclass whose value is none of its annotation; a default is one."""
     hints = _hints_of(type(given))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from steer_heal.arguments import checked_scale
 from steer_heal.commands.folders import check_run_or_model, finished_run, fold_result, is_run, load_model, vector_of
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError
-from steer_heal.ledger import Ledger
-from steer_heal.trait import REVERSED, Trait, builtin_traits, default_trait
+from steer_heal.trait import Trait, default_trait
 
 if TYPE_CHECKING:
     from steer_heal.healing.bake import AdapterStack
@@ -36,8 +36,9 @@ class Chat:
         prompt: What to ask; several may be given, each in quotes.
         dose: Multiple of the steering vector (round 0's of a run; of a model, one extracted now); no unit.
         vector: A saved vector (.safetensors) to steer with instead.
-        trait: Trait whose personas and neutral system prompt are used; default the run's or the model's.
-        system: System prompt; default the trait's neutral one.
+        trait: Trait whose personas a vector is extracted from, of a model; default the model's.
+        system: System prompt; default none, so that the healed column is what the export says.
+        c: Factor on what the run trained, from -1 to 1.5.
         max_new_tokens: Longest reply, in tokens.
         seed: Seed of the sampling, the same for every column.
         greedy: Take the likeliest token instead of sampling.
@@ -51,6 +52,7 @@ class Chat:
     vector: str | None = None
     trait: str | None = None
     system: str | None = None
+    c: float = 1.0
     max_new_tokens: int = 120
     seed: int = 0
     greedy: bool = False
@@ -61,6 +63,7 @@ class Chat:
         """Print the replies to each prompt, one column per speaker."""
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens {self.max_new_tokens}: give at least 1")
+        checked_scale(self.c)
         if any(not prompt.strip() for prompt in self.prompt):
             raise InputError("--prompt is empty: give every prompt at least one word")
         speakers, out = self.speakers(), console(120)
@@ -80,14 +83,16 @@ class Chat:
         folder = Path(self.source).expanduser()
         if is_run(folder):
             ledger = finished_run(folder)
-            system = self._system_of(ledger)
+            if self.trait is not None:
+                raise InputError(f"--trait {self.trait!r} with a run, which has its vector: leave it out")
             lm = load_model(ledger, self.device, self.trust_remote_code)
             vector = self._saved_vector() or vector_of(ledger)
             stack = fold_result(ledger, lm) if ledger.events("end")[-1]["best_round"] is not None else None
         else:
             check_run_or_model(self.source)
+            if self.c != 1:
+                raise InputError(f"--c {self.c:g} with a model: it scales what a run trained, --dose a vector")
             trait = Trait.load(self.trait or default_trait(self.source))
-            system = trait.neutral if self.system is None else self.system
             from steer_heal import model as models
             from steer_heal.steering import extract
 
@@ -95,18 +100,17 @@ class Chat:
             vector, stack = self._saved_vector() or extract(lm, trait.pos, trait.neg, trait.contexts), None
         with vector.applied(lm.model, 0.0):
             pass  # a vector of another model is an error here, before anything is sampled
-        return Speakers(lm, vector, system, stack)
+        return Speakers(lm, vector, stack)
 
     def replies(self, speakers: Speakers, prompt: str) -> dict[str, str]:
         """What each says, by its name."""
         from steer_heal.texts.generation import generate
 
         sampled = {"max_new_tokens": self.max_new_tokens, "seed": self.seed, "greedy": self.greedy}
-        system = speakers.system or None
 
         def say(dose: float = 0.0) -> str:
             vector = speakers.vector if dose else None
-            return generate(speakers.lm, [prompt], vector, (dose,), system=system, **sampled)[0].text
+            return generate(speakers.lm, [prompt], vector, (dose,), system=self.system or None, **sampled)[0].text
 
         def unhealed() -> dict[str, str]:
             return {"base": say(), f"steered, dose {self.dose:g}": say(self.dose)}
@@ -115,24 +119,13 @@ class Chat:
             return unhealed()
         with speakers.stack.unfolded():
             said = unhealed()
-        return {**said, "healed": say()}
+        with speakers.stack.scaled(self.c):
+            return {**said, "healed" if self.c == 1 else f"healed, c {self.c:g}": say()}
 
     def _saved_vector(self) -> SteeringVector | None:
         from steer_heal.steering import SteeringVector
 
         return SteeringVector.load(self.vector) if self.vector else None
-
-    def _system_of(self, ledger: Ledger) -> str:
-        """The system prompt of a run's replies. A trait file that only the run folder names is not opened.
-
-        Its checker would be imported: that is for the user to allow, by naming the file. Raises InputError.
-        """
-        if self.system is not None:
-            return self.system
-        recorded = ledger.config.get("trait") or default_trait(ledger.events("start")[-1]["model"])
-        if not self.trait and recorded.removesuffix(REVERSED) not in builtin_traits():
-            raise InputError(f"the run used the trait file {recorded!r}: name it with --trait, or give --system")
-        return Trait.load(self.trait or recorded).neutral
 
 
 @dataclass(frozen=True)
@@ -141,7 +134,6 @@ class Speakers:
 
     lm: LM
     vector: SteeringVector
-    system: str | None
     stack: AdapterStack | None = None
 
 

@@ -1,4 +1,4 @@
-"""What is done with finished runs: their pages again, several side by side, the student of one exported.
+"""What is done with finished runs: their pages again, several side by side.
 
 Knows nothing of training; every figure comes from the runs' events.
 """
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from steer_heal.commands.folders import complete, finished_run, fold_result, load_model, read_object, runs_in
+from steer_heal.commands.folders import complete, finished_run, read_object, runs_in
 from steer_heal.commands.options import console, shown
 from steer_heal.errors import InputError, printable
 from steer_heal.ledger import Ledger
@@ -56,45 +56,6 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Write the student of a run's best round: one adapter for plain peft, or the merged model with its tokenizer.
-
-    The folder counts as written only after it was loaded again and gave the same logits.
-
-    Attributes:
-        run: The run's folder.
-        to: Folder to write, which must not exist or be empty.
-        merged: A whole model with the adapters in its weights, instead of an adapter.
-        device: cpu, cuda, mps or auto; default as the run.
-        trust_remote_code: Run Python code that comes with the model.
-    """
-
-    run: Run
-    to: str
-    merged: bool = False
-    device: str | None = None
-    trust_remote_code: bool = False
-
-    def __call__(self) -> int:
-        """Load the model, fold the standing rounds in, write."""
-        ledger, target = finished_run(self.run), Path(self.to).expanduser()
-        check_target(target)
-        lm = load_model(ledger, self.device, self.trust_remote_code)
-        stack = fold_result(ledger, lm)
-        try:
-            if self.merged:
-                stack.export_merged(target, lm)
-            else:
-                stack.export_peft(target)
-        except PermissionError as problem:
-            raise InputError(f"--to {self.to!r} cannot be written ({problem.strerror}): choose another") from problem
-        kind = "merged model" if self.merged else f"PEFT adapter for {lm.name}"
-        rounds = ", ".join(map(str, ledger.events("end")[-1]["folded"]))
-        print(printable(f"{target}: {kind}, rounds {rounds}; loaded again, logits agree"))
-        return 0
-
-
-@dataclass(frozen=True)
 class Compare:
     """Several finished runs side by side: result, trait, coherence, cost; and the options in which they differ.
 
@@ -124,17 +85,6 @@ class Compare:
         if len({items_key(ledger) for ledger in ledgers}) > 1:
             out.print("These runs were measured on different items: their figures do not compare, shifts hardly.")
         return 0
-
-
-def check_target(target: Path) -> None:
-    """Refuse a target that would overwrite something. Raises InputError."""
-    if target.exists() and not target.is_dir():
-        raise InputError(f"--to {str(target)!r} is a file: name a folder that does not exist yet")
-    if target.is_dir() and any(target.iterdir()):
-        raise InputError(f"--to {str(target)!r} is not empty: name a folder that does not exist yet")
-    for parent in target.parents:
-        if parent.exists() and not parent.is_dir():
-            raise InputError(f"--to {str(target)!r} lies under {str(parent)!r}, which is a file: name another folder")
 
 
 def figures(ledger: Ledger) -> dict[str, str]:

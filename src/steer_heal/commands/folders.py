@@ -31,6 +31,12 @@ def check_folder(folder: str | Path) -> None:
         raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
 
 
+def check_export(folder: str | Path) -> None:
+    """Raises InputError where there is no such folder."""
+    if not Path(folder).expanduser().is_dir():
+        raise InputError(f"folder {str(folder)!r} does not exist: give one that steer-heal export wrote")
+
+
 def check_run_or_model(name: str) -> None:
     """Raises InputError for what is no run folder and can be no model."""
     if not is_run(Path(name).expanduser()):
@@ -119,22 +125,37 @@ def load_model(ledger: Ledger, device: str | None = None, trust_remote_code: boo
     return models.load(name, trust_remote_code=trust_remote_code, **options)
 
 
-def fold_result(ledger: Ledger, lm: LM) -> AdapterStack:
-    """The run's result folded into its model: the adapters of the rounds that the end event names.
+def folded_rounds(ledger: Ledger, number: int | None = None) -> list[int]:
+    """The rounds whose adapters make a student: the run's result, or that of round `number`.
 
-    Raises InputError when no round stands, or an adapter is missing, damaged or made for another model.
+    Raises InputError when no round stands, or there is none of this number.
+    """
+    end = ledger.events("end")[-1]
+    if number is None:
+        if end["best_round"] is None:
+            raise InputError(
+                f"run {str(ledger.folder)!r} ended as {end['verdict']}: no round stands, its result is the original "
+                "model"
+            )
+        return end["folded"]
+    stands = {e["round"]: e["stands"] for e in ledger.events("gate")}
+    if number not in stands:
+        trained = ", ".join(map(str, stands)) or "none"
+        raise InputError(f"run {str(ledger.folder)!r} trained no round {number}: it has {trained}")
+    return [*(n for n, stood in stands.items() if n < number and stood), number]
+
+
+def fold_result(ledger: Ledger, lm: LM, number: int | None = None) -> AdapterStack:
+    """A student of the run, its result unless a round is named, folded into its model.
+
+    Raises InputError when there is none, or an adapter is missing, damaged or made for another model.
     """
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
 
-    end = ledger.events("end")[-1]
-    if end["best_round"] is None:
-        raise InputError(
-            f"run {str(ledger.folder)!r} ended as {end['verdict']}: no round stands, its result is the original model"
-        )
-    stack = AdapterStack(lm.model)
-    for number in end["folded"]:
-        stack.push(Adapter.load(_round_folder(ledger, number) / "adapter"))
+    stack, rounds = AdapterStack(lm.model), folded_rounds(ledger, number)
+    for one in rounds:
+        stack.push(Adapter.load(_round_folder(ledger, one) / "adapter"))
     return stack
 
 

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from steer_heal.commands.folders import check_folder, check_run_or_model
+from steer_heal.commands.folders import check_export, check_folder, check_run_or_model
 from steer_heal.commands.options import asked_for_help, filled, parse, print_help
 from steer_heal.commands.script import EXIT_CODES, guarded
 from steer_heal.errors import InputError, nearest
@@ -18,7 +18,8 @@ COMMANDS = {
     "run": "grow a trait over rounds: the whole job",
     "report": "write a run's pages again",
     "compare": "several runs side by side",
-    "export": "a run's result as a PEFT adapter or a merged model",
+    "export": "a run's student as a PEFT adapter or a merged model, with its card",
+    "push": "an exported folder onto the Hugging Face hub",
     "chat": "base, steered and healed side by side on one prompt",
     "doctor": "check this machine and the method's foundations on it",
     "traits": "list and show traits, check a trait file",
@@ -27,11 +28,12 @@ NAMED_FIRST = {
     "report": check_folder,
     "compare": check_folder,
     "export": check_folder,
+    "push": check_export,
     "chat": check_run_or_model,
 }
 """What the first word is. A mistyped one is answered before the words are parsed, which alone takes a third of a
 second."""
-FILES = {"report": "finished", "compare": "finished", "export": "finished"}
+FILES = {"report": "finished", "compare": "finished", "export": "exports.export", "push": "exports.push"}
 """Where a command's class stands, if not in a file of its own name."""
 
 

@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steer_heal.errors import InputError
+from steer_heal.ledger.files import readable
 
 PEFT_PREFIX = "base_model.model."
 
@@ -57,6 +58,29 @@ class Adapter:
         """What the adapter adds to the module's weight, in the weight's orientation, float64."""
         delta = self.scaling * (self.b[module].to(device).double() @ self.a[module].to(device).double())
         return delta.T if self.fan_in_fan_out else delta
+
+    def compressed(self, rank: int) -> Adapter:
+        """The nearest adapter of this rank: per module the truncated SVD of its delta (Eckart and Young 1936).
+
+        The delta is never formed: with B = Q_b R_b and A^T = Q_a R_a its singular values are those of the core
+        R_b R_a^T. A rank of at least the smaller side of every module loses nothing but rounding to float32.
+        """
+        a, b = {}, {}
+        for name in self.modules:
+            q_b, r_b = torch.linalg.qr(self.scaling * self.b[name].double())
+            q_a, r_a = torch.linalg.qr(self.a[name].double().T)
+            left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+            keep, root = min(rank, len(values)), values[:rank].sqrt()
+            a[name] = torch.zeros(rank, self.a[name].shape[1])
+            b[name] = torch.zeros(self.b[name].shape[0], rank)
+            a[name][:keep] = (root[:, None] * right[:keep] @ q_a.T).float()
+            b[name][:, :keep] = (q_b @ left[:, :keep] * root).float()
+        return replace(self, a=a, b=b, rank=rank, alpha=float(rank))
+
+    @property
+    def full_rank(self) -> int:
+        """The rank above which no delta of these modules can be: the largest of their smaller sides."""
+        return max(min(self.a[name].shape[1], self.b[name].shape[0]) for name in self.modules)
 
     def check(self) -> None:
         """Raises InputError for an adapter without modules, with non-finite entries, or that adds nothing anywhere."""
@@ -170,6 +194,7 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
         yield partial
         folder.mkdir(exist_ok=True)
         for file in partial.iterdir():
+            readable(file)
             file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -30,6 +30,12 @@ def write_whole(path: Path, content: bytes) -> None:
         _flush(path.parent)
 
 
+def readable(path: str | Path) -> None:
+    """Give a file the mode that any new one has; safetensors makes its own for the owner alone."""
+    os.umask(mask := os.umask(0))
+    os.chmod(path, 0o666 & ~mask)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in one step."""
     write_whole(path, text.encode("utf-8"))

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from steer_heal.errors import InputError, is_name, nearest
+from steer_heal.pocket import WEIGHTS
 
 EMBEDDED = ("pocket", "tiny-random")
 HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
@@ -22,6 +23,10 @@ def check_name(name: str) -> None:
     if not is_name(name):
         raise InputError(f"model {name!r} has line breaks or control characters in its name: rename its folder")
     if Path(name).is_dir():
+        if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+            raise InputError(
+                f"model folder {name!r} is an adapter: sh.load(folder) puts it on its base, or export a merged model"
+            )
         if not (Path(name) / "config.json").is_file():
             raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
     elif not HUB_ID.fullmatch(name) or ("/" not in name and nearest(name, EMBEDDED)):
@@ -29,3 +34,18 @@ def check_name(name: str) -> None:
             f"model {name!r} is neither embedded ({', '.join(EMBEDDED)}), nor a folder, nor a hub id"
             f"{nearest(name, EMBEDDED)}: check the spelling"
         )
+
+
+def reference(name: str) -> str:
+    """What other programs load a model by from any working directory: a hub id, a folder's absolute path.
+
+    `pocket` is the folder inside this installation; `tiny-random` has none and stays a name.
+    """
+    if name == "pocket":
+        return str(WEIGHTS)
+    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
+
+
+def named_by(reference: str) -> str:
+    """The inverse of `reference`; `pocket`, too, where it was recorded by another installation."""
+    return "pocket" if Path(reference).parts[-3:] == WEIGHTS.parts[-3:] else reference

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
+from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
 from steer_heal.steering.injector import Steering, steered
 
@@ -169,9 +170,31 @@ class SteeringVector:
         meta = {"provenance": asdict(self.provenance), "quality": {i: asdict(q) for i, q in self.quality.items()}}
         tensors = {f"block.{i}": v.contiguous() for i, v in self._items()}
         save_file(tensors, path, metadata={"steering_vector": json.dumps(meta)})
+        readable(path)
         back = SteeringVector.load(path)
         if back.layers != self.layers or not torch.equal(back.flat(), self.flat()):
             raise OSError(f"{path}: the vector read back differs from the one written")
+
+    def to_gguf(self, path: str | Path) -> None:
+        """Write a control vector for llama.cpp: `direction.N` is added to the output of block N, times its scale.
+
+        Raises InputError without the package `gguf` and for a vector at block 0, which llama.cpp cannot steer.
+        """
+        if 0 in self.vectors:
+            raise InputError("the vector steers block 0, and llama.cpp blocks 1 and up: extract it at others (layers=)")
+        try:
+            from gguf import GGUFWriter
+        except ImportError as problem:
+            raise InputError("a control vector needs the package gguf: pip install 'steer-heal[gguf]'") from problem
+        writer = GGUFWriter(path, "controlvector")
+        writer.add_string("controlvector.model_hint", self.provenance.model)
+        writer.add_uint32("controlvector.layer_count", len(self.layers))
+        for i, v in self._items():
+            writer.add_tensor(f"direction.{i}", v.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
+from steer_heal.healing.bake.export import write_merged
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM
-from steer_heal.model.structure import block_states
+from steer_heal.model.structure import block_states, text_config
 from steer_heal.steering import SteeringVector
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -48,6 +51,37 @@ def bias_baked(lm: LM, vector: SteeringVector, dose: float = 1.0) -> Iterator[No
     finally:
         for module, bias in old.items():
             module.bias = bias
+
+
+def export_biased(lm: LM, vector: SteeringVector, c: float, folder: str | Path, card: str | None = None) -> None:
+    """Write a plain transformers folder of the model that steers by its biases at c * vector, checked by its logits.
+
+    Raises InputError for a family whose configuration knows no bias in these maps; Llama's has one switch for all maps
+    of an MLP, whose other biases are then 0.
+    """
+    config = text_config(lm.base)
+    switched = getattr(config, "mlp_bias", None) is False
+    with bias_baked(lm, vector, c):
+        bare = [m for m in lm.base.modules() if isinstance(m, nn.Linear) and m.bias is None] if switched else []
+        bare = [m for m in bare if any(m in block.mlp.modules() for block in lm.blocks)]
+        try:
+            if switched:
+                config.mlp_bias = True
+            for module in bare:
+                zeros = module.weight.new_zeros(module.out_features)
+                module.bias = nn.Parameter(zeros, requires_grad=False)
+            with torch.device("meta"):
+                known = type(lm.base)(deepcopy(lm.base.config)).state_dict()
+            if lost := sorted(lm.base.state_dict().keys() - known.keys()):
+                raise InputError(
+                    f"{lm.name}: its configuration has no place for {lost[0]}: write a control vector instead"
+                )
+            write_merged(lm, folder, card)
+        finally:
+            for module in bare:
+                module.bias = None
+            if switched:
+                config.mlp_bias = False
 
 
 def last_linear(lm: LM, layer: int) -> nn.Linear | Conv1D:

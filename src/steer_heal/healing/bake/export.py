@@ -21,32 +21,50 @@ LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2
 """Relative error of logits, by dtype, between folded weights and the same adapters computed beside the weights."""
 
 
+CARD = "README.md"
+"""File of a folder's model card, where the hub looks for it."""
+
+
 def write_peft(
-    adapter: Adapter, folder: str | Path, model: nn.Module, unfolded: Callable[[], AbstractContextManager[None]]
+    adapter: Adapter,
+    folder: str | Path,
+    model: nn.Module,
+    unfolded: Callable[[], AbstractContextManager[None]],
+    tokenizer: object = None,
+    card: str | None = None,
 ) -> None:
     """Write a PEFT adapter; the folder counts as written only after plain `peft` computed the baked model's logits.
 
     Args:
         model: with the adapter's delta folded in.
         unfolded: a block inside which it has its original weights.
+        tokenizer, card: what lies beside the adapter, where given.
     """
     from peft import PeftModel
 
     baked, tolerance = _logits(model), LOGIT_TOLERANCE[next(model.parameters()).dtype]
     with written_whole(folder) as partial:
         adapter.save(partial)
+        _write_beside(partial, tokenizer, card)
         with unfolded(), preserved(model):
             beside = _logits(PeftModel.from_pretrained(model, str(partial)))
         _compare_logits(baked, beside, tolerance, f"adapter {folder}")
 
 
-def write_merged(lm: LM, folder: str | Path) -> None:
+def write_merged(lm: LM, folder: str | Path, card: str | None = None) -> None:
     """Write a model with its tokenizer; the folder counts as written only when it has the same logits, loaded again."""
     with written_whole(folder) as partial:
         lm.base.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
+        _write_beside(partial, lm.tokenizer, card)
         again = type(lm.base).from_pretrained(partial, dtype=lm.dtype).to(lm.device)
         _compare_logits(_logits(lm.base), _logits(again), 1e-5, f"merged model {folder}")
+
+
+def _write_beside(folder: Path, tokenizer: object, card: str | None) -> None:
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if card is not None:
+        (folder / CARD).write_text(card, "utf-8")
 
 
 @torch.no_grad()

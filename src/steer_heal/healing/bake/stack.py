@@ -9,7 +9,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
+from steer_heal.model.names import reference
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
@@ -160,20 +161,62 @@ class AdapterStack:
             total = total + part
         return total
 
-    def export_peft(self, folder: str | Path) -> Adapter:
+    @contextmanager
+    def scaled(self, c: float) -> Iterator[None]:
+        """Inside the block every round counts `c` times its dose; the weights are as before after it, bit for bit."""
+        self._refuse_while_open("scaled")
+        kept, names = self._rounds, tuple({name for adapter in self.adapters for name in adapter.modules})
+        try:
+            self._rounds = [(adapter, c * dose) for adapter, dose in kept]
+            self._refold(names)
+            yield
+        finally:
+            self._rounds = kept
+            self._refold(names)
+
+    def compress(self, rank: int) -> Adapter:
+        """Replace the rounds by one adapter, the nearest of this rank to their sum, and return it.
+
+        Raises InputError for an empty stack and a rank under 1.
+        """
+        if rank < 1:
+            raise InputError(f"rank {rank}: give at least 1")
+        whole = self.concatenated()
+        adapter = whole.compressed(rank) if rank < whole.rank else whole
+        while len(self):
+            self.pop()
+        self.push(adapter)
+        return adapter
+
+    def export_peft(
+        self, folder: str | Path, lm: LM | None = None, *, base: str | None = None, card: str | None = None
+    ) -> Adapter:
         """Write one PEFT adapter for the whole stack and return it.
 
         The rounds' factors are concatenated along the rank (A stacked, dose * alpha / r * B side by side), which is
         exact; a linear combination of factors would have cross terms. The folder counts as written only after plain
         `peft` loaded it beside the original weights and the logits matched the baked model's.
+
+        Args:
+            lm: the model of this stack, whose tokenizer and chat template are written beside the adapter.
+            base: hub id or folder that the adapter names as its base; default: what the model was loaded by, a
+                folder as an absolute path.
+            card: text of the folder's README.md.
+
+        Raises InputError for an empty stack, and when `lm` is not its model.
         """
         self._refuse_while_open("export_peft")
+        self._check_own(lm)
         adapter = self.concatenated()
-        write_peft(adapter, folder, self.model, self.unfolded)
+        adapter = replace(adapter, base_model=base or reference(adapter.base_model))
+        write_peft(adapter, folder, self.model, self.unfolded, lm and lm.tokenizer, card)
         return adapter
 
     def concatenated(self) -> Adapter:
-        """One adapter whose delta is the stack's sum, its rank the sum of the ranks. InputError for an empty stack."""
+        """One adapter whose delta is the stack's sum. InputError for an empty stack.
+
+        Its rank is the sum of the ranks, or else the least at which every module can have any delta.
+        """
         if not self._rounds:
             raise InputError("the stack is empty: there is no adapter to export")
         first, rank = self.adapters[0], sum(adapter.rank for adapter in self.adapters)
@@ -187,18 +230,21 @@ class AdapterStack:
                 factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
                 columns.append((dose * adapter.scaling * factor.double()).float())
             a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
-        return Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+        whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+        return whole if rank <= whole.full_rank else whole.compressed(whole.full_rank)
 
-    def export_merged(self, folder: str | Path, lm: LM) -> None:
+    def export_merged(self, folder: str | Path, lm: LM, *, card: str | None = None) -> None:
         """Write the baked model with its tokenizer as a plain transformers folder.
 
         The folder counts as written only after it was loaded again and its logits matched. Raises InputError when
         `lm` is not the model of this stack.
+
+        Args:
+            card: text of the folder's README.md.
         """
         self._refuse_while_open("export_merged")
-        if lm.base is not self.model:
-            raise InputError("export_merged: the LM given is not the one this stack folds into")
-        write_merged(lm, folder)
+        self._check_own(lm)
+        write_merged(lm, folder, card)
 
     def _refold(self, names: tuple[str, ...]) -> FoldReport | None:
         """Fold the rounds into the named modules anew; None when no round is left."""
@@ -255,6 +301,10 @@ class AdapterStack:
             shape = shape[::-1]
         if tuple(weight.shape) != shape:
             raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+
+    def _check_own(self, lm: LM | None) -> None:
+        if lm is not None and lm.base is not self.model:
+            raise InputError("the LM given is not the one this stack folds into")
 
     def _refuse_while_open(self, what: str) -> None:
         if self._depth:
