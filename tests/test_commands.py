@@ -362,7 +362,7 @@ def test_export_refuses_a_target_that_holds_something(tmp_path):
     for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError):
             check_target(target)
-    finished.check_target(tmp_path / "new")
+    check_target(tmp_path / "new")
     assert (tmp_path / "file").read_text() == "mine"
 
 

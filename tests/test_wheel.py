@@ -96,9 +96,9 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(unpacked):
 def test_the_wheels_metadata_are_those_of_the_project(unpacked):
     (found,) = importlib.metadata.distributions(path=[str(unpacked)])
     assert (found.name, found.version) == (PROJECT["name"], PROJECT["version"])
-    assert {str(Requirement(one)) for one in found.requires} == {
-        str(Requirement(one)) for one in PROJECT["dependencies"]
-    }
+    extras = PROJECT["optional-dependencies"].items()
+    wanted = [*PROJECT["dependencies"], *(f'{one}; extra == "{name}"' for name, some in extras for one in some)]
+    assert {str(Requirement(one)) for one in found.requires} == {str(Requirement(one)) for one in wanted}
     assert any(str(path).endswith("licenses/LICENSE") for path in found.files)
     assert found.metadata["Description"] or found.metadata.get_payload().startswith("# steer_heal")
 
