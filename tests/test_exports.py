@@ -17,6 +17,7 @@ from resume_runs import mini_trait
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steer_heal as sh
+import steer_heal.model
 from steer_heal.commands import chat
 from steer_heal.commands.exports import doses
 from steer_heal.commands.folders import fold_result, open_run
@@ -120,6 +121,8 @@ def test_an_adapter_of_pocket_from_another_machine_finds_it_here_and_others_say_
     torch.testing.assert_close(logits(sh.load(tmp_path / "b", base="pocket")), logits(lm), atol=1e-3, rtol=1e-3)
     with pytest.raises(sh.InputError, match="no folder of an adapter"):
         sh.load("pocket", c=0.5)
+    with pytest.raises(sh.InputError, match="is an adapter"):
+        steer_heal.model.load(tmp_path / "a")  # what a run loads
 
 
 # ---------------------------------------------------------------- the card

@@ -14,8 +14,6 @@ from steer_heal.report.pages.folder import base_of, round_folders
 
 ADAPTER = "healed-adapter"
 """Folder that the snippets export to, where they are run."""
-BUILT_IN = ("pocket", "tiny-random")
-"""Models that come with this library and have no folder that transformers could load."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,11 @@ def folded(ledger: Ledger) -> str:
 
 
 def with_peft(ledger: Ledger) -> str:
-    """Lines that load the exported adapter."""
-    name = event(ledger, "start")["model"]
-    if name in BUILT_IN:
-        imports, base = "import steer_heal as sh", f"sh.load({name!r}).model"
-    else:
-        imports, base = (
-            "from transformers import AutoModelForCausalLM",
-            f"AutoModelForCausalLM.from_pretrained({name!r})",
-        )
-    load = f"model = PeftModel.from_pretrained({base}, {ADAPTER!r})"
-    return "\n".join([imports, "from peft import PeftModel", "", load])
+    """Lines that load the exported adapter with its base."""
+    if event(ledger, "start")["model"] == "tiny-random":  # made in memory, there is no folder that peft could load
+        return f"import steer_heal as sh\n\nmodel = sh.load({ADAPTER!r}).model"
+    load = f"model = AutoPeftModelForCausalLM.from_pretrained({ADAPTER!r})"
+    return f"from peft import AutoPeftModelForCausalLM\n\n{load}"
 
 
 def without_result(ledger: Ledger) -> Snippet:
