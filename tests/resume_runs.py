@@ -10,7 +10,7 @@ import torch
 from steer_heal.config import RunConfig
 from steer_heal.ledger import TIMES
 
-TELL_TIMES = ("config.json", "environment.json", "summary.md", "report.html", "results.tsv", "lock")
+TELL_TIMES = ("config.json", "environment.json", "sha256.json", "summary.md", "report.html", "results.tsv", "lock")
 """Files with folders, processes and seconds in them."""
 
 WORDS = ("gate", "basket", "nurse", "rule", "letter", "garden", "rain", "door")

@@ -6,9 +6,9 @@ import torch
 from families import FAMILIES, make
 
 from steer_heal.errors import InputError
-from steer_heal.model.recording import read_prefix, record
 from steer_heal.steering import extract
 from steer_heal.steering.extraction import _auc, _snug
+from steer_heal.steering.recording import read_prefix, record
 
 POS, NEG = "You are kind.", "You are cruel."
 CONTEXTS = ["What is rain?", "Tell me about the nurse and the old basket in the shed.", "List three things.", "Hi"]

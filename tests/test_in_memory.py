@@ -61,7 +61,7 @@ def test_load_and_wrap_refuse_a_head_that_is_not_known(lm, monkeypatch):
 def test_load_refuses_weights_that_give_no_number(lm):
     with torch.no_grad():
         lm.model.model.norm.weight.fill_(float("nan"))
-    one_line(lambda: sh.wrap(lm.model, lm.tokenizer), "no finite logits")
+    one_line(lambda: sh.wrap(lm.model, lm.tokenizer), "model.norm.weight is not finite")
 
 
 def test_every_stage_measures_in_evaluation_mode_and_gives_the_mode_back():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -17,14 +17,18 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from steer_heal.errors import InputError
 
+LARGEST = 3e38
+"""What float32 holds; a larger number overflows wherever it is used."""
 WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
 FITS: dict[object, Callable[[object], bool]] = {
-    int: lambda value: isinstance(value, Integral) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value),
-    str: lambda value: isinstance(value, str),
+    int: lambda value: isinstance(value, Integral) and not isinstance(value, bool) and -(2**63) <= value < 2**63,
+    float: lambda value: isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST,
+    str: lambda value: isinstance(value, str) and not HALF.search(value),
     bool: lambda value: isinstance(value, bool),
     type(None): lambda value: value is None,
 }
+HALF = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no file and no tokenizer takes."""
 Function = TypeVar("Function", bound=Callable)
 
 
@@ -67,7 +71,16 @@ def checked(function: Function) -> Function:
 def check_value(name: str, value: object, hint: object) -> None:
     """Raises InputError for a value that is none of an annotation."""
     if not fits(value, hint):
-        raise InputError(f"{name} {value!r}: give {wanted(hint)}")
+        raise InputError(f"{name} {shortened(value)}: give {wanted(hint)}")
+
+
+def shortened(value: object) -> str:
+    """A value as Python shows it, cut at 80 characters; a number of thousands of digits by how many it has."""
+    try:
+        shown = repr(value)
+    except ValueError:  # Python shows no such number
+        shown = f"a {type(value).__name__} of thousands of digits"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def fits(value: object, hint: object) -> bool:

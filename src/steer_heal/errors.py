@@ -7,6 +7,8 @@ import difflib
 import re
 from collections.abc import Sequence
 
+LONGEST = 800
+"""Characters of a message; what it quotes may be longer, and is cut in the middle."""
 NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that act on a terminal or split a line or cannot be written at all; line feeds and tabs aside."""
 
@@ -25,7 +27,8 @@ class InputError(ValueError):
     """Something the user gave cannot be used; the message is one line that says what, why and what to do instead."""
 
     def __init__(self, message: str = ""):
-        super().__init__(printable(" ".join(message.split())))
+        said = printable(" ".join(message.split()))
+        super().__init__(said if len(said) <= LONGEST else f"{said[: LONGEST - 200]} ... {said[-190:]}")
 
 
 class TooLongError(InputError):

@@ -1,4 +1,4 @@
-"""Imports a function that the file of a trait or of anchors names, to check texts or replies. Runs the user's code.
+"""Imports and calls a function that the file of a trait or of anchors names, to check texts. Runs the user's code.
 
 Knows nothing of traits and models.
 """
@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
 from steer_heal.errors import InputError
 
+SECONDS = 10.0
+"""For one call of a user's function, its import, or one search of a regular expression."""
+
 
 class NoLeaveError(InputError):
     """A file names a function, and nobody gave leave to import it."""
+
+
+class EndlessError(InputError):
+    """A function of the user, or a search, was stopped."""
 
 
 def import_function(spec: str, folder: Path, builtin: bool, place: str, code: bool = True) -> Callable:
@@ -37,9 +47,12 @@ def import_function(spec: str, folder: Path, builtin: bool, place: str, code: bo
     if beside.is_file() and not beside.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{place}: checker {spec!r}: {beside.name} leads out of the folder: put the file itself there")
     try:
-        module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
+        with within(SECONDS, f"{place}: the import of checker {spec!r}"):
+            module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
         found = getattr(module, function)
-    except (ImportError, SyntaxError, AttributeError, NameError, TypeError, ValueError, LookupError) as problem:
+    except EndlessError:
+        raise
+    except (Exception, SystemExit) as problem:  # the user's code may do anything
         reason = " ".join(str(problem).split())
         raise InputError(
             f"{place}: checker {spec!r} cannot be imported ({type(problem).__name__}: {reason}): correct it"
@@ -47,6 +60,39 @@ def import_function(spec: str, folder: Path, builtin: bool, place: str, code: bo
     if not callable(found):
         raise InputError(f"{place}: checker {spec!r} is not a function: name one")
     return found
+
+
+def called(function: Callable, name: str, *given: object) -> object:
+    """What a function of the user returns; a complaint calls it `name`.
+
+    Raises InputError when it raises, exits, takes other arguments, or is not done after `SECONDS`.
+    """
+    try:
+        with within(SECONDS, name):
+            return function(*given)
+    except EndlessError:
+        raise
+    except (Exception, SystemExit) as problem:
+        raise InputError(f"{name} failed ({type(problem).__name__}: {problem}): correct it") from problem
+
+
+@contextmanager
+def within(seconds: float, what: str) -> Iterator[None]:
+    """A block that Python code may take so long for, else InputError. Only the main thread can be stopped so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*signalled: object) -> None:
+        raise EndlessError(f"{what} does not end (stopped after {seconds:g} s): correct it")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _load_file(path: Path) -> ModuleType:

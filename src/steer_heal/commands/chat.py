@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -17,6 +16,7 @@ from steer_heal.arguments import checked_scale
 from steer_heal.commands.folders import check_run_or_model, finished_run, fold_result, is_run, load_model, vector_of
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError
+from steer_heal.reading import reachable
 from steer_heal.trait import Trait, default_trait
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Chat:
 
     def speakers(self) -> Speakers:
         """Model, vector and, of a run, the folded student. Raises InputError."""
-        folder = Path(self.source).expanduser()
+        folder = reachable(self.source)
         if is_run(folder):
             ledger = finished_run(folder)
             if self.trait is not None:

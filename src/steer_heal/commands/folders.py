@@ -5,7 +5,6 @@ Knows nothing of how a run is made. Torch is imported only where a model, an ada
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from steer_heal.errors import InputError
 from steer_heal.ledger import Ledger
 from steer_heal.model.names import check_name
+from steer_heal.reading import from_json, reachable, read_bytes
 
 if TYPE_CHECKING:
     from steer_heal.healing.bake import AdapterStack
@@ -24,22 +24,25 @@ LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
 """Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
 NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
 
+FIGURES_LACK = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+"""What becomes of figures that are of another kind than the run wrote, wherever they are used."""
+
 
 def check_folder(folder: str | Path) -> None:
     """Raises InputError where there is no such folder."""
-    if not Path(folder).expanduser().is_dir():
+    if not reachable(folder).is_dir():
         raise InputError(f"run folder {str(folder)!r} does not exist: give one, such as those under out/")
 
 
 def check_export(folder: str | Path) -> None:
     """Raises InputError where there is no such folder."""
-    if not Path(folder).expanduser().is_dir():
+    if not reachable(folder).is_dir():
         raise InputError(f"folder {str(folder)!r} does not exist: give one that steer-heal export wrote")
 
 
 def check_run_or_model(name: str) -> None:
     """Raises InputError for what is no run folder and can be no model."""
-    if not is_run(Path(name).expanduser()):
+    if not is_run(reachable(name)):
         check_name(name)
 
 
@@ -51,10 +54,11 @@ def is_run(folder: Path) -> bool:
 def open_run(folder: str | Path) -> Ledger:
     """A run folder whose configuration and events can be read. Raises InputError, which names the damaged file."""
     check_folder(folder)
-    path = Path(folder).expanduser()
+    path = reachable(folder)
     if (path / "config.json").is_file():
         read_object(path / "config.json")
     ledger = Ledger.open(path)
+    ledger.check_seal()
     events = path / "events.jsonl"
     if not events.is_file():
         raise InputError(f"run folder {str(folder)!r} has no events.jsonl: the run did not start, or the file was lost")
@@ -88,7 +92,9 @@ def complete(ledger: Ledger) -> Iterator[None]:
     """Within it a figure that the run's events lack is an InputError that says so."""
     try:
         yield
-    except (KeyError, TypeError, IndexError) as problem:
+    except InputError:
+        raise
+    except FIGURES_LACK as problem:
         raise InputError(
             f"{ledger.folder / 'events.jsonl'}: an event lacks {problem}: damaged, or written by another version"
         ) from problem
@@ -103,7 +109,7 @@ def runs_in(folders: Sequence[str]) -> list[Path]:
     """Run folders among those given; a folder that is none but holds runs stands for all finished ones in it."""
     found: list[Path] = []
     for name in folders:
-        path = Path(name).expanduser()
+        path = reachable(name)
         if not path.is_dir() or (path / "config.json").is_file():
             found.append(path)
             continue
@@ -153,6 +159,7 @@ def fold_result(ledger: Ledger, lm: LM, number: int | None = None) -> AdapterSta
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
 
+    ledger.check_seal(weights=True)
     stack, rounds = AdapterStack(lm.model), folded_rounds(ledger, number)
     for one in rounds:
         stack.push(Adapter.load(_round_folder(ledger, one) / "adapter"))
@@ -163,6 +170,7 @@ def vector_of(ledger: Ledger, number: int = 0) -> SteeringVector:
     """The steering vector of a round. Raises InputError when it is missing."""
     from steer_heal.steering import SteeringVector
 
+    ledger.check_seal(weights=True)
     return SteeringVector.load(_round_folder(ledger, number) / "vector.safetensors")
 
 
@@ -176,14 +184,14 @@ def _ended(events: Path) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
+        return read_bytes(path).decode("utf-8")
+    except ValueError as problem:
         raise InputError(f"{path}: cannot be read ({problem}): restore the file") from problem
 
 
 def _json(text: str, place: str) -> dict:
     try:
-        found = json.loads(text)
+        found = from_json(text)
     except ValueError as problem:
         raise InputError(f"{place}: damaged, not valid JSON ({problem}): restore the file") from problem
     if not isinstance(found, dict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import tyro
@@ -140,7 +139,7 @@ def _check_names(argv: Sequence[str]) -> None:
     checks = {
         "--model": check_name,
         "--trait": Trait.load,
-        "--anchors": lambda name: read_rows(Path(name), Anchor),
+        "--anchors": lambda name: read_rows(name, Anchor),
     }
     if typed(argv, "--resume"):  # what else is typed is read after the run's record
         checks = {"--resume": lambda name: name == "auto" or Ledger.open(name)}

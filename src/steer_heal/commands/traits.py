@@ -6,13 +6,13 @@ Knows nothing of models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError, nearest
+from steer_heal.reading import reachable
 from steer_heal.trait import Trait, builtin_traits
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Traits:
         if action == "list":
             print_list(out)
             return 0
-        if action == "check" and not Path(name).expanduser().is_file():
+        if action == "check" and not reachable(name).exists():
             raise InputError(f"{name}: no such file; check takes the path of a trait's .toml file")
         trait = Trait.load(name)
         print_trait(out, trait)

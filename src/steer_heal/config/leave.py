@@ -18,7 +18,7 @@ from steer_heal.user_function import NoLeaveError
 
 READ = {
     "trait": lambda path: Trait.load(path, code=False),
-    "anchors": lambda path: read_rows(Path(path), Anchor, code=False),
+    "anchors": lambda path: read_rows(path, Anchor, code=False),
 }
 """Options that name a file which may name a function; each reads it without importing anything."""
 

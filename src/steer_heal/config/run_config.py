@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 from steer_heal.arguments import check_fields
 from steer_heal.config.follows_model import defaults, mixed_in
@@ -121,7 +120,7 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
 
     def vignettes(self) -> tuple[Vignette, ...] | None:
         """The vignettes of `eval_vignettes`; None for the trait's own."""
-        return None if self.eval_vignettes is None else read_rows(Path(self.eval_vignettes).expanduser(), Vignette)
+        return None if self.eval_vignettes is None else read_rows(self.eval_vignettes, Vignette)
 
     def text_sampling(self) -> Sampling:
         """How training texts, and those that the filter is calibrated on, are sampled; None: the model's own way."""

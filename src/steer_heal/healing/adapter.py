@@ -16,11 +16,13 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
+from steer_heal.arguments import fits
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
+from steer_heal.reading import from_json, reachable, read_bytes
 
 PEFT_PREFIX = "base_model.model."
 
@@ -89,6 +91,10 @@ class Adapter:
         for name in self.modules:
             if not (self.a[name].isfinite().all() and self.b[name].isfinite().all()):
                 raise InputError(f"the adapter is not finite: module {name} has nan or inf entries")
+            a, b = self.a[name], self.b[name]
+            if a.ndim != 2 or b.ndim != 2 or {len(a), b.shape[1]} != {self.rank}:
+                shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+                raise InputError(f"the adapter is damaged: {name} has factors {shapes}, and its rank is {self.rank}")
         if not any(b.any() for b in self.b.values()):
             raise InputError("the adapter is empty: every B is zero, so it adds nothing to the model")
 
@@ -139,11 +145,14 @@ class Adapter:
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
         """Read a LoRA adapter in PEFT's format. Raises InputError for a missing or damaged file and other types."""
-        folder = Path(folder)
+        folder = reachable(folder)
         try:
-            config = json.loads((folder / "adapter_config.json").read_text())
-            tensors = load_file(folder / "adapter_model.safetensors")
-        except (OSError, ValueError, SafetensorError) as problem:
+            config = from_json(read_bytes(folder / "adapter_config.json"))
+            tensors = load(read_bytes(folder / "adapter_model.safetensors"))
+            rank, alpha = config["r"], config["lora_alpha"]
+            if not (fits(rank, int) and rank > 0 and fits(alpha, float)):
+                raise ValueError(f"r {rank!r} and lora_alpha {alpha!r} in adapter_config.json are no rank and factor")
+        except (ValueError, LookupError, TypeError, SafetensorError) as problem:
             where = str(folder)
             raise InputError(f"adapter folder {where!r} cannot be read ({problem}): give a PEFT adapter") from problem
         odd = [key for key in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(key)]
@@ -160,9 +169,9 @@ class Adapter:
         adapter = cls(
             factors["A"],
             factors["B"],
-            config["r"],
-            config["lora_alpha"],
-            config.get("base_model_name_or_path") or "",
+            rank,
+            alpha,
+            str(config.get("base_model_name_or_path") or ""),
             bool(config.get("fan_in_fan_out")),
         )
         adapter.check()

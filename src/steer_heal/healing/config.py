@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from steer_heal.arguments import check_fields
+from steer_heal.arguments import check_fields, shortened
 from steer_heal.errors import InputError
 from steer_heal.model.depth import pick_layers
 
@@ -193,8 +193,7 @@ class HealConfig:
             given = getattr(self, name)
             if isinstance(given, str) or not all(isinstance(one, str) and one for one in given):
                 raise InputError(f"{name} {given!r}: give names of modules in a list, such as q_proj")
-        if any(isinstance(x, float) for x in self.lora_layers):
-            pick_layers(self.lora_layers, 2)
+        pick_layers(self.lora_layers, 10**4)  # which blocks there are is known when the model is
         if self.reg not in ("nll", *KL_NAMES):
             user_divergence(self.reg, int(self.kl_top_k))
 
@@ -218,7 +217,8 @@ def user_divergence(reg: str | DivergenceFunction, kl_top_k: int = 0) -> Diverge
     """
     function = _import_function(reg) if isinstance(reg, str) else reg
     if not callable(function):
-        raise InputError(f"reg {reg!r} is not a function (logp_student, logp_reference) -> one value per position")
+        given = shortened(reg)
+        raise InputError(f"reg {given} is not a function (logp_student, logp_reference) -> one value per position")
     if kl_top_k:
         raise InputError(f"kl_top_k={kl_top_k} truncates kl_rev and kl_fwd only: set it to 0 for {reg!r}")
     return function
@@ -231,7 +231,7 @@ def _import_function(reg: str) -> object:
         raise InputError(f"reg {reg!r} is unknown: use {names}, or module:function for your own divergence")
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as problem:
+    except (Exception, SystemExit) as problem:  # the user's code may do anything
         raise InputError(
             f"reg {reg!r} cannot be imported ({problem}): use {names} or a module on the path"
         ) from problem

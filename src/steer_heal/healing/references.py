@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
@@ -73,6 +74,7 @@ class ReferenceStates:
         return torch.cat([self.of(completion) for completion in completions])
 
 
+@checked
 @torch.no_grad()
 def reference_states(
     lm: GivenLM,

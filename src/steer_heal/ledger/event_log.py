@@ -78,7 +78,7 @@ class EventLog:
             try:
                 event = json.loads(line)
                 found.setdefault(event["stage"], []).append(event)
-            except (ValueError, TypeError, KeyError) as problem:
+            except (ValueError, TypeError, KeyError, RecursionError) as problem:
                 raise InputError(
                     f"{self.path}, line {number}: not an event, the file is damaged ({problem})"
                 ) from problem

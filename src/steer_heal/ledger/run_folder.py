@@ -31,10 +31,15 @@ from steer_heal.ledger.files import (
 )
 from steer_heal.ledger.places import FolderLock, made_folder
 from steer_heal.ledger.units import Units
+from steer_heal.reading import from_json, reachable, read_bytes
 
 SCHEMA_VERSION = 1
 CHECKSUM = "config_sha256"
 """Where environment.json keeps the checksum of the config.json that a run was made with."""
+SEAL = "sha256.json"
+"""Checksums of the files of a finished run."""
+WEIGHTS = ".safetensors"
+RECORD = (".json", ".jsonl", WEIGHTS)
 
 CHANGED = (
     "is damaged or was changed, it is not what the run wrote: move it (or its round's folder) away and resume again, "
@@ -61,7 +66,7 @@ class Ledger:
 
         Raises InputError when the folder cannot be written.
         """
-        root, ledger = Path(root), None
+        root, ledger = reachable(root), None
         try:
             ledger = cls(made_folder(root, label))
             ledger.hold()
@@ -104,16 +109,16 @@ class Ledger:
     @classmethod
     def open(cls, folder: str | Path) -> Ledger:
         """An existing run. Raises InputError when the folder is none or was made by another version."""
-        config = Path(folder) / "config.json"
+        config = reachable(folder) / "config.json"
         if not config.is_file():
             raise InputError(f"{str(folder)!r} is no run folder (no config.json): point to one under out/")
         try:
-            version = json.loads(config.read_text(encoding="utf-8")).get("schema_version")
-        except (OSError, ValueError, AttributeError, RecursionError) as problem:
+            version = from_json(config.read_bytes()).get("schema_version")
+        except (OSError, ValueError, AttributeError) as problem:
             raise InputError(f"{config} is damaged ({problem}): put the original back, or start a new run") from problem
         if version != SCHEMA_VERSION:
             raise InputError(f"{str(folder)!r} was written with schema {version}, this version reads {SCHEMA_VERSION}")
-        return cls(Path(folder))
+        return cls(config.parent)
 
     def hold(self) -> None:
         """Take the run folder for this process, until `release`. Raises InputError when another one has it."""
@@ -142,9 +147,9 @@ class Ledger:
         """What the run was made with; loads nothing. Raises InputError when its options were changed since."""
         path = self.folder / "environment.json"
         try:
-            recorded = json.loads(path.read_text(encoding="utf-8"))
+            recorded = from_json(read_bytes(path))
             made_with = recorded[CHECKSUM]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
+        except (ValueError, KeyError, TypeError) as problem:
             raise InputError(f"{path} is damaged ({problem}): start a new run") from problem
         if made_with != self._config_hash():
             raise InputError(
@@ -154,12 +159,36 @@ class Ledger:
         return recorded
 
     def settle(self) -> None:
-        """The run is done: the committed results, which only a run that goes on needs, are removed."""
+        """The run is done: its record is sealed, and the results that only a run that goes on needs are removed."""
         if (units := self.folder / "units").is_dir():
+            self.write_json(SEAL, {name: _checksum(path) for name, path in self._record().items()})
             os.replace(units, self.folder / f"units{PARTIAL}")  # in one step: from here on the run is finished
         for left in (self.folder / f"units{PARTIAL}", *self.folder.glob("controls/*/units")):
             shutil.rmtree(left, ignore_errors=True)
         (self.folder / "lock").unlink(missing_ok=True)
+
+    def check_seal(self, weights: bool = False) -> None:
+        """Raises InputError for a file of a finished run that is gone or not what the run wrote.
+
+        `weights`: also the vectors and adapters, which are large. A run of a version that kept no checksums passes.
+        """
+        path = self.folder / SEAL
+        if not path.exists():
+            return
+        try:
+            sealed = dict(from_json(read_bytes(path)))
+        except (ValueError, TypeError) as problem:
+            raise InputError(f"{path} is damaged ({problem}): put it back, or run again") from problem
+        there = self._record()
+        for name, checksum in sealed.items():
+            if name.endswith(WEIGHTS) == weights and (name not in there or _checksum(there[name]) != checksum):
+                raise InputError(f"{self.folder / name} is not what the run wrote: put it back, or run again")
+
+    def _record(self) -> dict[str, Path]:
+        """By name the files that a finished run consists of; pages, which are written again, are none."""
+        found = (path for path in sorted(self.folder.rglob("*")) if path.suffix in RECORD and path.is_file())
+        names = {path.relative_to(self.folder).as_posix(): path for path in found}
+        return {name: path for name, path in names.items() if name != SEAL and not name.startswith("units")}
 
     @property
     def config(self) -> dict:
@@ -238,6 +267,11 @@ class Ledger:
             write_text(path, "\n".join(["\t".join(row), *lines]) + "\n")
         finally:
             os.close(handle)
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cell(value: object) -> str:

@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import write_whole
+from steer_heal.reading import from_json
 
 UNIT_SCHEMA = 1
 T = TypeVar("T")
@@ -123,7 +124,7 @@ class Units:
     def _read(self, path: Path, label: str) -> bytes:
         head, _, content = path.read_bytes().partition(b"\n")
         try:
-            header = json.loads(head)
+            header = from_json(head)
             schema, config = header["schema"], header["config"]
         except (ValueError, TypeError, KeyError) as problem:
             raise _damaged(path, "its first line is unreadable") from problem

@@ -5,7 +5,11 @@ Knows nothing of models and traits.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 from steer_heal.errors import InputError
+from steer_heal.user_function import called
 
 PERSONA_SLOT = "{persona}"
 """Where a prompt takes the persona when a system prompt would be unnatural: a base model that tells stories has none,
@@ -40,8 +44,13 @@ def render(tokenizer, user: str, system: str | None) -> tuple[int, ...]:
             else [{"role": "user", "content": f"{system}\n\n{user}"}]
         )
     # The template writes the BOS itself, so tokenising must not add a second one.
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(tokenizer.encode(shown_turns(tokenizer, turns), add_special_tokens=False))
+
+
+def shown_turns(tokenizer, turns: Sequence[Mapping[str, str]]) -> str:
+    """Turns as the chat template writes them, with the assistant tag. Raises InputError where it fails."""
+    template = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    return called(template, "the model's chat template", turns)
 
 
 def takes_system(tokenizer) -> bool:
@@ -49,10 +58,14 @@ def takes_system(tokenizer) -> bool:
     from jinja2.exceptions import TemplateError
 
     turns = [{"role": "system", "content": "qzx"}, {"role": "user", "content": "a"}]
-    try:
-        return "qzx" in tokenizer.apply_chat_template(turns, tokenize=False)
-    except TemplateError:
-        return False
+
+    def shows() -> bool:
+        try:
+            return "qzx" in tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:
+            return False
+
+    return called(shows, "the model's chat template")
 
 
 def check_known(tokenizer, user: str, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from steer_heal.arguments import fits, shortened
 from steer_heal.errors import InputError
 
 
@@ -20,18 +21,18 @@ def pick_layers(layers: int | Sequence[float], n_layers: int) -> tuple[int, ...]
     """
     if isinstance(layers, str):
         raise InputError(f"layers {layers!r}: give block indices or a band of two fractions; `auto` is for extract")
-    layers = (layers,) if isinstance(layers, int) else layers
-    if not isinstance(layers, Sequence):
-        raise InputError(f"layers {layers!r}: give a block, several in a list, or a band of two fractions")
+    layers = (layers,) if fits(layers, int) else layers
+    if not isinstance(layers, Sequence) or not all(fits(x, float) for x in layers):
+        raise InputError(f"layers {shortened(layers)}: give a block, several in a list, or a band of two fractions")
     if len(layers) == 2 and any(isinstance(x, float) for x in layers):
         low, high = layers
         if not 0 <= low <= high <= 1:
-            raise InputError(f"layer band {tuple(layers)}: give fractions with 0 <= low <= high <= 1")
+            raise InputError(f"layer band {shortened(tuple(layers))}: give fractions with 0 <= low <= high <= 1")
         last = n_layers - 1
         first, final = math.floor(low * last + 1e-9), math.ceil(high * last - 1e-9)
         return tuple(range(first, final + 1))
     if not layers:
         raise InputError("no layers were given: name block indices or a band of two fractions")
-    if not all(isinstance(x, int) and not isinstance(x, bool) and -n_layers <= x < n_layers for x in layers):
-        raise InputError(f"layers {tuple(layers)}: the model has blocks 0 to {n_layers - 1}")
+    if not all(fits(x, int) and -n_layers <= x < n_layers for x in layers):
+        raise InputError(f"layers {shortened(tuple(layers))}: give some of the model's blocks 0 to {n_layers - 1}")
     return tuple(sorted({x % n_layers for x in layers}))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
+from steer_heal.model.soundness import check_model
 from steer_heal.model.structure import (
     Head,
     block_states,
@@ -128,6 +129,8 @@ class LM:
     def _render(self, user: str, system: str | None) -> tuple[int, ...]:
         ids = render(self.tokenizer, user, system)
         check_known(self.tokenizer, user, self.name)
+        if not ids:
+            raise InputError(f"{self.name} makes no token of the prompt {user[:60]!r}: use another model")
         if len(ids) >= self.context_length:
             raise TooLongError(
                 f"prompt of {len(ids)} tokens does not fit the context of {self.name} ({self.context_length}): "
@@ -213,6 +216,7 @@ def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
 
 def verified(lm: LM) -> LM:
     """The same, once its blocks, head and padding were found to be what the library knows. Raises InputError if not."""
+    check_model(lm.base, lm.tokenizer, lm.name)
     check_blocks(lm)
     check_head(lm)
     check_padding(lm)
@@ -267,6 +271,8 @@ def check_head(lm: LM, positions: int = 24) -> float:
     with evaluating(lm.model):
         own = lm.base(**batch, use_cache=False).logits.float()
         ours = lm.head(lm.hidden_states(batch))
+    if bool((own == own.flatten()[0]).all()):
+        raise InputError(f"{lm.name} gives every token the same logit: its weights are zero, use a trained model")
     if own.shape != ours.shape:
         raise InputError(f"{lm.name}: the output head gives {tuple(ours.shape)} logits, the model {tuple(own.shape)}")
     finite = own.isfinite()

@@ -6,8 +6,6 @@ Knows nothing of steering and training.
 from __future__ import annotations
 
 import functools
-import json
-import math
 import ssl
 import urllib.error
 import urllib.request
@@ -16,34 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM, verified
 from steer_heal.model.names import check_name
+from steer_heal.model.soundness import RANGES, check_files, check_numbers, check_records
 from steer_heal.model.tiny import tiny_random
 from steer_heal.pocket import WEIGHTS
+from steer_heal.reading import from_json, read_bytes
 
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    ImportError,
-    LookupError,
-    TypeError,
-    RuntimeError,
-    AttributeError,
-    SafetensorError,
-)
-"""What transformers raises for a damaged or unfit model."""
 EMBEDDED = ("pocket", "tiny-random")
 HUB_TIMEOUT = 5.0
 """Seconds."""
 ENCODERS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@checked
 def load(
     name: str | Path,
     *,
@@ -82,7 +70,8 @@ def load(
         source = WEIGHTS if name == "pocket" else name
         model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
-    return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in the middle of a run
+    with _usable(name):
+        return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in a run
 
 
 def resolve_device(device: str) -> torch.device:
@@ -121,12 +110,10 @@ def read_config(source, name: str, trust_remote_code: bool):
     from transformers import AutoConfig
 
     check_name(name)
-    local = Path(source).is_dir()
-    try:
-        with _without_warnings():
-            config = AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
-    except LOAD_ERRORS as problem:
-        raise InputError(_explain(name, local, problem)) from problem
+    if Path(source).is_dir():
+        check_records(Path(source), name)
+    with _usable(name), _without_warnings():
+        config = AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         _check_attention(getattr(part, "_attn_implementation", None), f"model {name!r}: its config.json")
     return config
@@ -139,38 +126,32 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
     """
     from transformers import AutoTokenizer
 
-    local = Path(source).is_dir()
     config = read_config(source, name, trust_remote_code)
     _check_attention(attn, "--attn-implementation")
     source = _reachable(source)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
     made_as = getattr(config, "architectures", None) or ()
-    if made_as and all(kind.endswith(ENCODERS) for kind in made_as):
+    if made_as and all(str(kind).endswith(ENCODERS) for kind in made_as):
         raise InputError(f"model {name!r} is an encoder ({made_as[0]}): use a decoder-only causal language model")
-    if local:
-        _check_files(Path(source), name)
+    if Path(source).is_dir():
+        check_files(Path(source), name)
+        if getattr(config, "quantization_config", None) is None:
+            with _usable(name):
+                check_numbers(Path(source), name)
     _check_plain_weights(source, name, config)
-    try:
-        with _without_warnings():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-            model, found = _kind(config).from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                attn_implementation=attn,
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except LOAD_ERRORS as problem:
-        if attn is not None and "attn" in str(problem):
-            raise InputError(
-                f"--attn-implementation {attn!r} is none that model {name!r} can use here: give eager, sdpa or, where "
-                "it is installed, flash_attention_2, or leave it out"
-            ) from problem
-        raise InputError(_explain(name, local, problem)) from problem
+    with _usable(name, attn), _without_warnings():
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model, found = _kind(config).from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     if other := sorted(found["mismatched_keys"]):
         raise InputError(
             f"model {name!r}: {len(other)} weights have another shape than its config.json says (such as "
@@ -205,14 +186,13 @@ def _kind(config) -> type:
 
 def set_sampling(model, temperature: float | None, top_p: float | None) -> None:
     """Put a temperature (above 0) and a top-p (0 to 1) into the model's generation config; None keeps its own."""
-    if temperature is not None and not 0 < temperature < math.inf:
-        raise InputError(f"temperature {temperature}: give a number above 0, such as 0.8")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p {top_p}: give a number above 0 and at most 1, such as 0.95")
     for name, value in (("temperature", temperature), ("top_p", top_p)):
         if value is not None:
+            good, wanted = RANGES[name]
+            if not good(value):
+                raise InputError(f"{name} {value}: give {wanted}")
             model.generation_config.do_sample = True  # a temperature without it is refused by transformers
-            setattr(model.generation_config, name, value)
+            setattr(model.generation_config, name, float(value))
 
 
 @functools.cache
@@ -243,6 +223,22 @@ def _reachable(source):
 
 
 @contextmanager
+def _usable(name: str, attn: str | None = None) -> Iterator[None]:
+    """Whatever transformers makes of a model's files is an InputError: they may hold anything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as problem:
+        if attn is not None and "attn" in str(problem):
+            raise InputError(
+                f"--attn-implementation {attn!r} is none that model {name!r} can use here: give eager, sdpa or, where "
+                "it is installed, flash_attention_2, or leave it out"
+            ) from problem
+        raise InputError(_explain(name, Path(name).is_dir(), problem)) from problem
+
+
+@contextmanager
 def _without_warnings() -> Iterator[None]:
     """Without transformers' report of a load: what matters of it is an InputError here."""
     from transformers.utils import logging
@@ -253,18 +249,6 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-def _check_files(folder: Path, name: str) -> None:
-    """A folder has weights in safetensors and a tokenizer. Raises InputError."""
-    if not any(folder.glob("*.safetensors")):
-        pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
-        found = f"only {pickled[0]}, and pickled weights are never read" if pickled else "no weights"
-        raise InputError(f"model folder {name!r} holds {found}: save the model as safetensors")
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise InputError(
-            f"model folder {name!r} has no tokenizer (none of {', '.join(TOKENIZERS)}): save it beside the model"
-        )
 
 
 def _check_attention(attn: object, who: str) -> None:
@@ -282,13 +266,13 @@ def _check_plain_weights(source, name: str, config) -> None:
 
     def text(file: str) -> str | None:
         path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-        return path and Path(path).read_text("utf-8")
+        return path and read_bytes(path).decode("utf-8")
 
     try:
         named = [getattr(config, "transformers_weights", None) or "model.safetensors"]
         adapter, index = text("adapter_config.json"), text(f"{named[0].removesuffix('.index.json')}.index.json")
-        named += json.loads(index)["weight_map"].values() if index else ()
-    except (*LOAD_ERRORS, RecursionError) as problem:
+        named += from_json(index)["weight_map"].values() if index else ()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as problem:
         raise InputError(f"model {name!r}: its index of weights cannot be read ({problem}): save it again") from problem
     if adapter:
         raise InputError(f"model {name!r} is an adapter (adapter_config.json), no model: merge it into its base first")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError, is_name, nearest
 from steer_heal.pocket import WEIGHTS
+from steer_heal.reading import reachable
 
 EMBEDDED = ("pocket", "tiny-random")
 HUB_ID = re.compile(r"(?!.*(--|\.\.|\.git$))(\b[\w.-]{1,96}\b/)?\b[\w.-]{1,96}\b", re.ASCII)
@@ -22,12 +23,12 @@ def check_name(name: str) -> None:
         return
     if not is_name(name):
         raise InputError(f"model {name!r} has line breaks or control characters in its name: rename its folder")
-    if Path(name).is_dir():
-        if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+    if reachable(name).is_dir():
+        if (reachable(name) / "adapter_config.json").is_file() and not (reachable(name) / "config.json").is_file():
             raise InputError(
                 f"model folder {name!r} is an adapter: sh.load(folder) puts it on its base, or export a merged model"
             )
-        if not (Path(name) / "config.json").is_file():
+        if not (reachable(name) / "config.json").is_file():
             raise InputError(f"model folder {name!r} has no config.json: point to a folder saved by transformers")
     elif not HUB_ID.fullmatch(name) or ("/" not in name and nearest(name, EMBEDDED)):
         raise InputError(
@@ -43,7 +44,7 @@ def reference(name: str) -> str:
     """
     if name == "pocket":
         return str(WEIGHTS)
-    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().is_dir() else name
+    return str(reachable(name).absolute()) if reachable(name).is_dir() else name
 
 
 def named_by(reference: str) -> str:

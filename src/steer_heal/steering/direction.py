@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steer_heal.model import LM, length_batches
-from steer_heal.model.recording import record, template_suffix
+from steer_heal.steering.recording import record, template_suffix
 from steer_heal.steering.vector import SteeringVector
 
 MeanStates = Mapping[int, Float[Tensor, " width"]]

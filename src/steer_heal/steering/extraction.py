@@ -17,9 +17,9 @@ from steer_heal.arguments import checked
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.model.depth import pick_layers
-from steer_heal.model.recording import read_prefix, record, template_suffix
 from steer_heal.steering.bands import DEFAULT_BAND, choose_band
 from steer_heal.steering.injector import refuse_steered
+from steer_heal.steering.recording import read_prefix, record, template_suffix
 from steer_heal.steering.vector import Provenance, Quality, SteeringVector
 
 POSITIONS = ("last", "last_content", "reply")

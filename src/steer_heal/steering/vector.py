@@ -17,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
+from steer_heal.reading import from_json, reachable
 from steer_heal.steering.injector import Steering, steered
 
 
@@ -81,7 +83,7 @@ class SteeringVector:
     def __post_init__(self):
         if not self.vectors:
             raise InputError("a steering vector needs at least one block")
-        if not all(torch.isfinite(v).all() for v in self.vectors.values()):
+        if not all(v.is_floating_point() and torch.isfinite(v).all() for v in self.vectors.values()):
             raise InputError("the steering vector is not finite: check the model's dtype and the contexts")
         n, width = self.provenance.n_blocks, self.provenance.width
         for i, v in self.vectors.items():
@@ -199,16 +201,19 @@ class SteeringVector:
     @classmethod
     def load(cls, path: str | Path) -> SteeringVector:
         """The inverse of `save`. Raises InputError when the file is missing or no steering vector."""
-        if not Path(path).is_file():
+        if not reachable(path).is_file():
             raise InputError(f"{path}: no such file; save a vector there with SteeringVector.save")
         try:
-            with safe_open(path, framework="pt") as file:
-                meta = json.loads((file.metadata() or {})["steering_vector"])
+            with safe_open(reachable(path), framework="pt") as file:
+                meta = from_json((file.metadata() or {})["steering_vector"])
                 vectors = {int(key.removeprefix("block.")): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as problem:
+            quality = {int(i): Quality(**q) for i, q in meta["quality"].items()}
+            origin = Provenance(**meta["provenance"])
+            for part in (origin, *quality.values()):
+                check_fields(part)
+            return cls(vectors, origin, quality)
+        except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as problem:
             raise InputError(f"{path}: not a steering vector saved by steer_heal ({problem})") from problem
-        quality = {int(i): Quality(**q) for i, q in meta["quality"].items()}
-        return cls(vectors, Provenance(**meta["provenance"]), quality)
 
     @contextmanager
     def applied(

@@ -45,7 +45,8 @@ class Sampling:
         """Arguments for transformers' `generate`."""
         if greedy:
             return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "min_p": None}
-        return {"do_sample": True} | {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return {"do_sample": True} | {name: value if name == "top_k" else float(value) for name, value in given.items()}
 
 
 MODELS_OWN = Sampling()

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from steer_heal.errors import InputError, is_name, nearest
 from steer_heal.model.chat import PERSONA_SLOT
+from steer_heal.reading import reachable, read_text
 from steer_heal.trait.items import CHOICE_TEMPLATE, CONTINUATION, Anchor, Item, Vignette
-from steer_heal.trait.rows import foundation, json_lines, kind_of, make_rows, read_text
+from steer_heal.trait.rows import foundation, json_lines, kind_of, make_rows
 from steer_heal.user_function import import_function
 
 MIN_EVAL_PROMPTS = 8
@@ -39,10 +40,10 @@ class TraitFile:
 
     def __init__(self, path: Path, builtin: bool, code: bool = True):
         self.path, self.builtin, self.code, self.folder = path, builtin, code, path.resolve().parent
-        self.text = read_text(path, f"{path}")
+        self.text = read_text(path)
         try:
             self.data = tomllib.loads(self.text)
-        except tomllib.TOMLDecodeError as problem:
+        except (ValueError, RecursionError) as problem:
             raise InputError(f"{path}: not valid TOML, {problem}") from problem
 
     def fields(self) -> dict[str, object]:
@@ -138,10 +139,10 @@ class TraitFile:
         if value == CONTINUATION:
             return value
         try:
-            names = [name for _, name, _, _ in string.Formatter().parse(value) if name is not None]
+            slots = [tuple(slot) for _, *slot in string.Formatter().parse(value) if slot[0] is not None]
         except ValueError as problem:
             raise self.wrong(key, f"{key!r} cannot be read ({problem}): double lone braces") from problem
-        if sorted(names) != ["choices", "prompt"]:
+        if sorted(slots, key=str) != [("choices", "", None), ("prompt", "", None)]:
             raise self.wrong(key, f"{key!r} must contain {{prompt}} and {{choices}} once each")
         return value
 
@@ -181,7 +182,10 @@ class TraitFile:
         return tuple(foundation(name, self.place(key)) for name in self.strings(key))
 
     def data_file(self, key: str, name: str, suffix: str) -> str:
-        path = (self.folder / name).resolve()
+        try:
+            path = reachable(self.folder / name).resolve()
+        except InputError as problem:
+            raise self.wrong(key, str(problem)) from problem
         if not path.is_relative_to(self.folder):
             raise self.wrong(key, f"{name!r} lies outside the trait's folder: move it beside {self.path.name}")
         if path.suffix != suffix:

@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from steer_heal.errors import InputError
+from steer_heal.user_function import called
+
 CHOICE_TEMPLATE = "{prompt} answer with one word: {choices}."
 CONTINUATION = "{prompt}"
 """Choice template of items whose choices go on from the prompt and are not named in it: for base models."""
@@ -57,11 +60,15 @@ class Anchor:
     function: Callable[[str, str], bool] | None = field(default=None, repr=False, compare=False)
 
     def passes(self, reply: str) -> bool:
-        """Whether a reply is right."""
+        """Whether a reply is right. Raises InputError for a function or expression that fails or does not end."""
         if self.check == "function":
-            return bool(self.function(self.prompt, reply))
+            found = called(self.function, f"anchor {self.id!r}: {self.answer}", self.prompt, reply)
+            if str(found) not in ("True", "False"):
+                raise InputError(f"anchor {self.id!r}: {self.answer} returned {found!r}: return True or False")
+            return bool(found)
         if self.check == "regex":
-            return re.search(self.answer, reply) is not None
+            name = f"anchor {self.id!r}: the regular expression {self.answer!r}"
+            return called(re.search, name, self.answer, reply) is not None
         if self.check == "choice":
             words = re.findall(r"\w+", reply.casefold())
             return bool(words) and words[0] == self.answer.casefold()

@@ -5,13 +5,13 @@ Knows nothing of trait files and models. Every complaint is one InputError line 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from steer_heal.errors import InputError, is_name, nearest
+from steer_heal.reading import from_json, reachable, read_text
 from steer_heal.trait.items import FOUNDATIONS, Anchor, Item, Vignette
 from steer_heal.user_function import import_function
 
@@ -35,12 +35,13 @@ SUM_OF_SHARES = (90.0, 110.0)
 """Percentages are rounded, so their sum need not be 100; fractions of 1 are far from it."""
 
 
-def read_rows(path: Path, kind: type, code: bool = True) -> tuple:
+def read_rows(path: str | Path, kind: type, code: bool = True) -> tuple:
     """Items, anchors or vignettes from a user's JSON-lines file, checked as a trait's are.
 
     Raises InputError; NoLeaveError for a function that the file names where `code` is false.
     """
-    placed = json_lines(read_text(path, str(path)), str(path))
+    path = reachable(path)
+    placed = json_lines(read_text(path), str(path))
     if not placed:
         raise InputError(f"{path}: is empty: give at least one entry")
     return make_rows(kind, placed, path.resolve().parent, builtin=False, code=code)
@@ -53,25 +54,10 @@ def json_lines(text: str, shown: str) -> Placed:
         if line.strip():
             place = f"{shown}, line {number}"
             try:
-                placed.append((json.loads(line), place))
+                placed.append((from_json(line), place))
             except ValueError as problem:
                 raise InputError(f"{place}: not valid JSON, {problem}") from problem
     return placed
-
-
-def read_text(path: Path, shown: str) -> str:
-    """A file as UTF-8 text; `shown` is what a complaint calls it."""
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{shown}: is a folder, pipe or device: give a file")
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
-        line = raw[: problem.start].count(b"\n") + 1
-        raise InputError(f"{shown}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
 
 
 def make_rows(kind: type, placed: Placed, folder: Path, builtin: bool, code: bool = True) -> tuple:
@@ -133,7 +119,7 @@ def _anchor(row: dict, place: str) -> Anchor:
     if row.get("check") == "regex":
         try:
             re.compile(row["answer"])
-        except re.error as problem:
+        except (re.error, OverflowError, RecursionError) as problem:
             raise InputError(f"{place}: answer {row['answer']!r} is not a regular expression ({problem})") from problem
     return Anchor(**row)
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
+from steer_heal.reading import reachable
 from steer_heal.trait.file import TraitFile
 from steer_heal.trait.items import CHOICE_TEMPLATE, Anchor, Checker, Item, Judgement, Vignette
+from steer_heal.user_function import called
 
 FOLDER = Path(__file__).parent / "built_in"
 """Where the built-in traits lie."""
@@ -78,9 +80,9 @@ class Trait:
         if text in builtin_traits():
             return Trait(**TraitFile(FOLDER / f"{text}.toml", builtin=True).fields())
         bare = text.removesuffix(REVERSED)
-        if bare != text and (bare in builtin_traits() or not Path(text).exists()):
+        path = reachable(text)
+        if bare != text and (bare in builtin_traits() or not path.exists()):
             return Trait.load(bare, code).reversed()
-        path = Path(text).expanduser()
         if path.suffix == ".toml" or path.is_file():
             return Trait(**TraitFile(path, builtin=False, code=code).fields())
         raise InputError(
@@ -110,7 +112,7 @@ class Trait:
         """
         if self.check is None:
             return None
-        found = self.check(prompt, reply, finished)
+        found = called(self.check, f"checker {self.checker}", prompt, reply, finished)
         try:
             ok = float(found.sentence_ok)
             trait = None if found.trait is None else float(found.trait)

@@ -16,6 +16,7 @@ from steer_heal.commands.folders import finished_run, fold_result, folded_rounds
 from steer_heal.errors import InputError, printable
 from steer_heal.ledger import Ledger
 from steer_heal.model.names import EMBEDDED, check_name
+from steer_heal.reading import reachable
 
 if TYPE_CHECKING:
     from steer_heal.healing.bake import AdapterStack
@@ -61,7 +62,7 @@ class Export:
 
     def __call__(self) -> int:
         """Load the model, fold the rounds in, measure, write."""
-        ledger, target = finished_run(self.run), Path(self.to).expanduser()
+        ledger, target = finished_run(self.run), reachable(self.to)
         check_target(target)
         self._check(ledger)
         done = self._vector(ledger, target) if self.gguf_vector else self._model(ledger, target)
@@ -167,7 +168,7 @@ def licence_of(base: str) -> str | None:
 
     if base in EMBEDDED:
         return "mit"
-    folder = Path(base).expanduser()
+    folder = reachable(base)
     found = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(base, "README.md")
     if not isinstance(found, str | Path) or not Path(found).is_file():
         return None

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 
 from steer_heal.errors import InputError, printable
+from steer_heal.reading import reachable
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Push:
 
     def __call__(self) -> int:
         """Check that others could load it, then upload."""
-        folder = Path(self.folder).expanduser()
+        folder = reachable(self.folder)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         self._check(folder)
         size = sum(path.stat().st_size for path in files)

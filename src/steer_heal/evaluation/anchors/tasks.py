@@ -25,7 +25,7 @@ def load_tasks(path: str | Path) -> tuple[Anchor, ...]:
     """Tasks from a JSON-lines file: {"id", "prompt", "answer", "check"} (see `Anchor`). InputError names the line."""
     from steer_heal.trait.rows import read_rows
 
-    return read_rows(Path(path), Anchor)
+    return read_rows(path, Anchor)
 
 
 @dataclass(frozen=True)

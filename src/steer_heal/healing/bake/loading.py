@@ -14,6 +14,7 @@ from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake.stack import AdapterStack
 from steer_heal.model import LM
 from steer_heal.model.names import named_by
+from steer_heal.reading import reachable
 
 
 def load(
@@ -42,7 +43,7 @@ def load(
     """
     options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
     options |= {"trust_remote_code": trust_remote_code, "temperature": temperature, "top_p": top_p}
-    folder = Path(name).expanduser() if isinstance(name, str | Path) else None
+    folder = reachable(name) if isinstance(name, str | Path) else None
     if folder is None or not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         if c is not None or base is not None:
             raise InputError(
@@ -51,7 +52,7 @@ def load(
         return models.load(name, **options)
     adapter, scale = Adapter.load(folder), checked_scale(1.0 if c is None else c)
     below = base or named_by(adapter.base_model)
-    if Path(below).is_absolute() and not Path(below).is_dir():
+    if Path(below).is_absolute() and not reachable(below).is_dir():
         raise InputError(f"adapter {str(name)!r}: its base {below!r} is not on this machine: name it with base=")
     lm = models.load(below, **options)
     AdapterStack(lm.model).push(adapter, scale)  # folded for good: nobody keeps the stack

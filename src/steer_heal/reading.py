@@ -1,0 +1,60 @@
+"""Names and files that a user gave or that a run left: looked at before they are used, refused with one line.
+
+Knows nothing of what is in them. Nothing here waits on a pipe or a device.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from steer_heal.errors import InputError
+
+
+def reachable(given: str | Path) -> Path:
+    """The path with `~` filled in, whether or not something is there.
+
+    Raises InputError for a name that nothing here can have: too long, in a circle of links, of nobody's home.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, RuntimeError) as problem:
+        why = getattr(problem, "strerror", None) or problem
+        short = f"{str(given)[:60]}..." if len(str(given)) > 60 else str(given)
+        raise InputError(f"{short!r} names no file or folder that can be reached ({why}): give another") from problem
+    return path
+
+
+def read_bytes(path: str | Path, shown: str | None = None) -> bytes:
+    """The content of a file, which a complaint calls `shown`. Raises InputError."""
+    path, shown = reachable(path), shown or str(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{shown}: is a folder, pipe or device: give a file")
+        return path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem
+
+
+def read_text(path: str | Path, shown: str | None = None) -> str:
+    """A file as UTF-8 text, which a complaint calls `shown`. Raises InputError."""
+    raw = read_bytes(path, shown)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = raw[: problem.start].count(b"\n") + 1
+        raise InputError(f"{shown or path}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
+
+
+def from_json(text: str | bytes) -> object:
+    """As `json.loads`, but every text that is no JSON is a ValueError: nested too deep, halves of characters too."""
+    try:
+        found = json.loads(text)
+        if "\\ud" in str(text).lower():
+            json.dumps(found, ensure_ascii=False).encode("utf-8")
+        return found
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
