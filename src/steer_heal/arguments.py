@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -100,8 +100,8 @@ def fits(value: object, hint: object) -> bool:
         return len(value) == len(inner) and all(map(fits, value, inner))
     if kind is Sequence and inner:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-            return inner[0] not in FITS
-        return inner[0] not in FITS or all(fits(one, inner[0]) for one in value)
+            return False
+        return all(isinstance(one, inner[0]) if is_dataclass(inner[0]) else fits(one, inner[0]) for one in value)
     return FITS[kind](value) if kind in FITS else True
 
 

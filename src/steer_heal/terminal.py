@@ -5,6 +5,8 @@ Knows nothing of what is shown.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -23,6 +25,11 @@ class Terminal(Console):
         super().__init__(highlight=False, markup=False, **options)
         if not self.is_terminal:
             self.width = width
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more, as behind `| head -1`: nothing is shown, and what works goes on to its end."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments as rich makes them; only its own control codes are codes."""

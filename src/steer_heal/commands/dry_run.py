@@ -15,10 +15,11 @@ from rich.console import Console
 from steer_heal.commands.options import console, shown
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.config.presets import PRESETS, UNTRIED, Shape
+from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
 from steer_heal.ledger.clock import duration
 from steer_heal.loop.gate import anchors_of
-from steer_heal.model.loading import read_config, resolve_device
+from steer_heal.model.loading import read_config, resolve_device, usable
 from steer_heal.model.names import EMBEDDED
 from steer_heal.pocket import WEIGHTS
 from steer_heal.report.printing import table
@@ -118,6 +119,11 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     trait = Trait.load(config.trait or default_trait(config.model_name))
     work = count(config, trait, anchors_of(config, trait))
     shape = shape_of(config.model_name)
+    if config.max_new_tokens >= shape.context:
+        what = f"the context of {config.model_name} has {shape.context}"
+        raise InputError(f"--max-new-tokens {config.max_new_tokens}: {what}, and the prompts need room too: lower it")
+    if config.rank > shape.width:
+        raise InputError(f"--rank {config.rank}: the model has a width of {shape.width}, give at most that")
     options = {**asdict(config), "model": config.model_name, "trait": trait.name, "reg": config.reg_name}
     for topic, names in topics.items():
         values = [f"{name} {shown(options[name])}" for name in names if options.get(name) is not None]
@@ -178,7 +184,7 @@ def shape_of(name: str) -> Shape:
     config = read_config(WEIGHTS if name == "pocket" else name, name, trust_remote_code=False)
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
+    with usable(name), torch.device("meta"):
         return _counted(AutoModelForCausalLM.from_config(config))
 
 
@@ -187,4 +193,5 @@ def _counted(model: torch.nn.Module) -> Shape:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     parameters = sum(p.numel() for p in model.parameters())
-    return Shape(parameters, config.num_hidden_layers, config.hidden_size, heads * head_dim, config.vocab_size)
+    context = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+    return Shape(parameters, config.num_hidden_layers, config.hidden_size, heads * head_dim, config.vocab_size, context)

@@ -24,9 +24,6 @@ LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
 """Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
 NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
 
-FIGURES_LACK = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
-"""What becomes of figures that are of another kind than the run wrote, wherever they are used."""
-
 
 def check_folder(folder: str | Path) -> None:
     """Raises InputError where there is no such folder."""
@@ -92,9 +89,9 @@ def complete(ledger: Ledger) -> Iterator[None]:
     """Within it a figure that the run's events lack is an InputError that says so."""
     try:
         yield
-    except InputError:
+    except (InputError, OSError):
         raise
-    except FIGURES_LACK as problem:
+    except Exception as problem:  # whatever pages and tables make of figures that are of another kind
         raise InputError(
             f"{ledger.folder / 'events.jsonl'}: an event lacks {problem}: damaged, or written by another version"
         ) from problem

@@ -6,6 +6,7 @@ other exceptions stay tracebacks.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 from steer_heal.commands.options import asked_for_help, parse, print_help
 from steer_heal.errors import InputError, printable
+from steer_heal.model.memory import is_short
 
 DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
@@ -28,7 +30,12 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     if (logging := sys.modules.get("transformers.utils.logging")) is not None:
         logging.disable_progress_bar()  # it was imported before the environment could say so
     debug = "--debug" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no such character still shows one line
     try:
+        if not _stands():
+            raise InputError("the working directory was deleted: change to one that is there")
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
@@ -41,6 +48,11 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     except KeyboardInterrupt as stop:
         _say(stop, "interrupted" if hasattr(stop, "__notes__") else f"interrupted; {interrupted}")
         return INTERRUPTED
+    except (MemoryError, RuntimeError) as problem:
+        if not is_short(problem):
+            raise
+        _say(problem, "memory ran out: use a smaller model, dtype, rank or batch, or free memory")
+        return BAD_INPUT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
         return DONE
@@ -69,6 +81,14 @@ def run_script(
         return work(parse(kind, words, prog)) or DONE
 
     return guarded(command, sys.argv[1:] if argv is None else argv, interrupted)
+
+
+def _stands() -> bool:
+    """Whether the working directory is there; without one not even a relative path means anything."""
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
 
 
 def _say(problem: BaseException, what: str) -> None:

@@ -13,13 +13,14 @@ from steer_heal.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that time and memory follow from; `parameters` counts all of them."""
+    """The sizes of a model that time and memory follow from; `parameters`: of all; `context`: tokens."""
 
     parameters: float
     blocks: int
     width: int
     kv_width: int
     vocabulary: int
+    context: int
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ CHECKPOINTING = {"gradient_checkpointing": True}
 PRESETS: dict[str, Preset] = {
     "gemma-3-4b": Preset(
         {"model": "google/gemma-3-4b-it", **COMMON, "batch_size": 4, **CHECKPOINTING},
-        Shape(4.3e9, 34, 2560, 4 * 256, 262208),
+        Shape(4.3e9, 34, 2560, 4 * 256, 262208, 131072),
         "needs an accepted licence on the hub",
     ),
     "qwen3-0.6b": Preset(
         {"model": "Qwen/Qwen3-0.6B", **COMMON, "batch_size": 8},
-        Shape(0.6e9, 28, 1024, 8 * 128, 151936),
+        Shape(0.6e9, 28, 1024, 8 * 128, 151936, 40960),
         "thinks before it answers, and that is then what the texts hold: compare with a model that does not think",
     ),
     "llama-3.1-8b": Preset(
         {"model": "meta-llama/Llama-3.1-8B-Instruct", **COMMON, "batch_size": 2, "grad_accum": 2, **CHECKPOINTING},
-        Shape(8.03e9, 32, 4096, 8 * 128, 128256),
+        Shape(8.03e9, 32, 4096, 8 * 128, 128256, 131072),
         "needs an accepted licence on the hub",
     ),
 }

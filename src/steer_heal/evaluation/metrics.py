@@ -18,6 +18,7 @@ from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.text import distinct_ngrams, mean
 from steer_heal.evaluation.vignettes import VignetteRow, as_written, contrast, human_agreement, profile
 from steer_heal.ledger.files import write_whole
+from steer_heal.reading import from_json, read_text
 
 
 @dataclass(frozen=True)
@@ -267,11 +268,11 @@ class Metrics:
     def load(path: str | Path) -> Metrics:
         """The inverse of `save`. Raises InputError when the file is not one."""
         try:
-            data = json.loads(Path(path).read_text("utf-8"))
+            data = from_json(read_text(path))
             del data["summary"]
             return Metrics.from_dict(data)
-        except OSError as problem:
-            raise InputError(f"{path}: cannot be read ({problem.strerror}): give a metrics.json of a run") from problem
+        except InputError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError) as problem:
             raise InputError(f"{path}: not saved metrics ({problem}): give a metrics.json of a run") from problem
 

@@ -178,6 +178,12 @@ def reach(lm: LM, names: Sequence[str], layers: tuple[float, float]) -> float:
     return sum(lm.base.get_submodule(name).weight.numel() for name in names) / sum(blocks.values())
 
 
+def check_rank(lm: LM, rank: int) -> None:
+    """Raises InputError for a rank that no weight of the model has; its factors may not fit the memory either."""
+    if rank > lm.width:
+        raise InputError(f"rank {rank}: {lm.name} has a width of {lm.width}, give at most that")
+
+
 @contextmanager
 def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[Lora]:
     """LoRA layers in the picked blocks, A random from the seed, B = 0; after the block the model is as it was before.
@@ -187,6 +193,7 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    check_rank(lm, config.rank)
     base, names = lm.base, linear_names(lm, config.lora_layers, config.target_modules, config.exclude_modules)
     reached = reach(lm, names, config.lora_layers)
     transposed = {isinstance(base.get_submodule(name), Conv1D) for name in names}

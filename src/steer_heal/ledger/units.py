@@ -110,6 +110,8 @@ class Units:
         path = self.folder / f"{label}.unit"
         if path.is_file():
             content = self._read(path, label)
+        elif path.exists():
+            raise _damaged(path, "it is no file")
         else:
             content = kind.dump(compute())
             write_whole(path, self._header(label, content) + content)

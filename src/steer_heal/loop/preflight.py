@@ -14,8 +14,11 @@ from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers.divergences import resolve_reg
 from steer_heal.healing.config import KL_NAMES
+from steer_heal.healing.lora import check_rank
 from steer_heal.model import LM
+from steer_heal.model.chat import PERSONA_SLOT
 from steer_heal.trait import Anchor, Trait
+from steer_heal.trait.trait import FALLBACK
 
 
 def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConfig) -> None:
@@ -43,6 +46,25 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
             _check(lm, trait, name, asking.question(item, item.choices), trait.pos, 0)
 
 
+def check_fit(lm: LM, trait: Trait, config: RunConfig) -> None:
+    """Raises InputError for a story trait on a chat model or the other way round, and a rank that fits no weight."""
+    check_rank(lm, config.rank)
+    tells, chats = PERSONA_SLOT in trait.prompts[0], bool(getattr(lm.tokenizer, "chat_template", None))
+    if tells and chats:
+        what = f"has {PERSONA_SLOT} in its texts, for base models, and {lm.name} is a chat model"
+        raise InputError(f"trait {trait.name} {what}: take a trait of questions, such as {FALLBACK}")
+    if not tells and not chats:
+        what = f"has texts for chat models, and {lm.name} has no chat template"
+        raise InputError(f"trait {trait.name} {what}: put {PERSONA_SLOT} into its texts (docs/how-to/trait.md)")
+
+
+def check_functions(trait: Trait, anchors: Sequence[Anchor]) -> None:
+    """Checker and anchors look at a first reply. Raises InputError for one that fails: found before any is sampled."""
+    trait.judge(trait.eval_prompts[0], "yes.", True)
+    for anchor in (*trait.anchors, *anchors):
+        anchor.passes("yes.")
+
+
 def check_barrier(lm: LM, config: RunConfig) -> None:
     """A user's own divergence gives a value per position with a gradient, on two positions of random logits.
 
@@ -57,7 +79,7 @@ def check_barrier(lm: LM, config: RunConfig) -> None:
             divergence.gradient(logp, logp.exp(), logq)
         except InputError:
             raise
-        except Exception as problem:  # the user's code may raise anything
+        except (Exception, SystemExit) as problem:  # the user's code may do anything
             raise InputError(
                 f"reg {config.reg_name!r} cannot be used ({type(problem).__name__}: {problem}): it is called with "
                 "(logp_student, logp_reference), each [position, vocab], and returns one value per position"

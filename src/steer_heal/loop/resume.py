@@ -20,6 +20,7 @@ from steer_heal.config.leave import check_leave, named_code
 from steer_heal.errors import InputError, NotWrittenError
 from steer_heal.ledger import Ledger, plain
 from steer_heal.ledger.environment import other_bits
+from steer_heal.model.memory import is_short
 from steer_heal.texts.generation import MemoryShortError
 
 NOT_BITS = ("out", "quiet")
@@ -137,7 +138,9 @@ def resumable(ledger: Ledger, in_memory: bool = False) -> Iterator[Ledger]:
         stop = InputError(f"{str(ledger.folder)!r} was stopped ({problem})")
         stop.add_note(how)
         raise stop from problem
-    except (torch.OutOfMemoryError, MemoryError) as problem:
+    except (RuntimeError, MemoryError) as problem:
+        if not is_short(problem):
+            raise
         stop = InputError("memory ran out: use a smaller model, dtype or --batch-size, or free memory and go on")
         stop.add_note(how)
         raise stop from problem

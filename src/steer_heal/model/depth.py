@@ -19,7 +19,7 @@ def pick_layers(layers: int | Sequence[float], n_layers: int) -> tuple[int, ...]
     i of n lying at i / (n - 1); the band is rounded outwards, so it is never empty. Raises InputError for an index out
     of range, an empty selection or a band that is not 0 <= low <= high <= 1.
     """
-    if isinstance(layers, str):
+    if isinstance(layers, (str, bytes)):
         raise InputError(f"layers {layers!r}: give block indices or a band of two fractions; `auto` is for extract")
     layers = (layers,) if fits(layers, int) else layers
     if not isinstance(layers, Sequence) or not all(fits(x, float) for x in layers):

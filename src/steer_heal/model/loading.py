@@ -70,7 +70,7 @@ def load(
         source = WEIGHTS if name == "pocket" else name
         model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
     set_sampling(model, temperature, top_p)
-    with _usable(name):
+    with usable(name):
         return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in a run
 
 
@@ -112,7 +112,7 @@ def read_config(source, name: str, trust_remote_code: bool):
     check_name(name)
     if Path(source).is_dir():
         check_records(Path(source), name)
-    with _usable(name), _without_warnings():
+    with usable(name), _without_warnings():
         config = AutoConfig.from_pretrained(_reachable(source), trust_remote_code=trust_remote_code)
     for part in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))):
         _check_attention(getattr(part, "_attn_implementation", None), f"model {name!r}: its config.json")
@@ -137,10 +137,10 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
     if Path(source).is_dir():
         check_files(Path(source), name)
         if getattr(config, "quantization_config", None) is None:
-            with _usable(name):
+            with usable(name):
                 check_numbers(Path(source), name)
     _check_plain_weights(source, name, config)
-    with _usable(name, attn), _without_warnings():
+    with usable(name, attn), _without_warnings():
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         model, found = _kind(config).from_pretrained(
             source,
@@ -223,7 +223,7 @@ def _reachable(source):
 
 
 @contextmanager
-def _usable(name: str, attn: str | None = None) -> Iterator[None]:
+def usable(name: str, attn: str | None = None) -> Iterator[None]:
     """Whatever transformers makes of a model's files is an InputError: they may hold anything."""
     try:
         yield

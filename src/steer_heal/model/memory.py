@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+SHORT = ("OutOfMemoryError", "DefaultCPUAllocator", "allocate memory", "not enough memory")
 MIB, GIB = 2**20, 2**30
 
 
 ONE_THREAD = 20_000_000
 """Parameters under which threads wait for each other longer than they save; measured at 1.5 M, set by a guess above."""
+
+
+def is_short(problem: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch's on a CPU is a plain RuntimeError."""
+    return isinstance(problem, MemoryError) or any(word in f"{type(problem)} {problem}" for word in SHORT)
 
 
 def memory_in_use(device: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import Kind, json_kind
 from steer_heal.model.chat import fill_persona
+from steer_heal.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ def save_completions(completions: Iterable[Completion], path: Path) -> None:
 def load_completions(path: Path) -> list[Completion]:
     """The inverse of `save_completions`. Raises InputError naming the line that cannot be read."""
     out = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                out.append(completion_from(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as problem:
-                raise InputError(f"{path}, line {number}: not a completion ({problem})") from problem
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
+        try:
+            out.append(completion_from(json.loads(line)))
+        except (ValueError, TypeError, KeyError, RecursionError) as problem:
+            raise InputError(f"{path}, line {number}: not a completion ({problem})") from problem
     return out

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from steer_heal.errors import InputError
+
 LEAVE = 1 / 32
 """Share of a batch that must have ended before rows leave: taking them out copies the cache, as a new token does."""
 LOOK = {"cuda": 8}
@@ -85,6 +87,10 @@ class Decoding:
             output = model(**ready, return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
             scores = logits_processor(input_ids, output.logits[:, -1].float())
+            if first and bool(scores.isnan().any()):
+                raise InputError(
+                    "the model gives probabilities that are no numbers: lower the dose, or raise the dtype"
+                )
             del output, ready  # logits of a whole prompt must not live on beside the next pass
             token = scores.argmax(-1) if self.drawn is None else draw(scores, self.drawn[present, position])
             self.ids[present, position] = token

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from steer_heal.texts.sampling import MODELS_OWN, Sampling
 
 TICK = 1.0
 """Seconds between two reports of progress within a batch."""
+
+
+ONE_AT_A_TIME = threading.RLock()
+"""A vector steers the model for whatever runs through it, so the batch of another thread waits."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class _Batch:
     ) -> list[tuple[int, ...]]:
         """The replies, each up to and including its end token, row by row."""
         lm, steered = self.lm, vector is not None and any(doses)
-        with vector.applied(lm.model, doses) if steered else contextlib.nullcontext() as steering:
+        with ONE_AT_A_TIME, vector.applied(lm.model, doses) if steered else contextlib.nullcontext() as steering:
             keep_rows = steering.keep_rows if steered else lambda kept: None
             rows = len(self.prompts)
             self.decoding = Decoding(rows, max_new_tokens, lm.pad_id, lm.device, seeds, keep_rows, self._listen)

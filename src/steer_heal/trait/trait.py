@@ -117,7 +117,7 @@ class Trait:
             ok = float(found.sentence_ok)
             trait = None if found.trait is None else float(found.trait)
             whole = bool(found.reply_ok)
-        except (AttributeError, TypeError, ValueError) as problem:
+        except (AttributeError, TypeError, ValueError, OverflowError) as problem:
             raise InputError(
                 f"checker {self.checker} returned {type(found).__name__} ({problem}): return an object with "
                 "sentence_ok (0..1), trait (0..1 or None) and reply_ok (bool)"

@@ -5,7 +5,6 @@ Knows nothing of pages.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
 from steer_heal.ledger import Ledger
+from steer_heal.reading import from_json, read_text
 from steer_heal.report.headline import event
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import Completion, load_completions
@@ -40,7 +40,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except OSError as problem:
         raise InputError(f"{path}: cannot be read ({problem.strerror}): restore the file") from problem
-    except (ValueError, TypeError, KeyError) as problem:
+    except (ValueError, TypeError, LookupError, AttributeError) as problem:
         raise InputError(f"{path}: damaged ({problem}): restore the file") from problem
 
 
@@ -67,7 +67,7 @@ def measured(ledger: Ledger, number: int) -> Measured:
     """A round's models. Raises InputError when its metrics are missing or damaged."""
     path = round_folder(ledger, number) / "metrics.json"
     with reading(path):
-        data = json.loads(path.read_text("utf-8"))
+        data = from_json(read_text(path))
         return Measured(number, Metrics.from_dict(data["steered"]), Metrics.from_dict(data["healed"]))
 
 
@@ -93,7 +93,7 @@ def environment_of(ledger: Ledger) -> dict:
     """What the run was made with. Raises InputError when the file is missing or damaged."""
     path = ledger.folder / "environment.json"
     with reading(path):
-        found = json.loads(path.read_text("utf-8"))
+        found = from_json(read_text(path))
         if not isinstance(found, dict):
             raise ValueError("no JSON object")
         return found
