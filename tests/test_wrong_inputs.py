@@ -214,8 +214,15 @@ CHECKERS = {
     "runs out of memory": "raise MemoryError",
     "says stop": "raise StopIteration",
 }
-ASKED = {"raises": "1 / 0", "exits": "exit()", "returns nan": "return float('nan')", "recurses": "return run(a, b)",
-         "returns text": "return 'yes'", "returns nothing": "return None", "does not end": "while True: pass"}  # fmt: skip
+ASKED = {
+    "raises": "1 / 0",
+    "exits": "exit()",
+    "returns nan": "return float('nan')",
+    "returns nothing": "return None",
+    "returns text": "return 'yes'",
+    "recurses": "return run(a, b)",
+    "does not end": "while True: pass",
+}
 FORMS = ("def check(): ...", "def check(a): ...", "class check: pass", "check = 5", "import sys; sys.exit(0)",
          "raise SystemExit", "raise KeyError", "while True: pass", "def check(", "\0", "x = " + "(" * 500)  # fmt: skip
 

@@ -85,7 +85,7 @@ def test_no_damaged_record_of_a_finished_run_is_read(name, finished, tmp_path):
 @pytest.mark.parametrize("name", ["export", "chat"])
 def test_no_damaged_weights_of_a_finished_run_are_read(name, finished, tmp_path):
     for file in sorted(finished.rglob("*.safetensors")):
-        for how, damage in damages(3).items():
+        for how, damage in random.Random(f"{name}{file.name}").sample([*damages(3).items()], 5):
             folder = copy_of(finished, tmp_path)
             damage(folder / file.relative_to(finished))
             assert told(command(name, folder), folder.parent) == "refused", (file, how)
@@ -123,7 +123,7 @@ def try_unsealed(finished, tmp_path, share):
 
 
 def test_other_values_in_the_events_give_pages_or_one_line(finished, tmp_path):
-    assert try_unsealed(finished, tmp_path, 0.04) >= 20
+    assert try_unsealed(finished, tmp_path, 0.02) >= 10
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def try_stopped(stopped, whole, tmp_path, share):
 
 
 def test_a_damaged_unfinished_run_is_refused_or_ends_as_it_would_have(stopped, finished, tmp_path):
-    assert try_stopped(stopped, content(finished), tmp_path, 0.03) >= 8
+    assert try_stopped(stopped, content(finished), tmp_path, 0.015) >= 4
 
 
 @pytest.mark.slow
