@@ -174,7 +174,7 @@ MODELS = [
     ("run --model {models}/no_weights", "holds no weights", "safetensors"),
     ("run --model {models}/no_tokenizer", "has no tokenizer", "save it beside"),
     ("run --model {models}/pickled", "only pytorch_model.bin", "never read", "safetensors"),
-    ("run --model {models}/broken_config", "not a valid JSON", "it needs"),
+    ("run --model {models}/broken_config", "config.json is not a valid JSON", "save the model again"),
     ("run --model {models}/empty_config", "cannot be loaded", "model_type"),
     ("run --model {models}/broken_tokenizer", "cannot be loaded", "tokenizer"),
     ("run --model {models}/truncated", "cannot be loaded", "safetensors"),
