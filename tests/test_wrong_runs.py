@@ -47,12 +47,11 @@ def stopped(tmp_path_factory):
 
 
 def command(name, folder):
-    trait = str(folder.parents[1] / "mini.toml")
     return {
         "report": ["report", str(folder)],
         "compare": ["compare", str(folder), str(folder) + "/."],
         "export": ["export", str(folder), "--to", str(folder.parent / "new")],
-        "chat": ["chat", str(folder), "--prompt", "hi", "--trait", trait, "--max-new-tokens", "2"],
+        "chat": ["chat", str(folder), "--prompt", "hi", "--max-new-tokens", "2"],
         "resume": ["run", "--resume", str(folder), "--quiet"],
     }[name]
 
