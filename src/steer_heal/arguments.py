@@ -101,7 +101,9 @@ def fits(value: object, hint: object) -> bool:
     if kind is Sequence and inner:
         if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
             return False
-        return all(isinstance(one, inner[0]) if is_dataclass(inner[0]) else fits(one, inner[0]) for one in value)
+        if is_dataclass(inner[0]):
+            return all(isinstance(one, inner[0]) for one in value)
+        return inner[0] not in FITS or all(fits(one, inner[0]) for one in value)
     return FITS[kind](value) if kind in FITS else True
 
 
