@@ -7,8 +7,9 @@ from resume_runs import undrawn
 
 from steer_heal.config import RunConfig
 from steer_heal.ledger import Ledger
-from steer_heal.loop import controls
-from steer_heal.loop.rounds import complete, run_rounds
+from steer_heal.loop import controls, steps
+from steer_heal.loop.rounds import complete, prepare, run_rounds
+from steer_heal.report.console import Reporter
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +75,13 @@ def test_the_gain_is_there_in_formats_that_no_training_text_had(steered):
     assert shift["held_out_log_odds"]["low"] > 0.6 * shift["log_odds"]["value"]
 
 
-def test_filter_keeps_better_text_than_it_gets(tmp_path, undrawn):
-    small = {"n_rounds": 1, "n_min": 64, "eval_items": 8, "eval_replies": 8}
-    tokens = run_rounds(RunConfig(targets="tokens", **small, out=str(tmp_path)))
-    for walk in Ledger.open(tokens.folder).events("walk"):
-        assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
-        assert walk["trait_kept"] > walk["trait_base"] + 0.3
+def test_filter_keeps_better_text_than_it_gets(tmp_path):
+    small = {"n_min": 64, "eval_items": 8, "eval_replies": 8, "out": str(tmp_path)}
+    run = prepare(RunConfig(targets="tokens", **small), Reporter(quiet=True))
+    steps.walk_dose(run, 0, steps.extract_vector(run, 0))
+    (walk,) = run.ledger.events("walk")
+    assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
+    assert walk["trait_kept"] > walk["trait_base"] + 0.3
 
 
 def test_baked_weights_are_the_originals_again_after_the_last_pop(steered):
