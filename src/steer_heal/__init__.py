@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from steer_heal.evaluation import Metrics, Shift, compare, evaluate, retain
     from steer_heal.evaluation.probes import Probe
     from steer_heal.evaluation.verdict import Verdict
-    from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, mean_divergence, reference_states
+    from steer_heal.healing import (
+        HealConfig,
+        Healed,
+        HealInterrupted,
+        ReferenceStates,
+        heal,
+        mean_divergence,
+        reference_states,
+    )
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
     from steer_heal.healing.bake.loading import load
@@ -38,6 +46,7 @@ __all__ = [
     "Completion",
     "DoseConfig",
     "HealConfig",
+    "HealInterrupted",
     "Healed",
     "InputError",
     "Interrupted",
@@ -70,4 +79,5 @@ __all__ = [
     "wrap",
 ]
 
-__getattr__, __dir__ = lazily(__name__)
+if not TYPE_CHECKING:  # a checker would take any name for a public one
+    __getattr__, __dir__ = lazily(__name__)

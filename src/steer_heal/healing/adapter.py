@@ -21,6 +21,7 @@ from torch import Tensor
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
+from steer_heal.shown import brief
 
 PEFT_PREFIX = "base_model.model."
 
@@ -44,6 +45,8 @@ class Adapter:
     alpha: float
     base_model: str = ""
     fan_in_fan_out: bool = False
+
+    __repr__ = brief
 
     @property
     def modules(self) -> tuple[str, ...]:

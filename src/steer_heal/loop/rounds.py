@@ -5,6 +5,7 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from steer_heal.config import RunConfig
@@ -30,6 +31,7 @@ def run_rounds(
     *,
     lm: GivenLM | None = None,
     trait: Trait | str | None = None,
+    on_event: Callable[[dict], None] | None = None,
 ) -> RunResult:
     """The whole job: `config.n_rounds` rounds, or fewer when one starves or too many in a row are reverted.
 
@@ -37,6 +39,8 @@ def run_rounds(
         lm: a model in memory, instead of one that `config` names; options that follow the model follow it. Afterwards
             it has the standing rounds folded in (`RunResult.run`).
         trait: one in memory or a name, instead of the one that `config` names.
+        on_event: called with every event of the run as it is recorded, those of a resumed one from its start; not with
+            those of its controls.
         resume: an unfinished run, from `resume.reopen`; it goes on under its own configuration and ends with the same
             bits as if it had not been stopped. `config` is not looked at.
 
@@ -53,6 +57,8 @@ def run_rounds(
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
+        if on_event is not None:
+            ledger.listeners.append(on_event)
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
         reporter.written(result.folder)

@@ -26,6 +26,7 @@ from steer_heal.model.structure import (
     text_config,
     unwrap,
 )
+from steer_heal.shown import brief
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class LM:
     model: nn.Module
     tokenizer: object
     name: str
+
+    __repr__ = brief
 
     @property
     def device(self) -> torch.device:

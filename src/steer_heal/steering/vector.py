@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
+from steer_heal.shown import LONGEST, plot, table
 from steer_heal.steering.injector import Steering, steered
 
 
@@ -106,6 +107,18 @@ class SteeringVector:
         return same and torch.equal(self.flat(), other.flat())
 
     __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"SteeringVector(blocks {self.layers} of {self.provenance.model}, norm {self.norm():.3g})"[:LONGEST]
+
+    def _repr_html_(self) -> str:
+        """Each measured block's figures, as a table and over the depth; a derived vector's norms."""
+        if not self.quality:
+            return table(("block", "norm"), [(i, float(v.norm())) for i, v in self._items()], repr(self))
+        names = ("relative_norm", "split_half_cosine", "auc")
+        rows = [(i, *(getattr(q, name) for name in names)) for i, q in sorted(self.quality.items())]
+        series = {name.replace("_", " "): [row[place] for row in rows] for place, name in enumerate(names, 1)}
+        return table(("block", *series), rows, repr(self)) + plot(series, [row[0] for row in rows], "by block")
 
     @property
     def layers(self) -> tuple[int, ...]:

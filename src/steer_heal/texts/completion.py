@@ -13,6 +13,7 @@ from pathlib import Path
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import Kind, json_kind
 from steer_heal.model.chat import fill_persona
+from steer_heal.shown import brief
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Completion:
     dropped_by: str | None = None
     judged: bool = False
     flagged_by: str | None = None
+
+    __repr__ = brief
 
     @property
     def kept(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
+from steer_heal.shown import brief
 from steer_heal.trait.file import TraitFile
 from steer_heal.trait.items import CHOICE_TEMPLATE, Anchor, Checker, Item, Judgement, Vignette
 
@@ -65,6 +66,8 @@ class Trait:
     checker: str | None = None
     is_reversed: bool = False
     check: Checker | None = field(default=None, repr=False, compare=False)
+
+    __repr__ = brief
 
     @staticmethod
     def load(name_or_path: str | Path, code: bool = True) -> Trait:
