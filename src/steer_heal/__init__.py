@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from steer_heal.texts.completion import Completion, load_completions, save_completions
     from steer_heal.texts.dose import DoseConfig, Walk, walk_c
     from steer_heal.texts.generation import Interrupted, generate
+    from steer_heal.texts.rows import completion_rows, completions_from_rows
     from steer_heal.texts.sampling import Sampling
     from steer_heal.trait import Trait
 
@@ -63,6 +64,8 @@ __all__ = [
     "Walk",
     "calibrate",
     "compare",
+    "completion_rows",
+    "completions_from_rows",
     "evaluate",
     "extract",
     "extract_pairs",
