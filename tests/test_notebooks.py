@@ -1,7 +1,9 @@
 """What a notebook user meets: short reprs, tables and plots, names to complete, help that explains each field."""
 
 import pydoc
+import sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +15,7 @@ from resume_runs import config
 
 import steer_heal as sh
 from steer_heal.ledger import Ledger
+from steer_heal.report import tracking
 from steer_heal.shown import LONGEST, brief, plot
 from steer_heal.texts.coherence import FilterReport
 
@@ -118,9 +121,32 @@ def test_help_on_a_configuration_explains_every_field(kind):
         assert f"\n |      {one.name}: " in told, one.name
 
 
-def test_a_run_tells_every_event_as_it_is_recorded(tmp_path, undrawn):
-    told = []
-    result = sh.run_rounds(config(tmp_path, n_rounds=1), on_event=told.append)
+def test_a_run_tells_every_event_as_it_is_recorded_and_a_tracker_every_number_of_them(tmp_path, undrawn, monkeypatch):
+    logged, ended, told = [], [], []
+    stand_in = SimpleNamespace(
+        __spec__="some",
+        init=lambda **given: SimpleNamespace(log=logged.append),
+        finish=lambda: ended.append(len(logged)),
+    )
+    monkeypatch.setitem(sys.modules, "trackio", stand_in)  # the real ones: test_libraries.py
+    monkeypatch.setattr(tracking, "find_spec", lambda name: name)
+    result = sh.run_rounds(config(tmp_path, n_rounds=1, track="trackio"), on_event=told.append)
     assert told == Ledger.open(result.folder).events() and {"start", "heal", "end"} <= {
         event["stage"] for event in told
     }
+    (heal,) = (event for event in told if event["stage"] == "heal")
+    steps = [row for row in logged if "step/loss" in row]
+    assert [row["step/loss"] for row in steps] == [step["loss"] for step in heal["steps"]]
+    assert [row["step/number"] for row in steps] == list(range(len(steps)))
+    (row,) = (row for row in logged if "heal/figures/reach" in row)
+    assert row["round"] == 0 and row["heal/seconds"] == heal["seconds"] and row["heal/lam/base"] == heal["lam"]["base"]
+    assert ended == [len(logged)] and all(isinstance(value, int | float) for row in logged for value in row.values())
+
+
+def test_a_tracker_that_is_not_installed_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(sh.InputError, match=r"pip install 'steer-heal\[wandb\]'"):
+        sh.run_rounds(sh.RunConfig(track="wandb", fast_dev_run=True, out=str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(sh.InputError, match="one of wandb, tensorboard, trackio"):
+        sh.RunConfig(track="mlflow")

@@ -232,6 +232,7 @@ class LoopOptions:
         out: Folder that gets the run's folder.
         fast_dev_run: Every stage in seconds on a random model; the numbers mean nothing.
         quiet: Print the final table only.
+        track: Also log every figure to an experiment tracker, with pip install 'steer-heal[wandb]' and so on.
         overfit_check: After each heal, train on its most trait-laden completion alone: tells "cannot express it" from
             "not seen".
     """
@@ -243,6 +244,7 @@ class LoopOptions:
     out: str = "out"
     fast_dev_run: bool = False
     quiet: bool = False
+    track: Literal["wandb", "tensorboard", "trackio"] | None = None
     overfit_check: bool = False
 
 

@@ -19,6 +19,7 @@ from steer_heal.loop.resume import recorded_config, resumable
 from steer_heal.loop.steps import Round, Run, RunResult
 from steer_heal.model import GivenLM, as_lm
 from steer_heal.report.console import Reporter
+from steer_heal.report.tracking import check_tracker, tracker
 from steer_heal.trait import Trait
 
 __all__ = ["complete", "one_round", "prepare", "run_rounds"]
@@ -53,10 +54,13 @@ def run_rounds(
     with ExitStack() as held:
         ledger = resume and held.enter_context(resumable(resume, in_memory))
         config = recorded_config(ledger) if ledger else asked(config, lm, trait)
+        check_tracker(config.track)
         lm, trait, tasks = inputs(config, lm, trait)  # before there is a folder: unusable input leaves none
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
+        if config.track is not None:
+            ledger.listeners.append(tracker(config.track, ledger.folder, config.to_dict()))
         if on_event is not None:
             ledger.listeners.append(on_event)
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
