@@ -86,7 +86,8 @@ def figures_of_wandb(folder):
         place += 7 + size
     found = {}
     for key, value in re.findall(rb"([a-z_]+/[a-z_0-9/]+)[^a-z]{1,4}?(-?[0-9][0-9.e-]*)", content):
-        found.setdefault(key.decode(), []).append(float(value))
+        values = found.setdefault(key.decode(), [])
+        values += [float(value)] * (values[-1:] != [float(value)])  # every record of history has one of the summary
     return found
 
 
