@@ -11,11 +11,11 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py
 
-# other programs on a real export: lm-eval, TRL, AutoPeft, transformers serve, CTranslate2, GGUF; they are fetched
+# other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
-    uv run --group clients pytest -m slow -n 0 tests/test_clients.py
+    uv run --group clients pytest -m slow -n 0 tests/test_clients.py tests/test_libraries.py
 
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:

@@ -1,4 +1,4 @@
-"""What goes to other libraries and comes back, with the real ones: `uv run --group clients pytest -m slow`."""
+"""What goes to other libraries and comes back, with the real ones: `uv run just clients`."""
 
 import re
 
