@@ -48,6 +48,10 @@ results *options:
 families:
     uv run python scripts/family_table.py
 
+# write docs/clients.md: what works with which other program or library
+client-table:
+    uv run python scripts/client_table.py
+
 # what the filter does to labelled texts
 filter-report:
     uv run python scripts/filter_report.py
@@ -72,7 +76,7 @@ arena *options:
 questions *options:
     uv run python scripts/questions.py {{options}}
 
-# run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
+# run the notebooks of docs/ and write them back with their outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py
 

@@ -12,6 +12,7 @@ from healing_data import QUICK, completion
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resume_runs import config
+from script_modules import script
 
 import steer_heal as sh
 from steer_heal.ledger import Ledger
@@ -150,3 +151,17 @@ def test_a_tracker_that_is_not_installed_is_one_line_and_leaves_no_folder(tmp_pa
     assert not list(tmp_path.iterdir())
     with pytest.raises(sh.InputError, match="one of wandb, tensorboard, trackio"):
         sh.RunConfig(track="mlflow")
+
+
+def test_a_launcher_of_several_processes_is_refused_before_there_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(sh.InputError, match="2 processes"):
+        sh.run_rounds(sh.RunConfig(fast_dev_run=True, out=str(tmp_path / "out")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_of_what_works_with_what_is_the_one_that_its_command_writes():
+    table = script("client_table")
+    assert table.PAGE.read_text(encoding="utf-8") == table.page(), "run scripts/client_table.py"
+    with pytest.raises(sh.InputError, match="0 tests begin so"):
+        table.test_named("test_vectors.py::test_nothing_of_this")

@@ -5,10 +5,12 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from steer_heal.config import RunConfig
+from steer_heal.errors import InputError
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
@@ -47,6 +49,8 @@ def run_rounds(
 
     Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise InputError(f"a launcher started {processes} processes, each would be a whole run: start it without one")
     reporter = reporter or Reporter(quiet=True)
     lm = None if lm is None else as_lm(lm)
     trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
