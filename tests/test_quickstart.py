@@ -113,7 +113,8 @@ def test_a_model_of_another_family_is_healed_in_memory_exported_and_given_back(t
     run = notebook.execute(nbformat.read(OTHER, as_version=4), tmp_path, timeout=500)
     made, wrapped, looked, healed, compared, replies, taken = (c for c in run.cells if c.cell_type == "code")
     assert printed(made).startswith("0e+00") and "my-qwen2" in printed(wrapped) and "auto: of 4" in printed(looked)
-    assert "<polyline" in looked.outputs[-1].data["text/html"] and "healed" in healed.outputs[-1].data["text/html"]
+    assert "<polyline" in looked.outputs[-1].data["text/html"]
+    assert any(name in healed.outputs[-1].data["text/html"] for name in ("healed", "moved", "throttled"))
     assert printed(taken).split() == ["True", "True"] and printed(replies).count("asked") >= 1
     assert "free_trait" in compared.outputs[-1].data["text/html"]
 
