@@ -11,11 +11,11 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py
 
-# other programs on a real export: lm-eval, TRL, AutoPeft, transformers serve, CTranslate2, GGUF; they are fetched
+# other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
-    uv run --group clients pytest -m slow -n 0 tests/test_clients.py
+    uv run --group clients pytest -m slow -n 0 tests/test_clients.py tests/test_libraries.py
 
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:
@@ -48,6 +48,10 @@ results *options:
 families:
     uv run python scripts/family_table.py
 
+# write docs/clients.md: what works with which other program or library
+client-table:
+    uv run python scripts/client_table.py
+
 # what the filter does to labelled texts
 filter-report:
     uv run python scripts/filter_report.py
@@ -72,7 +76,7 @@ arena *options:
 questions *options:
     uv run python scripts/questions.py {{options}}
 
-# run docs/quickstart.ipynb and write it back with its outputs, without anything of this machine
+# run the notebooks of docs/ and write them back with their outputs, without anything of this machine
 notebook:
     uv run python scripts/notebook.py
 

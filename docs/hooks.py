@@ -27,7 +27,7 @@ FROM_THE_ROOT = {
     "examples/stories/README.md": "how-to/stories.md",
 }
 """Pages outside docs/ and their place in the site."""
-NOTEBOOK = "quickstart"
+NOTEBOOKS = tuple(path.stem for path in (ROOT / "docs").glob("*.ipynb"))
 LINK = re.compile(r"(\]\()([^)\s:#]+)(#[^)\s]*)?(\))")
 
 
@@ -39,10 +39,12 @@ def on_files(files: Files, config) -> Files:
 
     for path, place in FROM_THE_ROOT.items():
         page(place, (ROOT / path).read_text(encoding="utf-8"))
-    text, made = MarkdownExporter().from_filename(str(ROOT / "docs" / f"{NOTEBOOK}.ipynb"))
-    page(f"{NOTEBOOK}.md", text)
-    for name, content in made["outputs"].items():
-        page(name, content)
+    for notebook in NOTEBOOKS:
+        resources = {"unique_key": notebook}  # names of pictures
+        text, made = MarkdownExporter().from_filename(str(ROOT / "docs" / f"{notebook}.ipynb"), resources)
+        page(f"{notebook}.md", text)
+        for name, content in made["outputs"].items():
+            page(name, content)
     page("reference/map.md", house_map.house_map())
     page("reference/index.md", public_names())
     folders = [room for room in house_map.rooms() if (house_map.PACKAGE / room).is_dir()]
@@ -60,7 +62,7 @@ def on_page_markdown(markdown: str, *, page, config, files: Files) -> str:
     def turned(match: re.Match) -> str:
         before, target, anchor, after = match.groups()
         path = posixpath.normpath(posixpath.join(posixpath.dirname(here), target))
-        place = FROM_THE_ROOT.get(path, path.removeprefix("docs/")).replace(f"{NOTEBOOK}.ipynb", f"{NOTEBOOK}.md")
+        place = FROM_THE_ROOT.get(path, path.removeprefix("docs/").replace(".ipynb", ".md"))
         if files.get_file_from_path(place) is None:
             return match[0]
         return before + posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or ".") + (anchor or "") + after

@@ -1,4 +1,4 @@
-"""Runs docs/quickstart.ipynb in this interpreter and writes it back with its outputs.
+"""Runs the notebooks of docs/ in this interpreter and writes them back with their outputs.
 
     uv run python scripts/notebook.py             # run, strip, write (`just notebook`)
     uv run python scripts/notebook.py --check     # run only; exit code 1 when a cell fails
@@ -26,17 +26,18 @@ from nbclient.exceptions import CellExecutionError
 import steer_heal
 from steer_heal.commands.script import run_script
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "quickstart.ipynb"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOTEBOOK = DOCS / "quickstart.ipynb"
 KERNEL = "this-interpreter"
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to do with the notebook."""
+    """What to do with the notebooks."""
 
-    notebook: Path = NOTEBOOK
-    """The notebook."""
+    notebook: Path | None = None
+    """One of them alone."""
     check: bool = False
     """Run it and write nothing."""
     timeout: int = 300
@@ -113,7 +114,13 @@ def _joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]
 
 def run(arguments: Arguments) -> int:
     """Run, strip, write; returns the exit code."""
-    notebook = nbformat.read(arguments.notebook, as_version=4)
+    paths = sorted(DOCS.glob("*.ipynb")) if arguments.notebook is None else [arguments.notebook]
+    return max(run_one(path, arguments) for path in paths)
+
+
+def run_one(path: Path, arguments: Arguments) -> int:
+    """Run, strip and write one notebook; returns the exit code."""
+    notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         try:
             execute(notebook, Path(folder), arguments.timeout)
@@ -121,8 +128,8 @@ def run(arguments: Arguments) -> int:
             print(problem, file=sys.stderr)
             return 1
     if not arguments.check:
-        nbformat.write(strip(notebook), arguments.notebook)
-        print(f"{arguments.notebook}: {arguments.notebook.stat().st_size / 1000:.0f} kB")
+        nbformat.write(strip(notebook), path)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
     return 0
 
 

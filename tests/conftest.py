@@ -1,10 +1,13 @@
 """Shared fixtures: one thread for torch (tiny models are faster so, and other processes disturb them less)."""
 
 import contextlib
+import fcntl
 import io
+import os
 from dataclasses import replace
 
 import pytest
+import resume_runs
 import torch
 from healing_data import completion
 
@@ -12,8 +15,6 @@ import steer_heal.model
 from steer_heal.commands.main import main
 from steer_heal.healing import reference_states
 from steer_heal.ledger import Ledger
-from steer_heal.report.pages import writing
-from steer_heal.report.plots import drawing
 
 torch.set_num_threads(1)
 
@@ -35,22 +36,28 @@ def tiny():
 def fast_run(tmp_path_factory):
     """Folder of a finished fast run of two rounds, made through the command line, beside what it printed.
 
-    Who changes it takes a copy.
+    All workers share it: who changes it takes a copy.
     """
-    out = tmp_path_factory.mktemp("fast")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main(["run", "--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--out", str(out)]) in (0, 3)
-    (out / "printed.txt").write_text(printed.getvalue())
+    place = tmp_path_factory.getbasetemp()
+    place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+    out = place / "fast"
+    with open(place / "fast.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (out / "printed.txt").is_file():
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                options = ["--reg", "kl_rev", "--fast-dev-run", "--gate", "watch", "--out", str(out)]
+                assert main(["run", *options]) in (0, 3)
+            (out / "printed.txt").write_text(printed.getvalue())
     (folder,) = (path for path in out.iterdir() if path.is_dir())
     (folder / "sha256.json").unlink()  # copies are changed and read again
     return folder
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Runs write their pages with empty pictures, for tests of something else: drawing is a third of a small run."""
-    monkeypatch.setattr(writing, "png", lambda plot: b"\x89PNG")
-    monkeypatch.setattr(drawing, "svg", lambda panel: "<svg/>")
+def undrawn():
+    """Runs write their pages with empty pictures, for tests of something else."""
+    with resume_runs.undrawn():
+        yield
 
 
 @pytest.fixture

@@ -1,14 +1,22 @@
 """A run that uses every kind of committed result and takes a second, and how to compare two of its folders."""
 
 import contextlib
+import functools
+import inspect
 import io
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from steer_heal.config import RunConfig
 from steer_heal.ledger import TIMES
+from steer_heal.report.pages import writing
+from steer_heal.report.plots import drawing
 
 TELL_TIMES = ("config.json", "environment.json", "sha256.json", "summary.md", "report.html", "results.tsv", "lock")
 """Files with folders, processes and seconds in them."""
@@ -35,6 +43,9 @@ RICH = {
     "walk_mode": "grid",
 }
 """Settings that use what is left: a dose found, replayed rows and anchors, kappas in one batch, controls."""
+EVERY_STAGE = RICH | {"n_rounds": 2, "controls": "none", "walk_mode": "ladder"}
+EVERY_STAGE |= {"tau_rel": 0.5, "prompted_teacher": 0.3, "overfit_check": True, "accumulate": 8}
+"""Settings under which every function of a round is called."""
 
 
 def mini_trait(folder: Path) -> Path:
@@ -63,8 +74,18 @@ def config(folder: Path, **changes) -> RunConfig:
     return RunConfig(trait=str(mini_trait(folder)), out=str(folder / "out"), **{**SETTINGS, **changes})
 
 
+@contextlib.contextmanager
+def undrawn():
+    """Runs write their pages with empty pictures: drawing is a third of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "png", lambda plot: b"\x89PNG")
+        patch.setattr(drawing, "svg", lambda panel: "<svg/>")
+        yield
+
+
+@undrawn()
 def go(folder: Path, **changes) -> Path:
-    """Start the run, or go on with the unfinished one; returns its folder."""
+    """Start the run, or go on with the unfinished one, without pictures; returns its folder."""
     from steer_heal.loop.resume import reopen
     from steer_heal.loop.rounds import run_rounds
 
@@ -76,6 +97,34 @@ def go(folder: Path, **changes) -> Path:
         if done := list(out.glob("*/summary.md")):
             return done[0].parent
         return run_rounds(config(folder, **changes)).folder
+
+
+def go_until_killed(folder: Path, names: tuple[str, ...] | None = None, **changes) -> None:
+    """The same, killed for good behind the first function of the loop that no process was killed behind before.
+
+    `names` are the functions it may be, all by default; `folder/killed` has those it was.
+    """
+    import steer_heal.loop.rounds  # noqa: F401
+
+    killed = folder / "killed"
+    done = killed.read_text().split() if killed.is_file() else []
+
+    def deadly(name, function):
+        @functools.wraps(function)
+        def called(*args, **options):
+            result = function(*args, **options)
+            killed.write_text(" ".join([*done, name]))
+            os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return called
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("steer_heal.loop.")]:
+        for name, function in list(vars(module).items()):
+            ours = inspect.isfunction(function) and function.__module__.startswith("steer_heal.")
+            if ours and name not in done and (names is None or name in names):
+                setattr(module, name, deadly(name, function))
+    go(folder, **changes)
 
 
 def content(folder: Path) -> dict[str, object]:

@@ -214,7 +214,7 @@ GOOD = [
 ]
 
 
-def test_a_run_that_the_loop_wrote_is_finished_for_its_job_and_read_with_all_its_rounds(tmp_path):
+def test_a_run_that_the_loop_wrote_is_finished_for_its_job_and_read_with_all_its_rounds(tmp_path, undrawn):
     (job,) = make_jobs([Arm("fast", ("--fast-dev-run", "--n-rounds", "1", "--tau", "0.3"))], (3,), tmp_path)
     config = job.arm.config(3)
     result = run_rounds(replace(config, out=str(job.folder)))

@@ -133,7 +133,7 @@ def test_a_question_that_names_its_choices_is_still_asked_in_every_order(base, t
 
 
 # ---------------------------------------------------------------------------------------------------- doses in nats
-def test_a_run_on_a_base_model_finds_the_dose_that_costs_the_target(base, tmp_path):
+def test_a_run_on_a_base_model_finds_the_dose_that_costs_the_target(base, tmp_path, undrawn):
     folder = tmp_path / "model"
     base.model.save_pretrained(folder)
     base.tokenizer.save_pretrained(folder)

@@ -116,6 +116,19 @@ def test_generate_refuses_to_compare_replies_that_end_by_themselves(monkeypatch)
         bench_generate(sizes)
 
 
+def test_replies_that_end_by_chance_are_counted_to_their_ends_and_cost_no_rows_after_them():
+    sizes = GenerateBench(**TINY, rows=12, tokens=30, mean_tokens=6, single_rows=1)
+    lm = sizes.model()
+    arms, passes = generate_arms(lm, sizes), []
+    hook = lm.blocks[0].register_forward_pre_hook(lambda module, args: passes.append(len(args[0])))
+    assert arms["plain"]() == arms["plain"]() < 12 * 30 / 2 and set(passes) == {12}
+    passes.clear()
+    assert arms["steered"]() <= sum(passes) < 12 * 30 / 2
+    hook.remove()
+    with pytest.raises(InputError, match="mean_tokens 31"):
+        replace(sizes, mean_tokens=31).model()
+
+
 def test_generate_states_both_targets_and_refuses_a_missing_gpu(capsys):
     flags = ["--preset=tiny", "--threads=1", "--rows=4", "--tokens=4", "--repeats=1"]
     assert bench.main(["generate", *flags]) == 0

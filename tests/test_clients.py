@@ -188,9 +188,9 @@ def test_ctranslate2_replies_what_chat_shows(merged, shown, tmp_path):
 def test_the_reader_of_gguf_finds_the_control_vector(pocket_run, tmp_path):
     from gguf import GGUFReader
 
-    words = ["export", str(pocket_run), "--to", str(tmp_path / "care.gguf"), "--gguf-vector", "--c", "0.5"]
+    words = ["export", str(pocket_run), "--to", str(tmp_path / "new" / "care.gguf"), "--gguf-vector", "--c", "0.5"]
     assert main(words) == 0
-    read = GGUFReader(tmp_path / "care.gguf")
+    read = GGUFReader(tmp_path / "new" / "care.gguf")
     vector = sh.SteeringVector.load(pocket_run / "rounds" / "00" / "vector.safetensors")
     found = {tensor.name: torch.tensor(tensor.data) for tensor in read.tensors}
     assert found.keys() == {f"direction.{i}" for i in vector.layers}

@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from resume_runs import config, folder_of, mini_trait
 from rich.console import Console
 
 from steer_heal.commands.main import main
@@ -192,8 +193,7 @@ def test_what_is_read_back_has_no_speed(shown, tiny, tmp_path):
     assert "read from the run folder" in text.getvalue()
 
 
-def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown):
-    from steer_heal.config import RunConfig
+def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown, undrawn):
     from steer_heal.loop import rounds
     from steer_heal.loop.resume import reopen
 
@@ -202,10 +202,9 @@ def test_a_run_that_goes_on_says_how_much_of_it_is_there(tmp_path, shown):
             if event["stage"] == "baseline":
                 raise KeyboardInterrupt
 
-    config = RunConfig(fast_dev_run=True, gate="watch", n_rounds=1, out=str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        rounds.run_rounds(config, Stopped(quiet=True))
-    (folder,) = tmp_path.iterdir()
+        rounds.run_rounds(config(tmp_path, n_rounds=1), Stopped(quiet=True))
+    folder = folder_of(tmp_path)
     committed = len(list((folder / "units").glob("*.unit")))
     reporter, text = shown()
     rounds.run_rounds(reporter=reporter, resume=reopen(folder))
@@ -225,8 +224,9 @@ def test_verbose_shows_every_step_and_epoch_of_a_heal_and_nobody_else_any(shown,
         assert ("epoch 0: nll train 1.000 (before training 2.000)" in text.getvalue()) == bool(expected)
 
 
-def test_verbose_is_no_part_of_a_run_and_prints_the_texts_at_the_filters_limits(tmp_path, capsys):
+def test_verbose_is_no_part_of_a_run_and_prints_the_texts_at_the_filters_limits(tmp_path, capsys, undrawn):
     words = ["run", "--fast-dev-run", "--n-rounds", "1", "--gate", "watch", "--out", str(tmp_path)]
+    words += ["--trait", str(mini_trait(tmp_path))]
     main([*words, "--verbose"])
     assert "just inside (" in capsys.readouterr().out
     (folder,) = [path.parent for path in tmp_path.glob("*/config.json")]

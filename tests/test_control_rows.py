@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 from doc_pages import ROOT, blocks
+from resume_runs import undrawn
 from script_modules import script
 
 from steer_heal import run
@@ -41,7 +42,7 @@ def typed(tmp_path_factory):
                 code = script(path.removeprefix("scripts/").removesuffix(".py")).main(options)
         assert code == 0, line
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, undrawn():
         patch.chdir(folder)
         patch.syspath_prepend(str(ROOT / "scripts"))
         yield once

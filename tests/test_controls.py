@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from resume_runs import config as small
+from resume_runs import undrawn
 
 import steer_heal.model
 from steer_heal.healing.adapter import Adapter
@@ -32,7 +33,8 @@ def sound():
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
     """A fast run with all controls."""
-    return run_rounds(small(tmp_path_factory.mktemp("out"), **ONE_ROUND, controls="all"))
+    with undrawn():
+        return run_rounds(small(tmp_path_factory.mktemp("out"), **ONE_ROUND, controls="all"))
 
 
 def test_every_control_is_a_run_of_its_own_with_one_setting_changed(controlled):
@@ -76,7 +78,7 @@ def test_differences_are_paired_with_the_result_and_have_intervals(controlled):
         assert row["state"]["log_odds"] == pytest.approx(control.log_odds)
 
 
-def test_the_result_is_the_same_with_and_without_controls(controlled, tmp_path):
+def test_the_result_is_the_same_with_and_without_controls(controlled, tmp_path, undrawn):
     alone = run_rounds(small(tmp_path, **ONE_ROUND))
     fresh = steer_heal.model.load("tiny-random")
     stack = AdapterStack(fresh.model)

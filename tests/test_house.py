@@ -11,7 +11,7 @@ import steer_heal
 PACKAGE = Path(steer_heal.__file__).parent
 ROOMS = (
     ("errors", "lazy"),
-    ("statistics", "user_function", "terminal", "arguments", "reading"),
+    ("statistics", "user_function", "terminal", "arguments", "reading", "shown"),
     ("pocket",),
     ("model",),
     ("trait", "ledger"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from healing_data import QUICK
 from resume_runs import config as small
+from resume_runs import undrawn
 from rich.console import Console
 
 from steer_heal.commands.run import main
@@ -110,7 +111,8 @@ def silent_run(tmp_path_factory):
     """A run whose barrier never fires, with an option that cannot act; and what it printed, in short and in full."""
     printed = io.StringIO()
     config = small(tmp_path_factory.mktemp("out"), tau=99.0, lam_rate=2.0)
-    result = run_rounds(config, Reporter(Console(file=printed, width=120)))
+    with undrawn():
+        result = run_rounds(config, Reporter(Console(file=printed, width=120)))
     full = io.StringIO()
     reporter = Reporter(Console(file=full, width=120), verbose=True)
     reporter.on_event(result.run.ledger.events("start")[0])

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steer_heal.errors import InputError
@@ -96,6 +96,7 @@ JSON = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(JSON)
 def test_plain_gives_strict_json(value):
     json.dumps(plain(value), allow_nan=False)

@@ -1,22 +1,33 @@
 """The method on the embedded model, where the truth is known: the trait moves, the text stays; unsteered, not."""
 
+from dataclasses import replace
+
 import pytest
+from resume_runs import undrawn
 
 from steer_heal.config import RunConfig
 from steer_heal.ledger import Ledger
-from steer_heal.loop.rounds import run_rounds
+from steer_heal.loop import controls, steps
+from steer_heal.loop.rounds import complete, prepare, run_rounds
+from steer_heal.report.console import Reporter
 
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
     """Two rounds of the default job."""
-    return run_rounds(RunConfig(reg="kl_rev", n_rounds=2, out=str(tmp_path_factory.mktemp("steered"))))
+    with undrawn():
+        return run_rounds(RunConfig(reg="kl_rev", n_rounds=2, out=str(tmp_path_factory.mktemp("steered"))))
 
 
 @pytest.fixture(scope="module")
-def unsteered(tmp_path_factory):
-    """The first round's budget on the model's own unsteered texts."""
-    return run_rounds(RunConfig(reg="kl_rev", n_rounds=1, vector="none", out=str(tmp_path_factory.mktemp("unsteered"))))
+def unsteered(steered):
+    """The first round's budget on the model's own unsteered texts, as a control of the run with its baselines."""
+    with pytest.MonkeyPatch.context() as patch, undrawn():
+        patch.setattr(controls, "CONTROLS", {"unsteered": controls.CONTROLS["unsteered"]})
+        found = controls.run_controls(
+            steered.run, lambda part: complete(replace(part, config=replace(part.config, n_rounds=1)))
+        )
+    return found["unsteered"]
 
 
 def last(result):
@@ -65,11 +76,12 @@ def test_the_gain_is_there_in_formats_that_no_training_text_had(steered):
 
 
 def test_filter_keeps_better_text_than_it_gets(tmp_path):
-    small = {"n_rounds": 1, "n_min": 64, "eval_items": 8, "eval_replies": 8}
-    tokens = run_rounds(RunConfig(targets="tokens", **small, out=str(tmp_path)))
-    for walk in Ledger.open(tokens.folder).events("walk"):
-        assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
-        assert walk["trait_kept"] > walk["trait_base"] + 0.3
+    small = {"n_min": 64, "eval_items": 8, "eval_replies": 8, "out": str(tmp_path)}
+    run = prepare(RunConfig(targets="tokens", **small), Reporter(quiet=True))
+    steps.walk_dose(run, 0, steps.extract_vector(run, 0))
+    (walk,) = run.ledger.events("walk")
+    assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
+    assert walk["trait_kept"] > walk["trait_base"] + 0.3
 
 
 def test_baked_weights_are_the_originals_again_after_the_last_pop(steered):

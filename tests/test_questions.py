@@ -10,6 +10,7 @@ import arm_folders
 import numpy as np
 import pytest
 from arm_folders import write_run
+from resume_runs import undrawn
 from script_modules import script
 
 from steer_heal.config import RunConfig
@@ -313,7 +314,8 @@ def asked(tmp_path_factory):
     out = tmp_path_factory.mktemp("asked")
     options = "--fast-dev-run --targets tokens --n-rounds 1 --gate watch --eval-items 8 --eval-replies 8"
     (job,) = make_jobs([Arm("tokens", tuple(options.split()))], (20,), out)
-    run_rounds(replace(RunConfig(), **{**job.config, "out": str(job.folder)}))
+    with undrawn():
+        run_rounds(replace(RunConfig(), **{**job.config, "out": str(job.folder)}))
     return out
 
 

@@ -367,7 +367,7 @@ def test_what_the_page_says_about_loading_works(kept, tmp_path, monkeypatch, cap
     page = html(kept)
     assert all(line in "".join(Page(page).texts) for s in (python, export, peft, chat) for line in s.code.split("\n"))
     command, *words = shlex.split(export.code)
-    assert command == "steer-heal" and words[1] == str(kept.folder.resolve()) and main(words) == 0
+    assert command == "steer-heal" and words[1] == str(kept.folder.resolve()) and main([*words, "--scales", "1"]) == 0
     capsys.readouterr()
     names = run_lines(python.code)
     assert capsys.readouterr().out.strip() == names["reply"].text.strip() != ""

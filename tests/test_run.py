@@ -138,7 +138,7 @@ def test_adapters_of_the_rounds_load_in_plain_peft_to_the_students_logits(fast_r
     assert not torch.allclose(plain, baked, atol=1e-3)
 
 
-def test_a_starved_round_ends_with_a_verdict_and_keeps_what_it_sampled(tmp_path):
+def test_a_starved_round_ends_with_a_verdict_and_keeps_what_it_sampled(tmp_path, undrawn):
     starving = "--fast-dev-run --targets tokens --doses 400 --kappa-floor 0.9 --walk-batches 1 --quiet --trait"
     code = main([*starving.split(), str(mini_trait(tmp_path)), "--out", str(tmp_path)])
     folder = next(p for p in tmp_path.iterdir() if p.is_dir())
@@ -147,7 +147,7 @@ def test_a_starved_round_ends_with_a_verdict_and_keeps_what_it_sampled(tmp_path)
     assert (folder / "summary.md").is_file() and (folder / "report.html").is_file()
 
 
-def test_options_can_be_combined(tmp_path):
+def test_options_can_be_combined(tmp_path, undrawn):
     result = run_rounds(
         small(
             tmp_path,

@@ -10,7 +10,7 @@ from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "scripts"
-WITHOUT_OPTIONS = {"build_coherence_data", "build_word_pairs"}
+WITHOUT_OPTIONS = {"client_table", "build_coherence_data", "build_word_pairs"}
 TYPED = {
     "arena": (["--arm", "x"], "did you mean --arms?"),
     "arms": (["--seed", "3"], "did you mean --seeds?"),

@@ -12,7 +12,7 @@ from resume_runs import mini_trait
 
 import steer_heal.texts.generation
 from steer_heal.config import RunConfig
-from steer_heal.healing import DivergedError, heal
+from steer_heal.healing import DivergedError, HealInterrupted, heal
 from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger import Ledger
 from steer_heal.loop import rounds, steps
@@ -103,6 +103,22 @@ def test_a_heal_that_diverges_ends_the_run_with_its_verdict_and_leaves_its_adapt
     assert (ledger.folder / "summary.md").read_text().startswith("# diverged\n")
     assert "round 0: **diverged**" in (ledger.folder / "summary.md").read_text()
     assert (ledger.folder / "report.html").is_file()
+
+
+def test_ctrl_c_during_a_heal_leaves_its_rows_and_its_factors(run, prepared, tmp_path, monkeypatch):
+    now = run()
+    rows = [completion(now.lm, i, 6) for i in range(4)]
+    walk = SimpleNamespace(completions=rows)
+
+    def stopped(lm, rows, *given, **named):
+        raise HealInterrupted(must_block_adapter(lm))
+
+    monkeypatch.setattr(training, "heal", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        training.heal_rows(now, 0, prepared[1], walk, rows)
+    left = now.ledger.folder / "rounds" / "00.interrupted"
+    assert Adapter.load(left) == must_block_adapter(now.lm) and load_completions(left / "rows.jsonl") == rows
+    assert now.ledger.events() == []
 
 
 def test_rounds_before_a_diverged_one_stay_and_the_course_of_the_run_names_both(tmp_path, monkeypatch):

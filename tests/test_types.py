@@ -1,9 +1,11 @@
-"""A whole run in which every annotated call of the package is checked against its types and tensor shapes."""
+"""Annotations: kept by a whole run, call by call with tensor shapes, and by what the documentation shows."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from doc_pages import ROOT, blocks
 
 SCRIPT = """
 import sys
@@ -29,3 +31,22 @@ def test_a_whole_run_keeps_to_its_annotations_and_the_checker_is_really_on(tmp_p
     assert done.returncode in (0, 3) and "TypeCheckError" not in done.stderr, done.stderr[-2000:]
     assert list(tmp_path.glob("*/report.html"))
     assert "a misuse is a TypeCheckError" in done.stdout
+
+
+def complaints(code, folder):
+    """What a static type checker says of a user's code, a line each."""
+    (folder / "user.py").write_text(code, encoding="utf-8")
+    source = str(Path(__file__).parents[1] / "src")
+    words = ["--output-format", "concise", "--python", sys.prefix, "--extra-search-path", source, "user.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ty", "check", *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return [line for line in done.stdout.splitlines() if line.startswith("user.py:")]
+
+
+def test_a_static_type_checker_passes_on_the_readme_and_sees_what_a_user_does_wrong(tmp_path):
+    shown = "\n".join(block.text for block in blocks(ROOT / "README.md") if block.kind == "python")
+    assert "sh.heal" in shown and complaints(shown, tmp_path) == []
+    found = complaints("import steer_heal as sh\nsh.heal(1, [])\nsh.load('pocket').nam\nsh.nothing\n", tmp_path)
+    assert [line.split(":")[1] for line in found] == ["2", "3", "4"], found

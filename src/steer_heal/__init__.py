@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from steer_heal.evaluation import Metrics, Shift, compare, evaluate, retain
     from steer_heal.evaluation.probes import Probe
     from steer_heal.evaluation.verdict import Verdict
-    from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, mean_divergence, reference_states
+    from steer_heal.healing import (
+        HealConfig,
+        Healed,
+        HealInterrupted,
+        ReferenceStates,
+        heal,
+        mean_divergence,
+        reference_states,
+    )
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
     from steer_heal.healing.bake.loading import load
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from steer_heal.texts.completion import Completion, load_completions, save_completions
     from steer_heal.texts.dose import DoseConfig, Walk, walk_c
     from steer_heal.texts.generation import Interrupted, generate
+    from steer_heal.texts.rows import completion_rows, completions_from_rows
     from steer_heal.texts.sampling import Sampling
     from steer_heal.trait import Trait
 
@@ -38,6 +47,7 @@ __all__ = [
     "Completion",
     "DoseConfig",
     "HealConfig",
+    "HealInterrupted",
     "Healed",
     "InputError",
     "Interrupted",
@@ -54,6 +64,8 @@ __all__ = [
     "Walk",
     "calibrate",
     "compare",
+    "completion_rows",
+    "completions_from_rows",
     "evaluate",
     "extract",
     "extract_pairs",
@@ -70,4 +82,5 @@ __all__ = [
     "wrap",
 ]
 
-__getattr__, __dir__ = lazily(__name__)
+if not TYPE_CHECKING:  # a checker would take any name for a public one
+    __getattr__, __dir__ = lazily(__name__)

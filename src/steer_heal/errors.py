@@ -4,8 +4,10 @@ Knows nothing of models. The command line turns it into exit code 2 without a tr
 """
 
 import difflib
+import importlib
 import re
 from collections.abc import Sequence
+from types import ModuleType
 
 LONGEST = 800
 """Characters of a message; what it quotes may be longer, and is cut in the middle."""
@@ -43,3 +45,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """A "did you mean" for the known word closest to a mistyped one; empty when none is close."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def library(module: str, package: str) -> ModuleType:
+    """A module of a package that only some users have. Raises InputError where it cannot be imported."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as problem:
+        raise InputError(f"{package} is needed here and cannot be imported ({problem}): pip install {package}") from (
+            problem
+        )

@@ -6,7 +6,7 @@ other exceptions stay tracebacks.
 
 from __future__ import annotations
 
-import io
+import errno
 import os
 import sys
 import traceback
@@ -20,19 +20,20 @@ from steer_heal.model.memory import is_short
 
 DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
+REFUSED = ("EACCES", "EPERM", "EROFS", "EIO", "ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
+"""Errors of files that no program can help, only the user: they are told like bad input."""
 Arguments = TypeVar("Arguments")
 
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupted: str = "nothing was changed") -> int:
-    """Run a command and turn an InputError or Ctrl-C into one line and an exit code; `--debug` adds the traceback."""
+    """Run a command; an InputError, a refused file or Ctrl-C is one line and an exit code; `--debug`: the traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if (logging := sys.modules.get("transformers.utils.logging")) is not None:
         logging.disable_progress_bar()  # it was imported before the environment could say so
     debug = "--debug" in argv
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that has no such character still shows one line
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without some character shows its code
     try:
         if not _stands():
             raise InputError("the working directory was deleted: change to one that is there")
@@ -40,10 +41,15 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
             if not sys.warnoptions:
                 warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
             return command([word for word in argv if word != "--debug"])
-    except InputError as problem:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
+        return DONE
+    except (InputError, OSError) as problem:
+        if not (told := _told(problem)):
+            raise
         if debug:
             traceback.print_exc()
-        _say(problem, str(problem))
+        _say(problem, told)
         return BAD_INPUT
     except KeyboardInterrupt as stop:
         _say(stop, "interrupted" if hasattr(stop, "__notes__") else f"interrupted; {interrupted}")
@@ -53,9 +59,6 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
             raise
         _say(problem, "memory ran out: use a smaller model, dtype, rank or batch, or free memory")
         return BAD_INPUT
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as `head`, has gone
-        return DONE
 
 
 def run_script(
@@ -89,6 +92,15 @@ def _stands() -> bool:
         return bool(os.getcwd())
     except OSError:
         return False
+
+
+def _told(problem: InputError | OSError) -> str:
+    """What to say of it; empty for an error that is no user's."""
+    if isinstance(problem, InputError):
+        return str(problem)
+    if errno.errorcode.get(problem.errno) not in REFUSED:
+        return ""
+    return f"{problem.filename or 'a file'} cannot be read or written ({problem.strerror}): see to it and try again"
 
 
 def _say(problem: BaseException, what: str) -> None:

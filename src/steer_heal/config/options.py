@@ -6,8 +6,9 @@ Knows nothing of how they are checked together.
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -21,6 +22,16 @@ def text_of(stage: type, name: str) -> object:
     documented = "\n".join(one.__doc__ for one in stage.__mro__[:-1])
     text, *_ = re.findall(rf"^ {{8}}{name}: (.+(?:\n {{12}}.+)*)", documented, re.MULTILINE)
     return tyro.conf.arg(help=" ".join(text.split()))
+
+
+def explained(options: type) -> str:
+    """Every field of a class of options with its text, as its docstring would have it."""
+    told = []
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        own = [note.help for note in get_args(hint)[1:] if getattr(note, "help", None)]
+        told.append(f"{name}: {own[0] if own else text_of(options, name).help}")
+    rows = (textwrap.fill(one, 116, initial_indent=" " * 8, subsequent_indent=" " * 12) for one in told)
+    return "\n".join(("    Attributes:", *rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +232,7 @@ class LoopOptions:
         out: Folder that gets the run's folder.
         fast_dev_run: Every stage in seconds on a random model; the numbers mean nothing.
         quiet: Print the final table only.
+        track: Also log every figure to an experiment tracker, with pip install 'steer-heal[wandb]' and so on.
         overfit_check: After each heal, train on its most trait-laden completion alone: tells "cannot express it" from
             "not seen".
     """
@@ -232,6 +244,7 @@ class LoopOptions:
     out: str = "out"
     fast_dev_run: bool = False
     quiet: bool = False
+    track: Literal["wandb", "tensorboard", "trackio"] | None = None
     overfit_check: bool = False
 
 

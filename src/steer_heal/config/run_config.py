@@ -18,10 +18,12 @@ from steer_heal.config.options import (
     ModelOptions,
     SteeringOptions,
     WalkOptions,
+    explained,
 )
 from steer_heal.errors import InputError, is_name
 from steer_heal.healing.config import DivergenceFunction, HealConfig
 from steer_heal.model.depth import pick_layers
+from steer_heal.shown import brief
 from steer_heal.texts.sampling import Sampling
 from steer_heal.trait import Trait, Vignette, default_trait
 from steer_heal.trait.rows import read_rows
@@ -51,6 +53,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     """
 
     reg: str | DivergenceFunction = "kl_rev"
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self, but=("layers",))  # a band, or blocks
@@ -171,3 +175,6 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
     def to_dict(self) -> dict:
         """For `config.json`."""
         return asdict(self)
+
+
+RunConfig.__doc__ = f"{RunConfig.__doc__}\n{explained(RunConfig)}\n"  # what it inherits is in no help page

@@ -19,6 +19,7 @@ from steer_heal.evaluation.text import distinct_ngrams, mean
 from steer_heal.evaluation.vignettes import VignetteRow, as_written, contrast, human_agreement, profile
 from steer_heal.ledger.files import write_whole
 from steer_heal.reading import from_json, read_text
+from steer_heal.shown import brief, table
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ class Metrics:
     vignette_up: tuple[str, ...] = ()
     vignette_down: tuple[str, ...] = ()
     held_out: tuple[ChoiceRow, ...] = ()
+
+    __repr__ = brief
+
+    def _repr_html_(self) -> str:
+        figures = [(name, value) for name, value in self.summary().items() if isinstance(value, int | float)]
+        return table(("figure", "value"), figures, f"{self.trait}, dose {self.dose:g}")
 
     @property
     def target(self) -> CategoryScore:

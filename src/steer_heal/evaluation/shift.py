@@ -13,6 +13,7 @@ from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.metrics import Metrics
 from steer_heal.evaluation.text import mean
 from steer_heal.evaluation.vignettes import VignetteRow, contrast, log_odds
+from steer_heal.shown import brief, table
 from steer_heal.statistics import Estimate, paired_difference, paired_ratio
 from steer_heal.trait import FOUNDATIONS
 
@@ -48,6 +49,15 @@ class Shift:
     vignette_wrong: Estimate | None = None
     vignette_target: tuple[str, ...] = ()
     held_out_log_odds: Estimate | None = None
+
+    __repr__ = brief
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, found in vars(self).items():
+            some = {name: found} if isinstance(found, Estimate) else found if isinstance(found, dict) else {}
+            rows += [(key if key == name else f"{name}: {key}", e.value, e.low, e.high) for key, e in some.items()]
+        return table(("after - before", "value", "low", "high"), rows)
 
     @property
     def vignettes_off_target(self) -> dict[str, Estimate]:

@@ -12,12 +12,13 @@ from steer_heal.lazy import lazily
 
 if TYPE_CHECKING:
     from steer_heal.healing.references import ReferenceStates, mean_divergence, reference_states
-    from steer_heal.healing.result import DivergedError, Healed
+    from steer_heal.healing.result import DivergedError, Healed, HealInterrupted
     from steer_heal.healing.training import heal, overfit_check
 
 __all__ = [
     "DivergedError",
     "HealConfig",
+    "HealInterrupted",
     "Healed",
     "ReferenceStates",
     "heal",

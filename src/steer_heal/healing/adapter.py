@@ -23,6 +23,7 @@ from steer_heal.arguments import fits
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
 from steer_heal.reading import from_json, reachable, read_bytes
+from steer_heal.shown import brief
 
 PEFT_PREFIX = "base_model.model."
 
@@ -46,6 +47,8 @@ class Adapter:
     alpha: float
     base_model: str = ""
     fan_in_fan_out: bool = False
+
+    __repr__ = brief
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from steer_heal.arguments import check_fields, shortened
 from steer_heal.errors import InputError
 from steer_heal.model.depth import pick_layers
+from steer_heal.shown import brief
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -151,6 +152,8 @@ class HealConfig:
     token_weight: float = 0.0
     gradient_checkpointing: bool = False
     seed: int = 0
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self, but=("lora_layers", "layers"))  # a band, or blocks

@@ -24,6 +24,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import preserved, weights_in_use
 from steer_heal.healing.config import HealConfig
+from steer_heal.healing.result import HealInterrupted
 from steer_heal.model import LM
 from steer_heal.model.depth import pick_layers
 
@@ -190,6 +191,8 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
 
     Everything but the factors is frozen. The model is put in evaluation mode: dropout would make the student differ
     from its reference before it has learnt anything.
+
+    Raises HealInterrupted, with the factors, on Ctrl-C.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -225,7 +228,11 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
                 b[name].zero_()
         if config.gradient_checkpointing:
             _checkpoint_blocks(lm)
-        yield Lora(a, b, config.rank, config.alpha, lm.name, fan_in_fan_out, reached)
+        lora = Lora(a, b, config.rank, config.alpha, lm.name, fan_in_fan_out, reached)
+        try:
+            yield lora
+        except KeyboardInterrupt as stop:
+            raise HealInterrupted(lora.adapter() if any(factor.any() for factor in b.values()) else None) from stop
 
 
 def _checkpoint_blocks(lm: LM) -> None:

@@ -19,6 +19,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
 from steer_heal.model import LM, GivenLM, as_lm, length_batches
+from steer_heal.shown import brief
 from steer_heal.texts.completion import Completion
 
 BATCH_TOKENS = 8192
@@ -40,6 +41,8 @@ class ReferenceStates:
     weights: str
     model: str
     plain: bool = True
+
+    __repr__ = brief
 
     def __len__(self) -> int:
         return len(self.rows)

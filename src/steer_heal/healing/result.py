@@ -1,4 +1,4 @@
-"""`Healed`: what a heal returns, and how to read it; `DivergedError`: why one stopped.
+"""`Healed`: what a heal returns, and how to read it; `DivergedError` and `HealInterrupted`: why one stopped.
 
 Knows nothing of how the training was done.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.config import HealConfig
+from steer_heal.shown import brief
 
 OVERFIT_NATS = 0.02
 """Rise of the held-out nll over its value before training from which on a heal counts as overfitted."""
@@ -29,6 +30,14 @@ class DivergedError(RuntimeError):
     def __init__(self, message: str, step: int, rows: tuple[int, ...], adapter: Adapter | None) -> None:
         super().__init__(message)
         self.step, self.rows, self.adapter = step, rows, adapter
+
+
+class HealInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a heal; `adapter` holds the factors as they were then, None before the first step moved them."""
+
+    def __init__(self, adapter: Adapter | None) -> None:
+        super().__init__("interrupted; " + ("the factors are in `adapter`" if adapter else "nothing was trained yet"))
+        self.adapter = adapter
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Healed:
     figures: Mapping[str, float]
     lam: Mapping[str, float]
     tau: Mapping[str, float]
+
+    __repr__ = brief
 
     @property
     def plain(self) -> str:

@@ -111,7 +111,8 @@ def overfit_check(lm: LM, completion: Completion, config: HealConfig | None = No
     Tells two failures apart when a heal moved nothing: near 0, the adapter cannot express the text (rank, layers, lr);
     large, it can, and the evaluation or the training set is what to look at.
     """
-    config = replace(config or HealConfig(), reg="nll", heldout=0.0, epochs=passes, batch_size=1, grad_accum=1)
+    plain = {"reg": "nll", "targets": "tokens", "heldout": 0.0, "epochs": passes, "batch_size": 1, "grad_accum": 1}
+    config = replace(config or HealConfig(), **plain)
     figures = heal(lm, [completion], config).figures
     return figures["train_nll_before"] - figures["train_nll_after"]
 

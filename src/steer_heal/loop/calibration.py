@@ -14,6 +14,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, ReferenceStates, mean_divergence, reference_states
 from steer_heal.ledger.units import FORGET, Keep
 from steer_heal.model import LM, GivenLM, as_lm
+from steer_heal.shown import brief
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import OnBatch, generate
@@ -40,6 +41,8 @@ class Calibration:
     divergence: float
     reached: bool
     curve: tuple[tuple[float, float], ...]
+
+    __repr__ = brief
 
     @staticmethod
     def from_dict(data: Mapping) -> Calibration:

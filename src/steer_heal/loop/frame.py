@@ -84,7 +84,7 @@ def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Halves, ledger: Ledger
     """Calibrated filter, captured anchors, and the two baselines; in a run that goes on they are there already."""
     ledger.listeners.append(reporter.on_event)
     reporter.plan(config.n_rounds, 1 + len(CONTROLS) if config.controls == "all" else 1)
-    texts = repr((trait, tasks, config.vignettes()))
+    texts = repr((vars(trait) | {"check": None}, tasks, config.vignettes()))
     ledger.record(
         "start",
         model=lm.name,

@@ -127,9 +127,12 @@ def resumable(ledger: Ledger, in_memory: bool = False) -> Iterator[Ledger]:
 
     Raises InputError for a disk that is full and for memory that ran out, with everything committed kept.
     """
-    again = f"run_rounds(resume=reopen({str(ledger.folder)!r}), lm=..., trait=...)" if in_memory else command(ledger)
-    how = f"everything committed is kept; go on with: {again}"
+    how = ""
     try:
+        again = (
+            f"run_rounds(resume=reopen({str(ledger.folder)!r}), lm=..., trait=...)" if in_memory else command(ledger)
+        )
+        how = f"everything committed is kept; go on with: {again}"
         yield ledger
     except (KeyboardInterrupt, NotWrittenError, MemoryShortError) as stop:
         stop.add_note(how)

@@ -5,9 +5,12 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from steer_heal.config import RunConfig
+from steer_heal.errors import InputError
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
@@ -18,6 +21,7 @@ from steer_heal.loop.resume import recorded_config, resumable
 from steer_heal.loop.steps import Round, Run, RunResult
 from steer_heal.model import GivenLM, as_lm
 from steer_heal.report.console import Reporter
+from steer_heal.report.tracking import check_tracker, tracker
 from steer_heal.trait import Trait
 
 __all__ = ["complete", "one_round", "prepare", "run_rounds"]
@@ -30,6 +34,7 @@ def run_rounds(
     *,
     lm: GivenLM | None = None,
     trait: Trait | str | None = None,
+    on_event: Callable[[dict], None] | None = None,
 ) -> RunResult:
     """The whole job: `config.n_rounds` rounds, or fewer when one starves or too many in a row are reverted.
 
@@ -37,11 +42,15 @@ def run_rounds(
         lm: a model in memory, instead of one that `config` names; options that follow the model follow it. Afterwards
             it has the standing rounds folded in (`RunResult.run`).
         trait: one in memory or a name, instead of the one that `config` names.
+        on_event: called with every event of the run as it is recorded, those of a resumed one from its start; not with
+            those of its controls.
         resume: an unfinished run, from `resume.reopen`; it goes on under its own configuration and ends with the same
             bits as if it had not been stopped. `config` is not looked at.
 
     Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise InputError(f"a launcher started {processes} processes, each would be a whole run: start it without one")
     reporter = reporter or Reporter(quiet=True)
     lm = None if lm is None else as_lm(lm)
     trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
@@ -49,10 +58,15 @@ def run_rounds(
     with ExitStack() as held:
         ledger = resume and held.enter_context(resumable(resume, in_memory))
         config = recorded_config(ledger) if ledger else asked(config, lm, trait)
+        check_tracker(config.track)
         lm, trait, tasks = inputs(config, lm, trait)  # before there is a folder: unusable input leaves none
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
+        if config.track is not None:
+            ledger.listeners.append(tracker(config.track, ledger.folder, config.to_dict()))
+        if on_event is not None:
+            ledger.listeners.append(on_event)
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()
         reporter.written(result.folder)

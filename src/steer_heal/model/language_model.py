@@ -27,6 +27,7 @@ from steer_heal.model.structure import (
     text_config,
     unwrap,
 )
+from steer_heal.shown import brief
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class LM:
     model: nn.Module
     tokenizer: object
     name: str
+
+    __repr__ = brief
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +89,19 @@ class LM:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         return frozenset(found)
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """Token id with which the chat template ends a reply; without a template the tokenizer's; None if it has none.
+
+        A base model's end of text is not always what its chat template writes.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            return self.tokenizer.eos_token_id
+        turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+        shown = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        ends = [i for i in self.tokenizer.encode(shown, add_special_tokens=False) if i in self.eos_ids]
+        return ends[-1] if ends else self.tokenizer.eos_token_id
 
     @property
     def pad_id(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
@@ -35,15 +35,19 @@ def steered(
     scope: str,
     prompt_lengths: Sequence[int] | None,
     operator: str = "add",
+    positions: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
+    min_token: int = 0,
 ) -> Iterator[Steering]:
     """Hooks on an unwrapped transformers model for the time of the block; see `SteeringVector.applied`."""
     if scope not in SCOPES:
         raise InputError(f"scope {scope!r} is unknown: use {', '.join(SCOPES)}")
     if operator not in OPERATORS:
         raise InputError(f"operator {operator!r} is unknown: use {' or '.join(OPERATORS)}")
+    if type(min_token) is not int or min_token < 0:
+        raise InputError(f"min_token {min_token!r}: give the index of a token, 0 for the first")
     if base in _steered:
         raise InputError("this model is steered already: leave the outer applied() first, doses would add up")
-    injector = Steering(vectors, base, dose, scope, prompt_lengths, operator)
+    injector = Steering(vectors, base, dose, scope, prompt_lengths, operator, positions, min_token)
     blocks = base.get_submodule(find_blocks(base))
     with ExitStack() as hooks:
         # A forward pass that was compiled before does not notice new hooks: it would silently go on unsteered.
@@ -64,8 +68,20 @@ class Steering:
     No tensor's value is read during decoding: on an accelerator that would wait for the device at every token.
     """
 
-    def __init__(self, vectors: Mapping[int, Tensor], base: nn.Module, dose, scope: str, prompt_lengths, operator):
+    def __init__(
+        self,
+        vectors: Mapping[int, Tensor],
+        base: nn.Module,
+        dose,
+        scope,
+        prompt_lengths,
+        operator,
+        positions,
+        min_token,
+    ):
         like = next(base.parameters())
+        self.positions = None if positions is None else torch.as_tensor(positions, device=like.device).long()
+        self.min_token = min_token
         self.scope, self.prompt_lengths = scope, prompt_lengths
         self.projects = operator == "project_out"
         if self.projects:
@@ -91,15 +107,19 @@ class Steering:
         inputs = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
         if inputs is None and args:
             inputs = args[0]
-        if self._is_decoding(inputs.shape[1], kwargs.get("past_key_values")):
+        attention, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+        decoding = self._is_decoding(inputs.shape[1], cache)
+        if decoding:
             self.mask = None if self.scope != "prompt" else torch.zeros_like(inputs[:, :1])
-            return
-        real = _real_tokens(kwargs.get("attention_mask"), inputs.shape[1], kwargs.get("past_key_values"))
-        if self.scope == "all":
-            self.mask = real
         else:
-            every = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-            self.mask = self._prompt_or_reply(every if real is None else real)
+            self.mask = _real_tokens(attention, inputs.shape[1], cache)
+        if self.scope != "all" and not decoding:
+            self.mask = self._prompt_or_reply(_every(inputs) if self.mask is None else self.mask)
+        if self.positions is not None and not decoding:
+            self.mask = self._at_positions(_every(inputs) if self.mask is None else self.mask)
+        if self.min_token:
+            late = (_order(attention, inputs.shape[1], cache, inputs.device) >= self.min_token).long()
+            self.mask = late.expand(inputs.shape[:2]) if self.mask is None else self.mask * late
 
     def _is_decoding(self, n_new: int, cache: object | None) -> bool:
         """One new token behind a filled cache. The cache of the last call is known to be filled without asking it."""
@@ -116,6 +136,14 @@ class Steering:
         if length.shape[0] != real.shape[0]:
             raise InputError(f"{length.shape[0]} prompt lengths for a batch of {real.shape[0]} rows: give one per row")
         return real * (order >= length if self.scope == "generated" else order <= length)
+
+    def _at_positions(self, mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch position"]:
+        given, (rows, length) = self.positions, mask.shape
+        if given.ndim != 2 or given.shape[1] != length or rows % len(given):
+            raise InputError(
+                f"positions {tuple(given.shape)} for tokens ({rows}, {length}): give a row and column each"
+            )
+        return mask * given.repeat_interleave(rows // len(given), dim=0)
 
     def block_hook(self, layer: int) -> Callable:
         def add(module: nn.Module, args, output):
@@ -146,18 +174,43 @@ class Steering:
         return self.deltas[layer, rows]
 
 
+def _every(inputs: Tensor) -> Int[Tensor, "batch position"]:
+    return torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
+
+
+def _order(attention: object, n_new: int, cache: object | None, device) -> Int[Tensor, "batch position"]:
+    """Index of the new positions among their row's real tokens, from 0; one row for all where there are no pads."""
+    attention = _one_mask(attention)
+    if attention is None:
+        filled = 0 if cache is None else int(cache.get_seq_length())
+        return torch.arange(filled, filled + n_new, device=device)[None]
+    if attention.ndim == 2:
+        return attention.long().cumsum(-1)[:, -n_new:] - 1
+    return _seen(attention[:, 0]).sum(-1) - 1
+
+
+def _one_mask(attention: object) -> Tensor | None:
+    """The mask itself, or that of full attention among one per kind of attention; None when there is none."""
+    if isinstance(attention, Mapping):
+        attention = attention.get("full_attention", next(iter(attention.values()), None))
+    return attention if isinstance(attention, Tensor) else None
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """1 where a mask of either kind, of truth values or of what is added to scores, lets a query see a key."""
+    return (mask if mask.dtype == torch.bool else mask == 0).long()
+
+
 def _real_tokens(attention: object, n_new: int, cache: object | None) -> Int[Tensor, "batch position"] | None:
     """1 for a token and 0 for a pad among the new positions; None when the call says nothing of pads.
 
     Behind a static cache transformers passes a mask of [batch, 1, query, key], or one per kind of attention: a token
     sees itself, a pad sees nothing.
     """
-    if isinstance(attention, Mapping):
-        attention = attention.get("full_attention", next(iter(attention.values()), None))
-    if not isinstance(attention, Tensor):
+    attention = _one_mask(attention)
+    if attention is None:
         return None
     if attention.ndim == 2:
         return attention[:, -n_new:]
     filled = 0 if cache is None else int(cache.get_seq_length())
-    itself = attention[:, 0].diagonal(offset=filled, dim1=-2, dim2=-1)[:, :n_new]
-    return (itself if itself.dtype == torch.bool else itself == 0).long()
+    return _seen(attention[:, 0].diagonal(offset=filled, dim1=-2, dim2=-1)[:, :n_new])

@@ -12,16 +12,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from steer_heal.arguments import check_fields
-from steer_heal.errors import InputError
+from steer_heal.errors import InputError, library
 from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
 from steer_heal.reading import from_json, reachable
+from steer_heal.shown import LONGEST, plot, table
 from steer_heal.steering.injector import Steering, steered
 
 
@@ -93,12 +94,32 @@ class SteeringVector:
                 )
 
     @classmethod
-    def from_tensors(cls, vectors: Mapping[int, object], lm: GivenLM) -> SteeringVector:
-        """A direction per block that another tool found on this model: tensors or arrays of its width, by block."""
+    def from_tensors(cls, vectors: Mapping[int, object] | object, lm: GivenLM) -> SteeringVector:
+        """A direction per block that another tool found on this model: tensors or arrays of its width, by block.
+
+        A `steering_vectors.SteeringVector` or a `repeng.ControlVector` is taken as it is.
+        """
         lm = as_lm(lm)
+        vectors = getattr(vectors, "layer_activations", getattr(vectors, "directions", vectors))
+        if not isinstance(vectors, Mapping):
+            raise InputError(
+                f"from_tensors takes tensors by block, not {type(vectors).__name__}: give {{block: tensor}}"
+            )
         made = {int(i): torch.as_tensor(v).detach().cpu().float().clone() for i, v in vectors.items()}
         origin = Provenance(lm.name, len(lm.blocks), lm.width, "", "", "", 0, "", reason="given as tensors")
         return cls(made, origin)
+
+    def to_steering_vectors(self) -> object:
+        """The same as a `steering_vectors.SteeringVector`; its multiplier is the dose. Raises InputError without it."""
+        vectors = {i: v.clone() for i, v in self._items()}
+        return library("steering_vectors", "steering-vectors").SteeringVector(vectors, layer_type="decoder_block")
+
+    def to_repeng(self, model_type: str) -> object:
+        """The same as a `repeng.ControlVector` for `model.config.model_type`; its strength is the dose.
+
+        Raises InputError without repeng.
+        """
+        return library("repeng", "repeng").ControlVector(model_type, {i: v.numpy().copy() for i, v in self._items()})
 
     def __eq__(self, other: object) -> bool:
         """Equal blocks, origin and bits; quality figures do not count."""
@@ -108,6 +129,18 @@ class SteeringVector:
         return same and torch.equal(self.flat(), other.flat())
 
     __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"SteeringVector(blocks {self.layers} of {self.provenance.model}, norm {self.norm():.3g})"[:LONGEST]
+
+    def _repr_html_(self) -> str:
+        """Each measured block's figures, as a table and over the depth; a derived vector's norms."""
+        if not self.quality:
+            return table(("block", "norm"), [(i, float(v.norm())) for i, v in self._items()], repr(self))
+        names = ("relative_norm", "split_half_cosine", "auc")
+        rows = [(i, *(getattr(q, name) for name in names)) for i, q in sorted(self.quality.items())]
+        series = {name.replace("_", " "): [row[place] for row in rows] for place, name in enumerate(names, 1)}
+        return table(("block", *series), rows, repr(self)) + plot(series, [row[0] for row in rows], "by block")
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -223,6 +256,8 @@ class SteeringVector:
         scope: str = "all",
         prompt_lengths: Sequence[int] | None = None,
         operator: str = "add",
+        positions: Int[Tensor, "batch position"] | Bool[Tensor, "batch position"] | None = None,
+        min_token: int = 0,
     ) -> Iterator[Steering]:
         """Within this context plain transformers calls on `model` are steered: block output + dose * vector.
 
@@ -240,13 +275,17 @@ class SteeringVector:
                 taken as a prompt.
             operator: `add`, or `project_out`: block output h - dose * (h . u) u with u the vector at norm 1, so that
                 dose 1 leaves nothing of the direction (ablation; Arditi et al. 2024, arXiv 2406.11717).
+            positions: 1 for each token of a prompt or a teacher-forced pass that is steered, 0 for the others, in the
+                shape of `input_ids`; it narrows the scope. Sampled tokens follow the scope alone.
+            min_token: index in its row, from 0 and without pads, of the first token that is steered.
 
         Raises:
-            InputError: a zero vector, another width or number of blocks, an unknown scope, a nested use on one model.
+            InputError: a zero vector, another width or number of blocks, an unknown scope, positions of another shape,
+                a nested use on one model.
         """
         base = unwrap(model)
         self.check()._check_fits(base)
-        with steered(base, self.vectors, dose, scope, prompt_lengths, operator) as steering:
+        with steered(base, self.vectors, dose, scope, prompt_lengths, operator, positions, min_token) as steering:
             yield steering
 
     def _items(self):

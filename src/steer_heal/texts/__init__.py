@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         generate,
         generate_requests,
     )
+    from steer_heal.texts.rows import completion_rows, completions_from_rows
     from steer_heal.texts.sampling import Sampling
     from steer_heal.texts.selection import held_temperature, length_weights
 
@@ -37,6 +38,8 @@ __all__ = [
     "Request",
     "Sampling",
     "Walk",
+    "completion_rows",
+    "completions_from_rows",
     "derive_seed",
     "generate",
     "generate_requests",

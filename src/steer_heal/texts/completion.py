@@ -9,11 +9,16 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import Kind, json_kind
 from steer_heal.model.chat import fill_persona
 from steer_heal.reading import read_text
+from steer_heal.shown import brief
+
+if TYPE_CHECKING:
+    from steer_heal.model import GivenLM
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class Completion:
             teacher's.
         seed: what its tokens were drawn with.
         row: position of the prompt in the list that was asked for.
-        origin: `steered`, `own` (the student's, unsteered), `base` (the original model's, unsteered) or `control`.
+        origin: `steered`, `own` (the student's, unsteered), `base` (the original model's, unsteered), `control`, or
+            `given` (written elsewhere).
         scores: figures the filter measured, by name.
         dropped_by: name of the gate that dropped it; None if it passed or was not judged yet.
         flagged_by: name of the gate that would have dropped it, where the filter only reports (see `flagged`).
@@ -51,6 +57,35 @@ class Completion:
     dropped_by: str | None = None
     judged: bool = False
     flagged_by: str | None = None
+
+    __repr__ = brief
+
+    @staticmethod
+    def from_text(
+        lm: GivenLM,
+        prompt: str,
+        text: str,
+        system: str | None = None,
+        *,
+        finished: bool = True,
+        row: int = 0,
+        origin: str = "given",
+    ) -> Completion:
+        """A reply that was written elsewhere, as if this model had sampled it; `finished` ends it with its end token.
+
+        Raises InputError for an empty text, and for a finished one where the model has no end token.
+        """
+        from steer_heal.model import as_lm
+
+        lm = as_lm(lm)
+        ids = tuple(lm.tokenizer.encode(text, add_special_tokens=False))
+        if not ids:
+            raise InputError(f"the reply to {prompt[:60]!r} is empty: give every reply at least one word")
+        if finished and lm.end_id is None:
+            raise InputError(f"{lm.name} has no token that ends a reply: give finished=False")
+        ids = (*ids, lm.end_id) if finished else ids
+        prompt_ids = lm.chat_ids(prompt, system)
+        return Completion(prompt, system, prompt_ids, ids, lm.decode(ids), finished, row=row, origin=origin)
 
     @property
     def kept(self) -> bool:

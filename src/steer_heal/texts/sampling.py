@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
+from steer_heal.shown import brief
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
 from steer_heal.reading import reachable
+from steer_heal.shown import brief
 from steer_heal.trait.file import TraitFile
 from steer_heal.trait.items import CHOICE_TEMPLATE, Anchor, Checker, Item, Judgement, Vignette
 from steer_heal.user_function import called
@@ -67,6 +68,8 @@ class Trait:
     checker: str | None = None
     is_reversed: bool = False
     check: Checker | None = field(default=None, repr=False, compare=False)
+
+    __repr__ = brief
 
     @staticmethod
     def load(name_or_path: str | Path, code: bool = True) -> Trait:

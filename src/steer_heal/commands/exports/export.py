@@ -85,6 +85,7 @@ class Export:
 
     def _vector(self, ledger: Ledger, target: Path) -> str:
         number = self.round or 0
+        target.parent.mkdir(parents=True, exist_ok=True)
         (self.c * vector_of(ledger, number)).to_gguf(target)
         return f"control vector for llama.cpp, {self.c:g} times the vector of round {number}"
 
@@ -137,6 +138,8 @@ class Export:
             whole, found[1.0] = found[1.0], measuring.state()
             notes.append(f"Whole -> compressed: {doses.told(whole, found[1.0])}.")
             print(notes[1])
+        if scales:
+            print(f"measuring {len(scales)} more strengths for the card; --scales 1 measures none")
         return replace(made, notes=notes, doses=found | measuring.at(scales))
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from steer_heal.shown import brief
 from steer_heal.statistics import Estimate
 
 SAME_SHIFT = 0.98
@@ -62,6 +63,8 @@ class Probe:
     lead: Estimate
     unsteered_cosine: float | None
     weight_cosines: Mapping[str, float]
+
+    __repr__ = brief
 
     @property
     def log_vocab(self) -> float:

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 from steer_heal.evaluation.verdict.evidence import Evidence
+from steer_heal.shown import brief, table
 
 VERDICTS = {
     "healed": "steering broke the text; the student has its coherence back and kept the trait",
@@ -77,8 +78,13 @@ class Verdict:
     text: str
     above_floors: bool = False
 
+    __repr__ = brief
+
     def __str__(self) -> str:
         return f"{self.name}: {self.text}"
+
+    def _repr_html_(self) -> str:
+        return table(("verdict", "means", "found"), [(self.name, VERDICTS[self.name], self.text)])
 
 
 def judge_round(evidence: Evidence, rules: Rules | None = None) -> Verdict:

@@ -85,6 +85,9 @@ class AdapterStack:
     def __len__(self) -> int:
         return len(self._rounds)
 
+    def __repr__(self) -> str:
+        return f"AdapterStack({type(self.model).__name__}, {len(self)} folded, doses {self.doses[:9]})"
+
     @property
     def adapters(self) -> tuple[Adapter, ...]:
         """The folded adapters in round order."""

@@ -20,6 +20,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.ledger.units import Units
 from steer_heal.model import LM
 from steer_heal.report.console import Reporter
+from steer_heal.shown import brief
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import MeanStates
 from steer_heal.texts.coherence import CoherenceFilter
@@ -77,6 +78,8 @@ class Run(Setting):
     rounds: list[Round] = field(default_factory=list)
     states: dict[str, MeanStates] = field(default_factory=dict)
 
+    __repr__ = brief
+
     @property
     def standing(self) -> list[Round]:
         """The rounds that the gate let through, in order: those whose adapters are in the stack."""
@@ -116,6 +119,8 @@ class Round:
     stands: bool
     rows: tuple[Completion, ...] = ()
 
+    __repr__ = brief
+
     @property
     def adapter(self) -> Adapter:
         """What the heal trained."""
@@ -142,6 +147,8 @@ class RunResult:
     folder: Path
     run: Run
     controls: Mapping[str, RunResult] = field(default_factory=dict)
+
+    __repr__ = brief
 
 
 def contexts(run: Setting) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,12 +19,14 @@ from steer_heal.healing import (
     DivergedError,
     HealConfig,
     Healed,
+    HealInterrupted,
     ReferenceStates,
     heal,
     mean_divergence,
     overfit_check,
     reference_states,
 )
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.references import fingerprint
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
@@ -40,7 +43,8 @@ from steer_heal.texts.selection import length_weights
 def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: list[Completion]) -> Healed:
     """Train this round's adapter on the rows, under the barrier.
 
-    Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`.
+    Raises DivergedError after saving the rows and the last good adapter, if there is one, to `rounds/NN.diverged/`,
+    and on Ctrl-C HealInterrupted after saving the same to `rounds/NN.interrupted/`.
     """
     config = run.config.heal_config(run.seed(number, "heal") % 2**31)
     if config.targets == "teacher":
@@ -98,7 +102,13 @@ def _trained(
     try:
         healed = heal(run.lm, rows, config, {"prev": prev, "base": base}, round=number, on_step=on_step, **given)
     except DivergedError as problem:
-        _save_diverged(run, number, rows, problem)
+        final = _save_stopped(run, f"{number:02d}.diverged", rows, problem.adapter)
+        figures = {"step": problem.step, "rows": problem.rows, "adapter": problem.adapter is not None}
+        run.ledger.record("diverged", number, text=str(problem), folder=str(final), **figures)
+        run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
+        raise
+    except HealInterrupted as stop:
+        _save_stopped(run, f"{number:02d}.interrupted", rows, stop.adapter)
         raise
     seconds = time.perf_counter() - started
     overfit = _overfit(run, rows, config) if run.config.overfit_check else None
@@ -170,16 +180,14 @@ def prompted_rows(rows: Sequence[Completion], share: float, seed: int) -> list[C
     return random.Random(seed).sample(own, round(share * len(own)))
 
 
-def _save_diverged(run: Run, number: int, rows: Sequence[Completion], problem: DivergedError) -> None:
-    """What a heal that diverged leaves: the rows, which the message names by their place, and its last good adapter."""
-    final = run.ledger.folder / "rounds" / f"{number:02d}.diverged"
+def _save_stopped(run: Run, name: str, rows: Sequence[Completion], adapter: Adapter | None) -> Path:
+    """What a heal that was stopped leaves: the rows, which a message names by their place, and its last adapter."""
+    final = run.ledger.folder / "rounds" / name
     with whole_folder(final) as folder:
         save_completions(rows, folder / "rows.jsonl")
-        if problem.adapter is not None:
-            problem.adapter.save(folder)
-    figures = {"step": problem.step, "rows": problem.rows, "adapter": problem.adapter is not None}
-    run.ledger.record("diverged", number, text=str(problem), folder=str(final), **figures)
-    run.ledger.record("verdict", number, verdict="diverged", text=f"{problem}.", retain=None)
+        if adapter is not None:
+            adapter.save(folder)
+    return final
 
 
 def row_weights(

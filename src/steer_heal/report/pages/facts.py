@@ -34,7 +34,7 @@ from steer_heal.report.tables import (
     vignette_table,
 )
 
-NOT_OPTIONS = ("schema_version", "out", "quiet")
+NOT_OPTIONS = ("schema_version", "out", "quiet", "track")
 SHIFT_COLUMNS = ["round", "verdict", "free-text trait", "log-odds (nats)", "coherence", "off-target (nats)"]
 SHIFT_COLUMNS += ["words, 4-grams, entropy, fit / base", "anchors lost"]
 

@@ -1,6 +1,6 @@
 """`bench.py generate`: steered batched sampling against plain `generate` of transformers, batched and one at a time.
 
-Every reply has exactly the length asked for: the model has no end token. All arms sample with the same settings.
+Every reply has exactly the length asked for, or with --mean-tokens ends by chance. All arms sample alike.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ ONE_AT_A_TIME = {"cpu": 3.6, "cuda": 20.0}
 """Least gain over one completion at a time."""
 PLAIN = 0.97
 """Least share of the tokens per second of plain batched sampling."""
+UNEQUAL = 1.4
+"""The same where replies end by chance: rows that have ended leave the batch."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,24 @@ class GenerateBench(ModelOptions):
     """Completions in the batch."""
     tokens: int = 64
     """Tokens of every completion."""
+    mean_tokens: int | None = None
+    """About this mean length instead, by chance, cut at --tokens: one token id in as many ends a reply."""
     single_rows: int | None = None
     """Completions sampled one at a time; default all of them, 4 with --preset 4b."""
     static: bool = False
     """Also steered with a static key-value cache (uncompiled: `applied()` keeps the compiler off)."""
     repeats: int = 3
     """Turns of every arm."""
+
+    def model(self) -> LM:
+        """Without an end token, or with many. Raises InputError for an impossible mean."""
+        lm = self.load(endless=True)
+        if self.mean_tokens is not None:
+            if not 1 <= self.mean_tokens <= self.tokens:
+                raise InputError(f"mean_tokens {self.mean_tokens}: give 1 to {self.tokens} (--tokens)")
+            vocabulary = text_config(lm.base).vocab_size
+            lm.base.generation_config.eos_token_id = list(range(3, vocabulary, self.mean_tokens))
+        return lm
 
     def singles(self) -> int:
         """Completions of the arm that samples one at a time. Raises InputError for an impossible number."""
@@ -74,25 +88,29 @@ def generate_arms(lm: LM, sizes: GenerateBench) -> dict[str, Callable[[], int]]:
 
 @torch.no_grad()
 def _sampled(lm: LM, ids: list[tuple[int, ...]], tokens: int, **options) -> int:
-    """Tokens that plain transformers sampled after these prompts, as one left-padded batch."""
+    """Tokens up to the ends that plain transformers sampled after these prompts, as one left-padded batch."""
     batch = lm.pad_left(ids)
-    out = lm.model.generate(**batch, do_sample=True, max_new_tokens=tokens, pad_token_id=lm.pad_id, **options)
-    return out[:, batch["input_ids"].shape[1] :].cpu().numel()
+    ends = sorted(lm.eos_ids)
+    options |= {"max_new_tokens": tokens, "pad_token_id": lm.pad_id, "eos_token_id": ends or None}
+    torch.manual_seed(0)  # the same ends at every turn
+    new = lm.model.generate(**batch, do_sample=True, **options)[:, batch["input_ids"].shape[1] :].cpu()
+    ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype))
+    return int((ended.cumsum(1) - ended.long() == 0).sum())  # up to and with the first end
 
 
 def bench_generate(sizes: GenerateBench) -> str:
     """Tokens per second by arm, their ratios, and on a GPU the share of the memory-bandwidth limit."""
-    lm = sizes.load(endless=True)
+    lm = sizes.model()
     arms = generate_arms(lm, sizes)
     counts = {name: arm() for name, arm in arms.items()}  # warm-up
     wanted = {name: (sizes.singles() if name == "one at a time" else sizes.rows) * sizes.tokens for name in arms}
-    if counts != wanted:
+    if sizes.mean_tokens is None and counts != wanted:
         raise RuntimeError(f"the arms sampled {counts} tokens instead of {wanted}: their rates cannot be compared")
     lines = [surroundings(sizes)]
     race = Race.run(arms, sizes.repeats).rates(counts)
-    gain = ONE_AT_A_TIME[lm.device.type]
+    gain, share = ONE_AT_A_TIME[lm.device.type], PLAIN if sizes.mean_tokens is None else UNEQUAL
     lines += [f"{name}: {spread(rate, '.0f')} tokens/s" for name, rate in race.wall.items()]
-    lines += race.against("steered / plain batched, tokens/s", "steered", "plain", PLAIN, at_most=False)
+    lines += race.against("steered / plain batched, tokens/s", "steered", "plain", share, at_most=False)
     what = "steered batched / plain one at a time, tokens/s"
     lines += race.against(what, "steered", "one at a time", gain, at_most=False)
     lines.append(f"plain batched / plain one at a time: {race.ratio('plain', 'one at a time')}")

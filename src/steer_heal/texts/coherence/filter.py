@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, Keep
 from steer_heal.model import GivenLM, as_lm
+from steer_heal.shown import brief
 from steer_heal.texts.coherence.calibration import fit_limits
 from steer_heal.texts.coherence.content import content_figures
 from steer_heal.texts.coherence.order import order_figures
@@ -45,6 +46,8 @@ class CoherenceFilter:
     limits: Mapping[str, float] = field(default_factory=default_limits)
     gates: frozenset[str] = frozenset(GATES)
     calibration: Mapping = field(default_factory=dict)
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "gates", frozenset(self.gates))

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from steer_heal.shown import brief, table
 from steer_heal.texts.coherence.rules import GATES, RULES, Rule, breaches
 from steer_heal.texts.completion import Completion
 
@@ -40,6 +41,13 @@ class FilterReport:
     by_gate: Mapping[str, int]
     by_dose: Mapping[float, tuple[int, int]]
     borderline: tuple[Borderline, ...]
+
+    __repr__ = brief
+
+    def _repr_html_(self) -> str:
+        doses = [(dose, kept, n, kept / n) for dose, (kept, n) in self.by_dose.items()]
+        gates = table(("gate", "completions"), [(gate, count) for gate, count in self.by_gate.items() if count])
+        return table(("dose", "kept", "of", "share"), doses, f"kept {self.kept} of {self.n}") + gates
 
     def table(self) -> str:
         """The counts as lines of text, without the completions."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from steer_heal.arguments import check_fields
 from steer_heal.errors import InputError
+from steer_heal.shown import brief
 
 MODES = ("ladder", "bisect", "grid")
 
@@ -49,6 +50,8 @@ class DoseConfig:
     max_probes: int = 6
     resolution: float = 1.25
     grid: int = 6
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from steer_heal.arguments import checked
+from steer_heal.shown import brief, plot, table
 from steer_heal.texts.dose.config import DoseConfig
 from steer_heal.texts.dose.controllers import Plan, Step, controller
 
@@ -40,6 +41,14 @@ class Walk:
     kappa: float
     starved: bool
     config: DoseConfig
+
+    __repr__ = brief
+
+    def _repr_html_(self) -> str:
+        rows = [(i, s.kappa, s.n, s.survived, s.survival, s.banked, s.decision) for i, s in enumerate(self.steps)]
+        series = {"kappa": [step.kappa for step in self.steps], "survival": [step.survival for step in self.steps]}
+        head = ("batch", "kappa", "n", "kept", "share", "banked", "decision")
+        return table(head, rows) + plot(series, range(len(rows)), "walk, by batch")
 
     @property
     def banked(self) -> list[Judged]:
