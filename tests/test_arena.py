@@ -9,6 +9,7 @@ import torch
 from families import make
 from hypothesis import given
 from hypothesis import strategies as st
+from resume_runs import SETTINGS, mini_trait
 from script_modules import script
 
 from steer_heal.config import RunConfig
@@ -16,9 +17,11 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.metrics import ReplyRow
 from steer_heal.healing import HealConfig, heal
 from steer_heal.healing.bake.bias import bias_baked
+from steer_heal.loop import gate
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import load
 from steer_heal.steering import extract
-from steer_heal.studies.arena import Arguments, arena, ground, measuring
+from steer_heal.studies.arena import Arguments, arena, arms, ground, measuring
 from steer_heal.studies.arena.arms import ARMS, PRODUCT, PROMPT
 from steer_heal.studies.arena.dials import Dial
 from steer_heal.studies.arena.equal import COHERENCE, at_equal_coherence, falling, reach
@@ -207,6 +210,21 @@ def test_the_products_arms_are_its_main_job(tiny_ground, name, monkeypatch):
     sized = {"n_rounds", "n_min", "walk_batch", "out", "seed", "threads"}
     differ = {key for key, value in asked[0].to_dict().items() if usual.to_dict()[key] != value}
     assert differ <= sized
+
+
+@pytest.mark.parametrize("name", [PRODUCT, "tokens"])
+def test_the_products_arms_train_and_leave_the_model(tiny_ground, name, tmp_path, monkeypatch, undrawn):
+    small = {**SETTINGS, "trait": str(mini_trait(tmp_path)), "n_rounds": 1}
+    monkeypatch.setattr(arms, "run_rounds", lambda config: run_rounds(replace(config, **small)))
+    monkeypatch.setattr(gate, "fall_back", lambda run, best: None)  # no round of a random model stands
+    lm, before = tiny_ground.lm, logits(tiny_ground.lm)
+    tiny_ground.spent = ground.Spent()
+    monkeypatch.setattr(tiny_ground, "folder", tmp_path)
+    dial = ARMS[name].make(tiny_ground, 0.0)
+    assert torch.equal(logits(lm), before) and dial.spent.tokens > 0 and dial.spent.steps > 0
+    with dial.turned(tiny_ground, 1.0):
+        assert not torch.equal(logits(lm), before)
+    assert torch.equal(logits(lm), before)
 
 
 # --------------------------------------------------------------------------------------------------- equal coherence
