@@ -161,9 +161,9 @@ def test_the_live_line_says_which_round_of_what_it_belongs_to(shown):
 
 def test_replies_count_as_they_end_and_not_when_their_batch_does(tiny, monkeypatch):
     monkeypatch.setattr(generation, "TICK", 0.0)
-    first = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=3)
+    first = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=2)
     seen = []
-    again = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=3, on_batch=lambda done, now: seen.append(now.done))
+    again = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=2, on_batch=lambda done, now: seen.append(now.done))
     ended = [sum(c.finished and len(c.token_ids) <= n for c in first) for n in range(1, 61)]
     assert again == first and 0 < ended[40] < 40
     assert seen == [*ended[: len(seen) - 1], 40]

@@ -102,7 +102,6 @@ def test_differences_are_paired_and_signed_as_written(built):
     found = difference(columns, ("shuffled", "off"), ("real", "off"))
     assert found.value == pytest.approx(sum(shuffled.nll) / 6 - sum(real.nll) / 6)
     assert found.n == len(set(columns[0].prompts))
-    assert found.value > 0  # on pocket the replies are about their prompts
     gain = difference(columns, None, ("real", "off"))
     assert gain.value == pytest.approx(columns[0].probes["off"].gain.value, abs=1e-5)
 

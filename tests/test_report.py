@@ -433,7 +433,7 @@ def test_options_are_told_apart_from_their_defaults(folder):
 
 def test_a_run_that_starved_in_its_first_round_has_a_page_of_what_there_is(tmp_path):
     (tmp_path / "s").mkdir()
-    result = run_rounds(config(tmp_path / "s", targets="tokens", filter="coherence", doses=(80.0,), n_rounds=1))
+    result = run_rounds(config(tmp_path / "s", targets="tokens", filter="coherence", doses=(80.0,), n_rounds=1, seed=1))
     assert result.verdict.name == "starved"
     page = Page((result.folder / "report.html").read_text("utf-8"))
     assert [name for name in page.ids if name in SECTIONS] == [

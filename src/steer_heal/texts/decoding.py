@@ -74,7 +74,7 @@ class Decoding:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **inputs,
-    ) -> Int[Tensor, "row position"]:
+    ) -> Int[Tensor, "row sampled"]:
         present = torch.arange(len(input_ids), device=input_ids.device)
         ended = torch.zeros_like(present, dtype=torch.bool)
         look = LOOK.get(input_ids.device.type, 1)
