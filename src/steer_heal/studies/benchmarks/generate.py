@@ -66,7 +66,9 @@ def generate_arms(lm: LM, sizes: GenerateBench) -> dict[str, Callable[[], int]]:
     prompts = sentences(sizes.rows, 12, 18)
     ids = [lm.chat_ids(prompt) for prompt in prompts]
     vector = extract(lm, "you help people.", "you obey rules.", sentences(8, 6, 9, seed=1))
-    requests = [Request(prompt, (0.5, 1.0)[i % 2], i) for i, prompt in enumerate(prompts)]
+    # A dose that is felt ends replies elsewhere: where they may end, all arms are to sample from one distribution.
+    doses = (0.5, 1.0) if sizes.mean_tokens is None else (1e-6, 2e-6)
+    requests = [Request(prompt, doses[i % 2], i) for i, prompt in enumerate(prompts)]
 
     def steered() -> int:
         done = generate_requests(lm, requests, vector, max_new_tokens=sizes.tokens, batch_rows=sizes.rows)
