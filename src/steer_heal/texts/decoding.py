@@ -116,7 +116,7 @@ def _can_leave(model: PreTrainedModel, inputs: dict, rows: int) -> bool:
 
     Not where it keeps state in its modules or in a cache of its own (minimax).
     """
-    carried = [value for value in inputs.values() if not isinstance(value, bool | int | None) and len(value)]
+    carried = [value for value in inputs.values() if not isinstance(value, bool | int | float | None) and len(value)]
     tensors = [value for value in carried if isinstance(value, Tensor)]
     caches = [value for value in carried if type(value) is DynamicCache]
     known = len(carried) == len(tensors) + len(caches) and all(len(tensor) == rows for tensor in tensors)
