@@ -109,9 +109,9 @@ def test_impossible_layers_are_refused(layers):
         pick_layers(layers, 4)
 
 
-def test_length_batches_cover_every_row_once_within_the_budget():
+def test_length_batches_cover_every_row_once_within_the_budget(tiny):
     lengths = [5, 60, 7, 7, 31, 2, 90]
-    batches = list(length_batches(lengths, 64))
+    batches = list(length_batches(tiny, lengths, 64))
     assert sorted(i for b in batches for i in b) == list(range(7))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 64 for b in batches)
 

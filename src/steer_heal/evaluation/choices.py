@@ -67,7 +67,7 @@ def score_items(
     trait: Trait,
     items: Sequence[Item],
     system: str | None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     thinking: Thinking | None = None,
     beginnings: bool = False,
 ) -> tuple[ChoiceRow, ...]:
@@ -190,7 +190,7 @@ def set_apart(forms: Sequence[Sequence[Ids]]) -> list[list[Ids]]:
 
 @torch.no_grad()
 def choice_logprobs(
-    lm: LM, prompts: Sequence[Ids], forms: Sequence[Sequence[Sequence[Ids]]], batch_tokens: int = 8192
+    lm: LM, prompts: Sequence[Ids], forms: Sequence[Sequence[Sequence[Ids]]], batch_tokens: int | None = None
 ) -> list[list[float]]:
     """Log-probability (nats, un-normalised) of every choice of every prompt, a choice being the union of its forms.
 
@@ -203,7 +203,7 @@ def choice_logprobs(
             rows.setdefault((i, form[:-1]), []).append(form)
     keys = list(rows)
     logp: list[dict[Ids, float]] = [{} for _ in prompts]
-    for batch in length_batches([len(prompts[i]) + len(stem) for i, stem in keys], batch_tokens):
+    for batch in length_batches(lm, [len(prompts[i]) + len(stem) for i, stem in keys], batch_tokens):
         some = [keys[j] for j in batch]
         found = _last_logprobs(lm, [(prompts[i], stem, [f[-1] for f in rows[i, stem]]) for i, stem in some])
         for (i, stem), row in zip(some, found, strict=True):

@@ -54,7 +54,7 @@ def evaluate(
     max_new_tokens: int = 64,
     seed: int = 0,
     scorer: Scorer | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     vignettes: Sequence[Vignette] | None = None,
     think_tokens: int = 0,
     think_closing: str = CLOSING,

@@ -87,7 +87,7 @@ def score_vignettes(
     trait: Trait,
     vignettes: Sequence[Vignette],
     system: str | None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     thinking: Thinking | None = None,
 ) -> tuple[VignetteRow, ...]:
     """Ask for the foundation in all seven rotations of the answers, and the trait's agreement question in both orders.

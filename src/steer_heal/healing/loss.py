@@ -137,7 +137,7 @@ def held_out(task: Task, rows: Sequence[int], lam: Mapping[str, float]) -> dict[
     """
     wanted = ("nll", "target", "loss") if task.teacher else ("nll", "loss")
     out = {name: [0.0] * len(rows) for name in wanted}
-    for batch in batches([task.completions[i] for i in rows]):
+    for batch in batches(task.lm, [task.completions[i] for i in rows]):
         some = [rows[j] for j in batch]
         found = row_losses(task, some, *completion_losses(task, some), lam, "constant")
         for name in wanted:
@@ -197,7 +197,7 @@ def measure(
     others = {name: states for name, states in references.items() if student is None or states.rows is not student.rows}
     taught = ("target",) if teacher else ()
     out = {name: [0.0] * len(completions) for name in ("nll", *references, *taught)}
-    for batch in batches(completions) if completions else ():
+    for batch in batches(lm, completions) if completions else ():
         rows = [completions[i] for i in batch]
         if student is None:
             hidden, targets, lengths = completion_hidden(lm, rows)

@@ -22,9 +22,6 @@ from steer_heal.model import LM, GivenLM, as_lm, length_batches
 from steer_heal.shown import brief
 from steer_heal.texts.completion import Completion
 
-BATCH_TOKENS = 8192
-"""Padded tokens per forward pass without gradients."""
-
 
 @dataclass(frozen=True)
 class ReferenceStates:
@@ -84,7 +81,7 @@ def reference_states(
     completions: Sequence[Completion],
     *,
     around: Callable[[list[Completion]], AbstractContextManager] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> ReferenceStates:
     """Hidden states of the model as it is now, at the positions that predict the completions' tokens.
 
@@ -97,7 +94,7 @@ def reference_states(
         around: gives, for the completions of one batch, a context to run its forward pass in, for instance
             `lambda batch: vector.applied(lm.model, dose=[c.dose for c in batch])`. Such states measure what steering
             does (see `mean_divergence`) and cannot serve as a heal's reference.
-        batch_tokens: padded tokens per forward pass.
+        batch_tokens: padded tokens per forward pass, None: what suits the device.
 
     Raises:
         InputError: an empty completion, one longer than the context, non-finite states.
@@ -105,7 +102,7 @@ def reference_states(
     lm = as_lm(lm)
     check_rows(lm, completions)
     rows: dict[str, Tensor] = {}
-    for batch in batches(completions, batch_tokens):
+    for batch in batches(lm, completions, batch_tokens):
         with around([completions[i] for i in batch]) if around else nullcontext():
             hidden, _, lengths = completion_hidden(lm, [completions[i] for i in batch])
         if not hidden.isfinite().all():
@@ -130,9 +127,9 @@ def completion_hidden(
     return hidden, batch["input_ids"].flatten()[index], lengths
 
 
-def batches(completions: Sequence[Completion], batch_tokens: int = BATCH_TOKENS) -> Iterator[list[int]]:
+def batches(lm: LM, completions: Sequence[Completion], batch_tokens: int | None = None) -> Iterator[list[int]]:
     """Indices of completions of similar length, at most `batch_tokens` padded tokens at a time."""
-    return length_batches([len(c.prompt_ids) + len(c.token_ids) for c in completions], batch_tokens)
+    return length_batches(lm, [len(c.prompt_ids) + len(c.token_ids) for c in completions], batch_tokens)
 
 
 def check_rows(lm: LM, completions: Sequence[Completion]) -> None:
@@ -200,7 +197,7 @@ def divergences(
     """Per completion the aggregated divergence between two sets of states, as the barrier measures it, in nats."""
     lm = as_lm(lm)
     divergence, found = resolve_reg(config.reg, config.kl_top_k), [0.0] * len(completions)
-    for batch in batches(completions) if divergence is not None else ():
+    for batch in batches(lm, completions) if divergence is not None else ():
         rows = [completions[i] for i in batch]
         hidden = student.rows_of(rows)
         targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)

@@ -14,10 +14,13 @@ from torch import Tensor
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM
 
+BATCH_TOKENS = {"cpu": 1024}
+"""Padded tokens per forward pass without gradients where it is not 8192: the states of more fit no cache of a CPU."""
+
 
 @torch.no_grad()
 def completion_logprobs(
-    lm: LM, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], batch_tokens: int = 8192
+    lm: LM, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], batch_tokens: int | None = None
 ) -> list[Float[Tensor, " position"]]:
     """Log-probability (nats, float32, on the CPU) of every reply token given its prompt, row by row.
 
@@ -26,7 +29,7 @@ def completion_logprobs(
     if any(len(reply) == 0 for reply in replies):
         raise InputError("a completion has no tokens: its log-probability is undefined")
     out: list[Tensor | None] = [None] * len(prompts)
-    for rows in length_batches([len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
+    for rows in length_batches(lm, [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
         batch = lm.pad_left([[*prompts[i], *replies[i]] for i in rows])
         hidden = lm.hidden_states(batch)
         for j, i in enumerate(rows):
@@ -37,8 +40,11 @@ def completion_logprobs(
     return out
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int, max_rows: int = 256) -> Iterator[list[int]]:
-    """Row indices sorted by length and cut into batches of at most `batch_tokens` padded tokens."""
+def length_batches(
+    lm: LM, lengths: Sequence[int], batch_tokens: int | None = None, max_rows: int = 256
+) -> Iterator[list[int]]:
+    """Row indices sorted by length and cut into batches of at most `batch_tokens` padded tokens, None: `BATCH_TOKENS`."""
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(lm.device.type, 8192)
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (lengths[i] * (len(batch) + 1) > batch_tokens or len(batch) >= max_rows):

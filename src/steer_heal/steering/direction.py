@@ -37,13 +37,13 @@ def mean_states(
     system: str | None,
     blocks: Sequence[int],
     position: str = "last",
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
 ) -> dict[int, Float[Tensor, " width"]]:
     """Mean over user turns of the states that `extract` reads, under one system prompt; float64."""
     suffix = 0 if position == "last" else template_suffix(lm)
     rows = [lm.chat_ids(context, system or None) for context in contexts]
     total = {i: torch.zeros(lm.width, dtype=torch.float64) for i in blocks}
-    for batch in length_batches([len(row) for row in rows], batch_tokens):
+    for batch in length_batches(lm, [len(row) for row in rows], batch_tokens):
         states = record(lm, [rows[i] for i in batch], [(suffix + 1, suffix)] * len(batch), blocks)
         for i, found in states.items():
             total[i] += found.sum(0)

@@ -45,7 +45,7 @@ def extract(
     layers: int | Sequence[float] | str | None = None,
     position: str = "last",
     replies: Sequence[str] | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     too_long: str = "error",
 ) -> SteeringVector:
@@ -63,7 +63,7 @@ def extract(
         position: token the state is read at: `last` (the assistant tag, which produces the first reply token),
             `last_content` (the last token of the user turn) or `reply` (mean over the tokens of `replies`).
         replies: one assistant reply per context, for `position="reply"`.
-        batch_tokens: padded tokens per forward pass.
+        batch_tokens: padded tokens per forward pass, None: what suits the device.
         progress: called with (pairs done, pairs in all).
         too_long: what to do about a context that does not fit the model: `error`, or `skip` it (the provenance says
             how many). Nothing is ever truncated.
@@ -99,7 +99,7 @@ def extract_pairs(
     lm: GivenLM,
     pairs: Sequence[tuple[str, str]],
     layers: int | Sequence[float] | str | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SteeringVector:
     """Mean difference of hidden states at the last token of (positive, negative) texts, taken as they are.
@@ -124,13 +124,13 @@ def extract_pairs(
 
 
 def _mean_difference(
-    lm: LM, pairs: Sequence[tuple[_Row, _Row]], layers: int | Sequence[float] | str, batch_tokens: int, progress
+    lm: LM, pairs: Sequence[tuple[_Row, _Row]], layers: int | Sequence[float] | str, batch_tokens: int | None, progress
 ) -> tuple[dict[int, Tensor], dict[int, Quality], str]:
     """(directions of the chosen blocks, figures of all that were measured, why these blocks)."""
     if isinstance(layers, str) and layers != "auto":
         raise InputError(f"layers {layers!r}: use `auto`, block indices or a band of two fractions")
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens {batch_tokens}: give at least 1")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise InputError(f"batch_tokens {batch_tokens}: give at least 1, or None")
     auto = isinstance(layers, str)
     blocks = tuple(range(len(lm.blocks))) if auto else pick_layers(layers, len(lm.blocks))
     reader = _PairReader(lm, pairs, blocks, batch_tokens)
@@ -225,7 +225,7 @@ def _row(lm: LM, context: str, persona: str, reply: str | None, suffix: int) -> 
 class _PairReader:
     """Reads both personas' states of some pairs, batched by length; each persona's common prefix is run once."""
 
-    def __init__(self, lm: LM, pairs: Sequence[tuple[_Row, _Row]], blocks: Sequence[int], batch_tokens: int):
+    def __init__(self, lm: LM, pairs: Sequence[tuple[_Row, _Row]], blocks: Sequence[int], batch_tokens: int | None):
         self.lm, self.pairs, self.blocks, self.batch_tokens = lm, pairs, blocks, batch_tokens
         sides = zip(*pairs, strict=True)
         self.prefixes = [read_prefix(lm, [r.ids for r in s], [r.span for r in s], max(blocks)) for s in sides]
@@ -235,7 +235,7 @@ class _PairReader:
         rest = [
             max(len(row.ids) - len(p) for row, p in zip(self.pairs[i], self.prefixes, strict=True)) for i in indices
         ]
-        for batch in (part for full in length_batches(rest, self.batch_tokens) for part in _snug(full, rest)):
+        for batch in (part for full in length_batches(self.lm, rest, self.batch_tokens) for part in _snug(full, rest)):
             pairs = [self.pairs[indices[j]] for j in batch]
             sides = [
                 record(self.lm, [row.ids for row in side], [row.span for row in side], self.blocks, prefix)

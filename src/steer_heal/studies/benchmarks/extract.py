@@ -41,7 +41,7 @@ def extract_arms(lm: LM, sizes: ExtractBench) -> dict[str, Arm]:
 
     @torch.no_grad()
     def full(batch_tokens: int) -> None:
-        for picked in length_batches([len(row) for row in rows], batch_tokens):
+        for picked in length_batches(lm, [len(row) for row in rows], batch_tokens):
             batch = lm.pad_left([rows[i] for i in picked])
             lm.base(**batch, position_ids=position_ids(batch["attention_mask"]), use_cache=False)
         if lm.device.type == "cuda":

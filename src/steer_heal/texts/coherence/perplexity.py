@@ -18,8 +18,6 @@ TAIL_MIN = 8
 """Tokens a tail has at least: the mean over fewer is noise."""
 WINDOW = 16
 """Tokens of a window: long enough to average out one rare name, short enough to see a collapse begin."""
-BATCH_TOKENS = {"cpu": 512}
-"""Padded tokens per forward pass where it is not 8192: a CPU gains nothing from more and pays for their padding."""
 HEAD_ENTRIES = 2**23
 """Logits that exist at a time (32 MiB in float32): more of them are slower, they no longer fit any cache."""
 
@@ -50,9 +48,8 @@ def perplexity_figures(
     """
     rows = [i for i, c in enumerate(completions) if c.token_ids]
     out: list[dict[str, float]] = [{} for _ in completions]
-    tokens = batch_tokens or BATCH_TOKENS.get(lm.device.type, 8192)
     lengths = [len(completions[i].prompt_ids) + len(completions[i].token_ids) - 1 for i in rows]
-    for picked in length_batches(lengths, tokens):
+    for picked in length_batches(lm, lengths, batch_tokens):
         batch = [completions[rows[j]] for j in picked]
         logps = _reply_logprobs(lm, batch).split([len(c.token_ids) for c in batch])
         for j, logp in zip(picked, logps, strict=True):
