@@ -258,6 +258,25 @@ def test_row_norms_are_those_of_the_gradients(problem):
     torch.testing.assert_close(losses.row_norms, torch.stack([g_nll.norm(dim=-1), g_kl.norm(dim=-1)]))
 
 
+@pytest.mark.parametrize("late", [{0}, {1}, {2}, {1, 2}, {0, 1, 2}])
+def test_late_rows_are_the_same_bits_and_cost_nothing_where_no_position_asks_for_one(problem, late):
+    weight, hidden, references, targets = problem
+    factors = torch.rand(3, len(hidden), generator=torch.Generator().manual_seed(1))
+    factors[:, 3:] = 0  # the chunks behind the first two ask for nothing
+
+    def gradient(late, factors):
+        ours, passes, linear = hidden.clone().requires_grad_(), [], linear_head(weight)
+        head = lambda states: (passes.append(len(states)), linear(states))[1]  # noqa: E731
+        losses = position_losses(head, ours, targets, references[:2], resolve_reg("kl_rev"), chunk=2, late=late)
+        torch.cat([losses.nll[None], losses.divergence]).backward(factors)
+        return ours.grad, losses.row_norms * (factors > 0), len(passes)
+
+    (grad, norms, passes), (same, as_long, more) = gradient((), factors), gradient(late, factors)
+    assert torch.equal(grad, same) and torch.equal(norms * (factors > 0), as_long * (factors > 0))
+    assert more == passes + 2 * (1 + len(late - {0}))
+    assert gradient(late, 0 * factors)[2] == passes
+
+
 def test_no_tensor_over_positions_and_vocabulary_outlives_its_chunk():
     n, width, vocab, chunk = 128, 8, 20_000, 8
     g = torch.Generator().manual_seed(0)

@@ -6,7 +6,7 @@ Knows nothing of optimisers and of how rows are chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,7 +62,19 @@ class Task:
         return row_factors(self.lengths, self.config.row_weights, self.nll_weights)
 
 
-def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float]) -> dict[str, Tensor]:
+def late_terms(task: Task, fired: float) -> set[int]:
+    """Terms of `position_losses` that hardly any row will ask a gradient of: an nll that nothing is learnt from, and
+
+    barriers with a hinge, unless a third of the rows of the step before, share `fired`, were over budget.
+    """
+    unlearnt = {0} if task.teacher and not task.config.token_weight else set()
+    idle = task.config.lam_mode != "budget" and fired < 1 / 3
+    return unlearnt | (set(range(1, 1 + len(task.terms))) if idle else set())
+
+
+def backward_step(
+    task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float], fired: float = 0.0
+) -> dict[str, Tensor]:
     """Accumulate the gradient of one optimiser step's loss, `batch_size` rows at a time.
 
     Returns, by row: `loss`, `nll`, `d` [term, row], with a teacher `target`, and for the whole step the squared
@@ -74,7 +86,7 @@ def backward_step(task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str,
     # Rows of similar length share a forward pass; which ones do does not change the sum.
     for start in range(0, len(rows), config.batch_size):
         micro = rows[start : start + config.batch_size]
-        losses, lengths = completion_losses(task, micro)
+        losses, lengths = completion_losses(task, micro, late_terms(task, fired))
         by_row = row_losses(task, micro, losses, lengths, lam, config.lam_mode, len(rows))
         loss = by_row.pop("loss")
         outputs = [losses.nll, losses.divergence] if len(losses.divergence) else [losses.nll]
@@ -146,14 +158,14 @@ def held_out(task: Task, rows: Sequence[int], lam: Mapping[str, float]) -> dict[
     return out
 
 
-def completion_losses(task: Task, rows: Sequence[int]) -> tuple[PositionLosses, list[int]]:
+def completion_losses(task: Task, rows: Sequence[int], late: Collection[int] = ()) -> tuple[PositionLosses, list[int]]:
     """Losses at every completion position of the rows, and the rows' lengths."""
     completions = [task.completions[i] for i in rows]
     hidden, targets, lengths = completion_hidden(task.lm, completions)
     states = [term.states.rows_of(completions) for term in task.terms]
     divergence = resolve_reg(task.config.reg, task.config.kl_top_k) if task.terms else None
     target = task.teacher.at(completions) if task.teacher else None
-    return position_losses(task.lm.head, hidden, targets, states, divergence, target=target), lengths
+    return position_losses(task.lm.head, hidden, targets, states, divergence, target=target, late=late), lengths
 
 
 def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], lam: Mapping[str, float]) -> dict:

@@ -128,7 +128,7 @@ def _train(
     )
     order = seeded(config.seed, round, "order")
     per_epoch = math.ceil(len(train) / (config.batch_size * config.grad_accum))
-    total, step, checked = per_epoch * config.epochs, 0, False
+    total, step, checked, fired = per_epoch * config.epochs, 0, False, 0.0
     for epoch in range(config.epochs):
         seen: dict[str, list[float]] = {"nll": [], **({"target": []} if task.teacher else {})}
         for rows in step_rows(train, task.completions, config, order):
@@ -136,10 +136,11 @@ def _train(
             for group in optimiser.param_groups:
                 group["lr"] = lr
             optimiser.zero_grad(set_to_none=True)
-            stats = backward_step(task, lora, rows, lam)
+            stats = backward_step(task, lora, rows, lam, fired)
             norm = torch.nn.utils.clip_grad_norm_(lora.parameters, config.clip or math.inf)
             figures = {"step": step, "epoch": epoch, **step_figures(task, rows, stats, lam), "grad_norm": norm.item()}
             _check_finite(figures, stats, rows, lora)
+            fired = max((figures[f"{term.name}_fired"] for term in task.terms), default=0.0)
             optimiser.step()
             if not checked and stats["squares"].any():  # a teacher may leave the first rows as they are
                 _check_all_moved(lora)

@@ -43,7 +43,7 @@ def completion_logprobs(
 def length_batches(
     lm: LM, lengths: Sequence[int], batch_tokens: int | None = None, max_rows: int = 256
 ) -> Iterator[list[int]]:
-    """Row indices sorted by length and cut into batches of at most `batch_tokens` padded tokens, None: `BATCH_TOKENS`."""
+    """Row indices sorted by length, in batches of at most `batch_tokens` padded tokens; None: `BATCH_TOKENS`."""
     batch_tokens = batch_tokens or BATCH_TOKENS.get(lm.device.type, 8192)
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+import torch
 
 from steer_heal.healing import heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.healing.loss import measure
+from steer_heal.healing.lora import injected
+from steer_heal.healing.loss import Task, Term, backward_step, measure
 from steer_heal.healing.plan import split_rows
+from steer_heal.model import position_ids
 from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, peaks, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import WeightCopies, history_of, naive_heal
@@ -47,6 +52,33 @@ def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
     return {name: arms[name] for name in names}
 
 
+@contextmanager
+def step_arms(sizes: Sizes) -> Iterator[dict[str, Arm]]:
+    """Arms of one optimiser step's gradient on the same rows: with the barrier, plain nll, and bare.
+
+    *bare* is what any trainer pays at least: a forward pass through the same LoRA layers with the model's own logits at
+    every position, the mean cross-entropy of the completions, and its gradient.
+    """
+    lm, rows, _ = make(sizes)
+    states, picked = reference_states(lm, rows), range(min(config_of(sizes).batch_size, len(rows)))
+    one = (1.0,) * len(rows)
+    batch = lm.pad_left([(*rows[i].prompt_ids, *rows[i].token_ids) for i in picked])
+    labels = torch.full_like(batch["input_ids"], -100)
+    for row, i in enumerate(picked):
+        labels[row, -len(rows[i].token_ids) :] = batch["input_ids"][row, -len(rows[i].token_ids) :]
+    with injected(lm, config_of(sizes), 0) as lora, torch.enable_grad():
+
+        def step(reg: str) -> None:
+            terms = (Term("prev", states, 0.0),) if reg != "nll" else ()
+            backward_step(Task(lm, rows, config_of(sizes, reg), terms, one, one), lora, picked, {"prev": 1.0})
+
+        def bare() -> None:
+            logits = lm.base(**batch, position_ids=position_ids(batch["attention_mask"]), use_cache=False).logits
+            torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()).backward()
+
+        yield {"kl_rev": lambda: step("kl_rev"), "nll": lambda: step("nll"), "bare": bare}
+
+
 def bench_heal(sizes: Sizes) -> str:
     """Times, ratios, weight copies per training step, peak memory."""
     names = ("kl_rev", "nll", "naive")
@@ -60,6 +92,11 @@ def bench_heal(sizes: Sizes) -> str:
     turns = zip(*(race.wall[name] for name in ("naive", "kl_rev", "measuring")), strict=True)
     bare = [naive / (whole - measuring) for naive, whole, measuring in turns]
     lines.append(f"naive heal, which measures nothing / kl_rev heal less its measuring: {spread(bare)}")
+    with step_arms(sizes) as arms:
+        take_turns(arms, 1)
+        steps = Race.run(arms, 5 * sizes.repeats)
+    lines += steps.against("gradient of one step, kl_rev / nll", "kl_rev", "nll", 1.15, at_most=True)
+    lines += steps.against("gradient of one step, kl_rev / bare", "kl_rev", "bare", 1.3, at_most=True)
     copies = copies_per_step(small)
     reached = "reached" if copies["kl_rev"] == 0 else "MISSED"
     both = f"kl_rev {copies['kl_rev']:g}, naive {copies['naive']:g}"
