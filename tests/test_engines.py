@@ -154,3 +154,9 @@ def test_a_run_samples_all_but_steered_rows_through_vllm_and_goes_on_under_no_ot
     assert main(["run", "--resume", str(folder), "--engine", "transformers"]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and "--engine transformers is not what" in printed
+
+
+@pytest.mark.parametrize("rounds, options, told", [(3, (), False), (60, (), True), (60, ("--engine", "vllm"), False)])
+def test_a_plan_of_many_tokens_without_a_dose_names_the_faster_engine(rounds, options, told, capsys):
+    assert main(["run", "--dry-run", "--n-rounds", str(rounds), *options]) == 0
+    assert ("--engine vllm pays from about" in capsys.readouterr().out) == told

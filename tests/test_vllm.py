@@ -44,7 +44,9 @@ def logprobs(vllm, lm, rows):
 
     vllm._follow(lm)
     prompts = [{"prompt_token_ids": list(row)} for row in rows]
-    scored = vllm._llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False))
+    scored = vllm._llm.generate(
+        prompts, SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False), use_tqdm=False
+    )
     return [
         [at[token].logprob for at, token in zip(one.prompt_logprobs[1:], row[1:], strict=True)]
         for one, row in zip(scored, rows, strict=True)
@@ -59,9 +61,8 @@ def test_log_probabilities_are_those_of_the_weights_as_they_are_now(pocket, samp
         rows = [(*c.prompt_ids, *c.token_ids) for c in replies]
         ours = completion_logprobs(pocket, [row[:1] for row in rows], [row[1:] for row in rows])
         theirs = logprobs(engine("vllm"), pocket, rows)
-        worst.append(
-            max((one - torch.tensor(other)).abs().max().item() for one, other in zip(ours, theirs, strict=True))
-        )
+        pairs = zip(ours, map(torch.tensor, theirs), strict=True)
+        worst.append(max((one - other).abs().max().item() for one, other in pairs))
         return worst[-1]
 
     assert difference() < 1e-3
@@ -69,9 +70,7 @@ def test_log_probabilities_are_those_of_the_weights_as_they_are_now(pocket, samp
     assert difference() < 1e-3
     stack.pop()
     assert difference() < 1e-3
-    print(
-        f"\nlargest difference of a log-probability, base, student, base: {', '.join(f'{w:.1g}' for w in worst)} nats"
-    )
+    print("\nlargest difference of a log-probability, base, student, base, in nats:", *(f"{w:.1g}" for w in worst))
 
 
 def test_free_text_is_drawn_from_one_distribution(sampled):

@@ -28,7 +28,7 @@ from steer_heal.trait import Trait, default_trait
 PROMPT_TOKENS = 100
 """Tokens of a rendered prompt, roughly."""
 VLLM_PAYS = 400_000
-"""Tokens of plain weights from which on `--engine vllm` has paid for its start, as measured on two cores (docs/how-to/scale.md)."""
+"""Tokens without a dose from which on `--engine vllm` has paid for its start: two cores (docs/how-to/scale.md)."""
 LONG = 48 * 3600.0
 """Seconds from which on the plan says that it is not meant for this machine."""
 CHECKPOINTED = 4 / 3
