@@ -20,6 +20,7 @@ class LLM:
     def __init__(self, model, **options):
         self.model, self.options, self.calls, self.reloaded = model, options, [], 0
         self.said = []
+        self.model_config = SimpleNamespace(max_model_len=options["max_model_len"])
         self._read(model)
         LLM.made.append(self)
 

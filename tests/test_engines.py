@@ -105,6 +105,13 @@ def test_rows_under_a_dose_go_through_transformers(tiny, vllm):
         vllm.sample(tiny, [Row((1, 2), 1.0, 0)], vector, 2, Sampling(), print)
 
 
+def test_a_reply_for_which_vllm_has_no_room_is_refused(tiny, vllm, monkeypatch):
+    monkeypatch.setattr(engines.vllm, "CPU_CONTEXT", 40)
+    generate(tiny, ["hi"], max_new_tokens=2, engine=vllm)
+    with pytest.raises(InputError, match=r"takes 40 tokens here.*--max-new-tokens"):
+        generate(tiny, ["hi"], max_new_tokens=40, engine=vllm)
+
+
 def test_a_model_that_is_not_plain_weights_is_refused(lm, vllm):
     lm.base.config.quantization_config = {"bits": 4}
     with pytest.raises(InputError, match="quantised"):

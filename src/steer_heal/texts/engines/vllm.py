@@ -37,8 +37,8 @@ CACHE = 2**30
 CACHE_SHARE = 0.4
 """Share of the accelerator's memory that is free, less a second copy of the weights, for that cache; heal has the
 rest."""
-PROMPT_TOKENS = 8192
-"""Tokens of prompts in one step of vLLM on a CPU, where it cannot cut a prompt that has a seed in pieces."""
+CPU_CONTEXT = 4096
+"""Longest prompt and reply on a CPU, in tokens: vLLM cannot take a prompt that has a seed in pieces there."""
 NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 WARPERS: dict[type, str] = {
     TemperatureLogitsWarper: "temperature",
@@ -76,6 +76,12 @@ class VllmEngine:
         self._follow(lm)
         from vllm import SamplingParams
 
+        longest, limit = max(len(row.prompt_ids) for row in rows) + max_new_tokens, self._llm.model_config.max_model_len
+        if longest > limit:
+            raise InputError(
+                f"engine vllm takes {limit} tokens here, a prompt and its reply may have {longest}: lower "
+                "--max-new-tokens, or use --engine transformers"
+            )
         prompts = [{"prompt_token_ids": list(row.prompt_ids)} for row in rows]
         try:
             done = self._llm.generate(prompts, [SamplingParams(seed=row.seed, **asked) for row in rows], use_tqdm=False)
@@ -163,7 +169,7 @@ def started(lm: LM, folder: str):
         "model": str(Path(folder)),
         "skip_tokenizer_init": True,  # ids go in and come out
         "dtype": str(lm.dtype).removeprefix("torch."),
-        "max_model_len": -1,  # as much of the model's context as its cache takes
+        "max_model_len": -1,  # all of the model's context, or what of it the cache takes
         "enable_prefix_caching": False,  # a reply must not hang on what was asked before
         "generation_config": "vllm",
         "use_tqdm_on_load": False,
@@ -174,8 +180,8 @@ def started(lm: LM, folder: str):
         weights = sum(p.numel() * p.element_size() for p in lm.base.parameters())
         options["kv_cache_memory_bytes"] = max(CACHE, int(CACHE_SHARE * (free - weights)))
     else:
-        options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(PROMPT_TOKENS, lm.context_length)}
-        options["enforce_eager"] = True  # compiling takes longer than it saves there
+        options |= {"max_model_len": min(CPU_CONTEXT, lm.context_length), "max_num_batched_tokens": CPU_CONTEXT}
+        options |= {"enable_chunked_prefill": False, "enforce_eager": True}  # compiling takes longer than it saves
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             options["kv_cache_memory_bytes"] = CACHE
     try:
