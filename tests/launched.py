@@ -69,6 +69,11 @@ def sampled(lm):
     )
 
 
+def states(lm):
+    """Reference states by completion, of several batches."""
+    return reference_states(lm, rows(lm), batch_tokens=64).rows
+
+
 def save_heal(folder: Path) -> int:
     """Every process saves what its heal came to."""
     with together():
@@ -86,7 +91,7 @@ def save_stages(folder: Path) -> int:
 
     with together():
         lm = steer_heal.model.load("tiny-random")
-        found = {"completions": sampled(lm), "states": reference_states(lm, rows(lm)).rows, "heal": healed(lm)}
+        found = {"completions": sampled(lm), "states": states(lm), "heal": healed(lm)}
         try:
             each(range(4), fail)
         except InputError as problem:
@@ -98,13 +103,14 @@ def save_stages(folder: Path) -> int:
 
 @undrawn()
 def command(words: list[str], then: str = "") -> int:
-    """The command line; `then` is what becomes of the second process when its round is to be measured."""
+    """The command line; `then` is what becomes of the second process: killed after sampling, or ill at the start."""
 
-    def stop(*given):
-        if then == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+    def ill(*given):
         raise InputError("the second process is ill: see a doctor")
 
-    if then and os.environ["RANK"] == "1":
-        steps.measure_steered = stop
+    if os.environ["RANK"] == "1":
+        if then == "killed":
+            steps.measure_steered = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+        if then == "ill":
+            steps.calibrate_filter = ill
     return main(words)

@@ -5,11 +5,10 @@ import shlex
 
 import pytest
 import torch
-from launched import command, healed, launch, rows, sampled, save_heal, save_stages
-from resume_runs import SETTINGS, config, folder_of, mini_trait
+from launched import command, healed, launch, sampled, save_heal, save_stages, states
+from resume_runs import SETTINGS, config, folder_of, mini_trait, undrawn
 
 import steer_heal.model
-from steer_heal.healing import reference_states
 from steer_heal.loop.resume import reopen
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.texts.completion import load_completions
@@ -49,11 +48,11 @@ def test_two_processes_draw_the_completions_of_one(two, tiny):
     assert two[0]["completions"] == two[1]["completions"] == sampled(tiny)
 
 
-def test_two_processes_measure_the_states_of_one(two, tiny):
-    expected = reference_states(tiny, rows(tiny)).rows
+def test_two_processes_measure_the_states_of_one_bit_for_bit(two, tiny):
+    expected = states(tiny)
     for found in two:
         assert found["states"].keys() == expected.keys()
-        assert all(torch.allclose(found["states"][key], expected[key], atol=1e-5) for key in expected)
+        assert all(torch.equal(found["states"][key], expected[key]) for key in expected)
 
 
 def test_a_heal_of_two_processes_is_that_of_one(two, alone):
@@ -83,8 +82,7 @@ def test_what_the_first_process_has_all_are_told(two):
 @pytest.fixture(scope="module")
 def run_alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with undrawn():
         return run_rounds(config(folder, n_rounds=1, model="tiny-random"))
 
 
@@ -106,16 +104,26 @@ def test_the_command_line_in_two_processes_is_one_run_which_the_first_writes_and
     assert not (tmp_path / "0.err").read_text() and not (tmp_path / "1.err").read_text()
 
 
-@pytest.mark.parametrize("then", ["killed", "ill"])
-def test_when_one_process_ends_all_end_with_one_line_and_another_number_goes_on(processes, tmp_path, run_alone, then):
-    codes = launch(processes, 2, tmp_path, command, words(mini_trait(tmp_path), tmp_path / "out"), then)
-    assert codes == ([2, -9] if then == "killed" else [2, 2])
-    (line,) = ((tmp_path / "0.err").read_text() + (tmp_path / "1.err").read_text()).splitlines()
-    folder = folder_of(tmp_path)
-    if then == "ill":
-        assert line.startswith("steer_heal: rank 1 of 2: the second process is ill: see a doctor")
-    else:
-        assert line.startswith("steer_heal: rank 0 of 2: another of the 2 processes has ended")
-        assert f"--resume {shlex.quote(str(folder))}" in line
-    run_rounds(resume=reopen(folder))
+def one_line(folder):
+    """What was said on stderr in all."""
+    (line,) = ((folder / "0.err").read_text() + (folder / "1.err").read_text()).splitlines()
+    return line
+
+
+def test_what_only_one_process_finds_wrong_is_one_line_of_its_own(processes, tmp_path):
+    codes = launch(processes, 2, tmp_path, command, words(mini_trait(tmp_path), tmp_path / "out"), "ill")
+    assert codes == [2, 2]
+    assert one_line(tmp_path) == "steer_heal: rank 1 of 2: the second process is ill: see a doctor"
+
+
+def test_when_a_process_is_killed_another_says_so_and_one_process_goes_on_to_the_same_end(
+    processes, tmp_path, run_alone
+):
+    codes = launch(processes, 2, tmp_path, command, words(mini_trait(tmp_path), tmp_path / "out"), "killed")
+    assert codes == [2, -9]
+    line, folder = one_line(tmp_path), folder_of(tmp_path)
+    assert line.startswith("steer_heal: rank 0 of 2: another of the 2 processes has ended")
+    assert line.endswith(f"--resume {shlex.quote(str(folder))}")
+    with undrawn():
+        run_rounds(resume=reopen(folder))
     same_run(folder, run_alone)
