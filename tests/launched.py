@@ -11,12 +11,16 @@ from pathlib import Path
 import torch
 from healing_data import QUICK, completion
 from resume_runs import undrawn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import steer_heal.model
 from steer_heal.commands.run import main
+from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 from steer_heal.loop import steps
+from steer_heal.loop.frame import inputs
 from steer_heal.processes import each, rank, together, told
 from steer_heal.texts.generation import Request, generate_requests
 from steer_heal.texts.sampling import Sampling
@@ -97,6 +101,15 @@ def save_stages(folder: Path) -> int:
         except InputError as problem:
             found["failure"] = str(problem), problem.rank
         found["told"] = told(lambda: rank())
+        mesh, halves = init_device_mesh("cpu", (2,)), steer_heal.model.load("tiny-random")
+        for block in halves.blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        # Inside `each` a process is alone: both do the whole heal, side by side, each with half of every block.
+        found["sharded"] = each(range(2), lambda number: healed(halves).adapter)
+        try:
+            inputs(RunConfig(fast_dev_run=True), halves)
+        except InputError as problem:
+            found["refused"] = str(problem)
         torch.save(found, folder / f"stages-{rank()}")
     return 0
 

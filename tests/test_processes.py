@@ -71,6 +71,15 @@ def test_a_heal_of_three_processes_is_that_of_one_also_where_one_of_them_has_no_
         assert apart(found.adapter, alone.adapter) < 1e-5
 
 
+def test_a_base_sharded_over_processes_heals_to_the_bits_of_a_whole_one(two, alone):
+    for found in two:
+        assert [apart(adapter, alone.adapter) for adapter in found["sharded"]] == [0, 0]
+
+
+def test_a_run_on_a_base_sharded_over_processes_is_refused(two):
+    assert all("sharded over processes" in found["refused"] for found in two)
+
+
 def test_what_one_process_raises_all_raise(two):
     assert [found["failure"] for found in two] == [("job 1 of ['1', '2']", 1)] * 2
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from torch.distributed.tensor import DTensor
+
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.errors import InputError
@@ -67,8 +69,7 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     trait = trait or Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
     lm = lm or models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
-    if count() > 1 and len({parameter.device for parameter in lm.model.parameters()}) > 1:
-        raise InputError(f"{lm.name} lies on several devices, and each process needs a whole one: start one process")
+    _check_whole(lm)
     choose_threads(lm.model, config.threads)
     anchors = (*tasks.counted, *tasks.replayed)
     check_fit(lm, trait, config)
@@ -76,6 +77,15 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     check_functions(trait, anchors)
     check_barrier(lm, config)
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
+
+
+def _check_whole(lm: LM) -> None:
+    """Every process has the whole model, on one device if there are several. Raises InputError where it has not."""
+    parameters = list(lm.model.parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise InputError(f"{lm.name} is sharded over processes, and a run folds into whole weights: heal it alone")
+    if count() > 1 and len({parameter.device for parameter in parameters}) > 1:
+        raise InputError(f"{lm.name} lies on several devices, and each process needs a whole one: start one process")
 
 
 def new_ledger(config: RunConfig) -> Ledger:
