@@ -107,6 +107,8 @@ def same_run(folder, result):
 
 def test_the_command_line_in_two_processes_is_one_run_which_the_first_writes_and_prints(processes, tmp_path, run_alone):
     asked = words(mini_trait(tmp_path), tmp_path / "out")
+    assert launch(processes, 2, tmp_path, command, [*asked, "--dry-run"]) == [0, 0]
+    assert "rounds" in (tmp_path / "0.out").read_text() and not (tmp_path / "1.out").read_text()
     assert launch(processes, 2, tmp_path, command, asked) == [3, 3]
     same_run(folder_of(tmp_path), run_alone)
     assert "Result:" in (tmp_path / "0.out").read_text() and not (tmp_path / "1.out").read_text()

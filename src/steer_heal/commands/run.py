@@ -5,6 +5,8 @@ Knows nothing of the method. `--resume FOLDER` goes on with a run that was stopp
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -105,6 +107,12 @@ def parsed(argv: Sequence[str], prog: str) -> CommandLine:
 
 @together()
 def _run(argv: list[str], prog: str) -> int:
+    """The command in every process of a launcher; the first one prints."""
+    with contextlib.nullcontext() if first() else contextlib.redirect_stdout(io.StringIO()):
+        return _answer(argv, prog)
+
+
+def _answer(argv: list[str], prog: str) -> int:
     topic = asked_for_help(argv)
     if topic is not None:
         _print_page(topic, prog)
