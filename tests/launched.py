@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from steer_heal.healing import heal, reference_states
 from steer_heal.loop import steps
 from steer_heal.loop.frame import inputs
 from steer_heal.processes import each, rank, together, told
+from steer_heal.texts.engines import check_engine
 from steer_heal.texts.generation import Request, generate_requests
 from steer_heal.texts.sampling import Sampling
 
@@ -106,10 +108,12 @@ def save_stages(folder: Path) -> int:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
         # Inside `each` a process is alone: both do the whole heal, side by side, each with half of every block.
         found["sharded"] = each(range(2), lambda number: healed(halves).adapter)
-        try:
-            inputs(RunConfig(fast_dev_run=True), halves)
-        except InputError as problem:
-            found["refused"] = str(problem)
+        found["refused"] = []
+        for refused in (partial(inputs, RunConfig(fast_dev_run=True), halves), partial(check_engine, "vllm")):
+            try:
+                refused()
+            except InputError as problem:
+                found["refused"].append(str(problem))
         torch.save(found, folder / f"stages-{rank()}")
     return 0
 

@@ -76,8 +76,10 @@ def test_a_base_sharded_over_processes_heals_to_the_bits_of_a_whole_one(two, alo
         assert [apart(adapter, alone.adapter) for adapter in found["sharded"]] == [0, 0]
 
 
-def test_a_run_on_a_base_sharded_over_processes_is_refused(two):
-    assert all("sharded over processes" in found["refused"] for found in two)
+def test_a_run_on_a_base_sharded_over_processes_and_vllm_in_several_are_refused(two):
+    for found in two:
+        base, engine = found["refused"]
+        assert "sharded over processes" in base and "one process only, 2 were started" in engine
 
 
 def test_what_one_process_raises_all_raise(two):

@@ -13,12 +13,7 @@ from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
-<<<<<<< HEAD
 from torch import Tensor
-=======
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
->>>>>>> 75cdf48 (Heal a base that is sharded over processes; refuse a run on it in one line)
 
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
@@ -176,24 +171,6 @@ def completion_key(completion: Completion) -> str:
 
 
 @torch.no_grad()
-<<<<<<< HEAD
-=======
-def fingerprint(model: nn.Module) -> str:
-    """A cheap hash of a model's weights: per parameter its name, shape, dtype, sum and 16 of its entries."""
-    digest, sums = hashlib.sha256(), []
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_floating_point():
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter  # a process has its share
-            flat = whole.detach().reshape(-1)
-            total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
-            sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
-    # One transfer for all parameters.
-    digest.update(torch.cat(sums).cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
->>>>>>> 75cdf48 (Heal a base that is sharded over processes; refuse a run on it in one line)
 def mean_divergence(
     lm: GivenLM,
     student: ReferenceStates,
