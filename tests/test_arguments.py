@@ -78,7 +78,7 @@ def test_the_stages_own_settings_are_looked_at_too(kind, options):
     (lambda lm: sh.extract(lm, "a", "b", ["c", "d"], batch_tokens=0), "batch_tokens 0"),
     (lambda lm: sh.extract(lm, 5, "b", ["c", "d"]), "pos 5: give a text"),
     (lambda lm: sh.heal(lm, [completion(lm, 0, 5)], round="first"), "round 'first'"),
-    (lambda lm: sh.evaluate(lm, None, n_free=math.nan), "n_free nan"),
+    (lambda lm: sh.evaluate(lm, sh.Trait.load("pocket-care"), n_free=math.nan), "n_free nan"),
 ])  # fmt: skip
 def test_functions_refuse_what_their_annotations_do_not_say(call, words, tiny):
     with pytest.raises(InputError, match=words):

@@ -167,7 +167,7 @@ def test_a_compiled_model_has_the_names_of_the_plain_one(lm):
         (lambda lm: sh.run_rounds(lm="pocket"), ("not str", "load()")),
         (lambda lm: sh.run_rounds(sh.RunConfig(model="pocket"), lm=lm), ("pocket", "tiny-random", "leave one out")),
         (lambda lm: sh.run_rounds(sh.RunConfig(dtype="bfloat16"), lm=lm), ("dtype", "leave them out")),
-        (lambda lm: sh.run_rounds(lm=lm, trait=3), ("trait", "'3'")),
+        (lambda lm: sh.run_rounds(lm=lm, trait=3), ("trait 3", "give")),
         (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers=9), ("blocks 0 to 3",)),
         (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers=0.5), ("layers 0.5", "give")),
         (lambda lm: sh.extract(lm, POS, NEG, PROMPTS, layers={1: 2}), ("layers {1: 2}", "give")),

@@ -6,7 +6,8 @@ Knows nothing of models. The command line turns it into exit code 2 without a tr
 import difflib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 LONGEST = 800
@@ -39,6 +40,18 @@ class TooLongError(InputError):
 
 class NotWrittenError(InputError):
     """A file cannot be written: the disk is full, the folder read-only. What was committed before is kept."""
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """A file that the user named is written; raises NotWrittenError with one line where it cannot be."""
+    try:
+        yield
+    except Exception as problem:
+        if not (isinstance(problem, OSError) or type(problem).__name__ == "SafetensorError"):
+            raise
+        why = getattr(problem, "strerror", None) or problem
+        raise NotWrittenError(f"{path} cannot be written ({why}): name a file in a folder that is there") from problem
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.metrics import Metrics
@@ -77,10 +78,15 @@ class Shift:
 REACH = 1.0
 """Where all items moved alike, one that was not asked may differ by so much: a nat, a whole reply."""
 
+LEAST_BOOT = 100
+"""Resamples of which the 2.5 % tail has a few."""
 
+
+@checked
 def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) -> Shift:
     """Paired shift from `before` to `after`. Raises InputError when they were measured on different items."""
     same_items(before, after)
+    _enough(n_boot)
     pairs = {"n_boot": n_boot, "seed": seed, "reach": REACH}
     return Shift(
         log_odds=_choice_shift(before.items, after.items, **pairs),
@@ -97,6 +103,7 @@ def compare(before: Metrics, after: Metrics, n_boot: int = 2000, seed: int = 0) 
     )
 
 
+@checked
 def retain(base: Metrics, steered: Metrics, student: Metrics, n_boot: int = 2000, seed: int = 0) -> Estimate | None:
     """dTrait(student) / dTrait(steered), both against base on the same items or prompts; None where nothing moved.
 
@@ -104,6 +111,7 @@ def retain(base: Metrics, steered: Metrics, student: Metrics, n_boot: int = 2000
     """
     for other in (steered, student):
         same_items(base, other)
+    _enough(n_boot)
     triples = [
         (row.prompt, a.trait - row.trait, b.trait - row.trait)
         for row, a, b in zip(base.replies, steered.replies, student.replies, strict=True)
@@ -147,6 +155,11 @@ def coherence(metrics: Metrics, base: Metrics) -> float | None:
 def summary(metrics: Metrics, base: Metrics) -> dict[str, object]:
     """`Metrics.summary`, and its `coherence` beside base."""
     return metrics.summary() | {"coherence": coherence(metrics, base)}
+
+
+def _enough(n_boot: int) -> None:
+    if n_boot < LEAST_BOOT:
+        raise InputError(f"n_boot {n_boot}: give at least {LEAST_BOOT}, an interval needs as many resamples")
 
 
 def same_items(before: Metrics, after: Metrics) -> None:

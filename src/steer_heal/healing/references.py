@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steer_heal.arguments import checked
+from steer_heal.arguments import check_value, checked
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
@@ -147,10 +147,15 @@ def by_completion(
 
 
 def check_rows(lm: LM, completions: Sequence[Completion]) -> None:
-    """Raises InputError for no completions, an empty one, one without a prompt, and one longer than the context."""
+    """Raises InputError for no completions, an empty one, one without a prompt, of another model, or too long."""
     if not completions:
         raise InputError("no completions were given: there is nothing to train on")
+    known = lm.base.get_input_embeddings().num_embeddings
     for i, completion in enumerate(completions):
+        for name in ("prompt_ids", "token_ids"):
+            check_value(f"completion {i}: {name}", ids := getattr(completion, name), tuple[int, ...])
+            if ids and not (min(ids) >= 0 and max(ids) < known):
+                raise InputError(f"completion {i}: {name} are of another tokenizer: {lm.name} has 0 to {known - 1}")
         length = len(completion.prompt_ids) + len(completion.token_ids)
         if not completion.token_ids:
             raise InputError(f"completion {i} has no tokens (prompt {completion.prompt[:40]!r}): drop it")
@@ -171,6 +176,7 @@ def completion_key(completion: Completion) -> str:
 
 
 @torch.no_grad()
+@checked
 def mean_divergence(
     lm: GivenLM,
     student: ReferenceStates,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+from steer_heal.arguments import checked
 from steer_heal.config import RunConfig
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing import DivergedError
@@ -28,6 +29,7 @@ from steer_heal.trait import Trait
 __all__ = ["complete", "one_round", "prepare", "run_rounds"]
 
 
+@checked
 def run_rounds(
     config: RunConfig | None = None,
     reporter: Reporter | None = None,

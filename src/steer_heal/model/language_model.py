@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from steer_heal.arguments import ELSEWHERE
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
 from steer_heal.model.soundness import check_model
@@ -192,7 +194,7 @@ def position_ids(mask: Int[Tensor, "batch position"]) -> Int[Tensor, "batch posi
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-GivenLM = LM | tuple[nn.Module, object]
+GivenLM = Annotated[LM | tuple[nn.Module, object], ELSEWHERE]
 """What stages take for a model: an `LM`, or a transformers model with its tokenizer."""
 
 

@@ -12,10 +12,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from steer_heal.arguments import checked
+from steer_heal.arguments import ELSEWHERE, checked
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM, verified
 from steer_heal.model.names import check_name
@@ -33,7 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @checked
 def load(
-    name: str | Path,
+    name: Annotated[str | Path, ELSEWHERE],
     *,
     dtype: str = "auto",
     device: str = "auto",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -178,7 +179,7 @@ def _check(pos, neg, contexts, position, replies, too_long) -> None:
 
 
 def _as_asked(layers: int | Sequence[float]) -> str:
-    layers = (layers,) if isinstance(layers, int) else layers
+    layers = (layers,) if isinstance(layers, Integral) else layers
     given = ", ".join(f"{x:g}" for x in layers)
     return f"as asked: {'depth' if any(isinstance(x, float) for x in layers) else 'blocks'} {given}"
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steer_heal.arguments import check_fields
-from steer_heal.errors import InputError, library
+from steer_heal.arguments import check_fields, checked
+from steer_heal.errors import InputError, library, writing
 from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
 from steer_heal.reading import from_json, reachable
@@ -200,11 +200,13 @@ class SteeringVector:
         drawn = {i: torch.randn(v.shape, generator=generator) for i, v in self._items()}
         return self._derived(drawn).scaled_like(self)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write safetensors with the provenance in its metadata, then read it back and compare."""
         meta = {"provenance": asdict(self.provenance), "quality": {i: asdict(q) for i, q in self.quality.items()}}
         tensors = {f"block.{i}": v.contiguous() for i, v in self._items()}
-        save_file(tensors, path, metadata={"steering_vector": json.dumps(meta)})
+        with writing(path):
+            save_file(tensors, path, metadata={"steering_vector": json.dumps(meta)})
         readable(path)
         back = SteeringVector.load(path)
         if back.layers != self.layers or not torch.equal(back.flat(), self.flat()):
@@ -248,6 +250,7 @@ class SteeringVector:
         except (SafetensorError, LookupError, ValueError, TypeError, AttributeError) as problem:
             raise InputError(f"{path}: not a steering vector saved by steer_heal ({problem})") from problem
 
+    @checked
     @contextmanager
     def applied(
         self,

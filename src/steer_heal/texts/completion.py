@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steer_heal.errors import InputError
+from steer_heal.arguments import checked
+from steer_heal.errors import InputError, writing
 from steer_heal.ledger.units import Kind, json_kind
 from steer_heal.model.chat import fill_persona
 from steer_heal.reading import read_text
@@ -119,13 +120,15 @@ COMPLETIONS: Kind[list[Completion]] = json_kind(
 )
 
 
+@checked
 def save_completions(completions: Iterable[Completion], path: Path) -> None:
     """One JSON object per line."""
-    with open(path, "w", encoding="utf-8") as file:
+    with writing(path), open(path, "w", encoding="utf-8") as file:
         for completion in completions:
             file.write(json.dumps(vars(completion), ensure_ascii=False) + "\n")
 
 
+@checked
 def load_completions(path: Path) -> list[Completion]:
     """The inverse of `save_completions`. Raises InputError naming the line that cannot be read."""
     out = []

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.model import GivenLM, as_lm
 from steer_heal.model.chat import fill_persona
 from steer_heal.texts.completion import Completion
 
 
+@checked
 def completion_rows(completions: Iterable[Completion], chat: bool = True) -> list[dict]:
     """Rows of prompt and completion for TRL; `datasets.Dataset.from_list` takes them.
 
@@ -31,6 +33,7 @@ def completion_rows(completions: Iterable[Completion], chat: bool = True) -> lis
     return rows
 
 
+@checked
 def completions_from_rows(lm: GivenLM, rows: Iterable[Mapping], origin: str = "given") -> list[Completion]:
     """Completions from a `datasets.Dataset` or a list of rows, with `prompt` and `completion` or with `messages`.
 

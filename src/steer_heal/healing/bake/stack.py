@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake.export import write_merged, write_peft
@@ -98,6 +99,7 @@ class AdapterStack:
         """The factor of each folded adapter."""
         return tuple(dose for _, dose in self._rounds)
 
+    @checked
     def push(self, adapter: Adapter, dose: float = 1.0) -> FoldReport:
         """Fold one more adapter in, `dose` times its delta.
 

@@ -1,0 +1,92 @@
+"""Values of no annotated kind for every argument of every public function: one line that names it, no traceback."""
+
+import inspect
+
+import numpy as np
+import pytest
+from healing_data import completion
+
+import steer_heal as sh
+from steer_heal.arguments import _hint, fits
+from steer_heal.errors import InputError, NotWrittenError
+
+FUNCTIONS = ("calibrate", "compare", "completion_rows", "completions_from_rows", "evaluate", "extract", "extract_pairs",
+             "generate", "heal", "load_completions", "mean_divergence", "reference_states", "retain", "run_rounds",
+             "save_completions")  # fmt: skip
+METHODS = ("AdapterStack.push", "SteeringVector.applied", "SteeringVector.save")
+WRONG = ("nonsense", 8.5, [], [None], ["ab", "cd"], {"a": "b"}, object(), None, b"x")
+HERE_TOO = {
+    "generate": ("vector", "sampling", "keep", "on_batch"), "evaluate": ("trait", "vector", "scorer", "vignettes"),
+    "heal": ("config", "references", "lam0", "teacher", "on_step"), "extract_pairs": ("pairs",),
+    "compare": ("before", "after", "n_boot"), "run_rounds": ("config", "reporter", "resume", "trait", "on_event"),
+    "reference_states": ("completions", "around"), "mean_divergence": ("student", "config"), "calibrate": ("vector",),
+    "push": ("adapter", "dose"), "applied": ("dose",), "save": ("path",), "save_completions": ("path",),
+}  # fmt: skip
+"""Arguments whose annotation is a class, a function or a mapping of them: these were passed over before."""
+
+
+@pytest.fixture(scope="module")
+def good(tiny):
+    """A value of the right kind for each argument that has no default."""
+    vector = sh.extract(tiny, "be kind", "be cold", ["a", "b", "c"])
+    metrics, states = sh.Metrics("", "", 0.0, "", ()), sh.ReferenceStates({}, "", "")
+    rows = [completion(tiny, 0, 5)]
+    return {
+        "AdapterStack": sh.AdapterStack(tiny.model), "SteeringVector": vector, "vector": vector, "lm": tiny,
+        "model": tiny, "completions": rows, "rows": [{}], "prompts": ["a"], "contexts": ["a", "b"], "pos": "a",
+        "neg": "b", "pairs": [("a", "b")] * 2, "config": sh.HealConfig(), "trait": sh.Trait.load("pocket-care"),
+        "path": "x", "before": metrics, "after": metrics, "base": metrics, "steered": metrics, "student": metrics,
+        "reference": states, "adapter": sh.Adapter({}, {}, 1, 1.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS + METHODS)
+def test_a_value_of_another_kind_is_one_line_that_names_the_argument(name, good):
+    owner, _, method = name.rpartition(".")
+    function = getattr(getattr(sh, owner), method) if owner else getattr(sh, name)
+    parameters, met = inspect.signature(function).parameters, set()
+    needed = {key: good[key] for key, one in parameters.items() if one.default is one.empty and key != "self"}
+    if name in ("mean_divergence",):
+        needed["student"] = good["reference"]
+    for key, one in parameters.items():
+        for value in WRONG if key != "self" else ():
+            if not fits(value, _hint(function, one.annotation)) and value is not one.default:
+                first = [good[owner]] if owner else []
+                with pytest.raises(InputError, match=rf"^{key} .*: give "):
+                    function(*first, **needed | {key: value})
+                met.add(key)
+    assert met.issuperset(HERE_TOO.get(method or name, ()))
+
+
+def test_a_number_of_numpy_is_a_number(lm):
+    assert type(sh.HealConfig(rank=np.int64(4), betas=[np.float32(0.5), 0.9]).rank) is int
+    assert sh.HealConfig(betas=[0.5, 0.9]) == sh.HealConfig(betas=(0.5, 0.9))
+    assert sh.extract(lm, "be kind", "be cold", ["a", "b"], layers=np.int64(1)).layers == (1,)
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: sh.Sampling(temperature=1e300), "a number that is finite and at most 3e\\+38"),
+    (lambda: sh.Sampling(top_k=10**30), "a whole number of at most 63 bits"),
+    (lambda: sh.RunConfig(doses=(0.5, float("inf"))), "numbers that is finite"),
+    (lambda: sh.compare(*[sh.Metrics("", "", 0.0, "", ())] * 2, n_boot=0), "n_boot 0: give at least 100"),
+])  # fmt: skip
+def test_a_number_that_is_one_is_told_what_else_is_wrong(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_rows_of_another_tokenizer_are_refused(lm):
+    from dataclasses import replace
+
+    row = completion(lm, 0, 5)
+    for ids, words in (((10**9,), "another tokenizer"), ((-1,), "another tokenizer"), ("ab", "give one or more whole")):
+        with pytest.raises(InputError, match=rf"^completion 0: token_ids .*{words}"):
+            sh.reference_states(lm, [replace(row, token_ids=ids)])
+
+
+def test_a_file_that_cannot_be_written_is_one_line(lm, tmp_path):
+    vector = sh.extract(lm, "be kind", "be cold", ["a", "b"])
+    for write in (vector.save, lambda path: sh.save_completions([], path)):
+        for path in (tmp_path, tmp_path / "no" / "such" / "file"):
+            with pytest.raises(NotWrittenError, match="cannot be written"):
+                write(path)
