@@ -30,7 +30,7 @@ from steer_heal.evaluation.anchors.tasks import load_tasks
 from steer_heal.healing import HealConfig, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger import Ledger
-from steer_heal.loop.preflight import check_fit, check_functions
+from steer_heal.loop.preflight import check_fit
 from steer_heal.model import loading
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.dose import DoseConfig
@@ -233,7 +233,7 @@ def test_no_checker_that_fails_is_found_later_than_before_the_run(code, tmp_path
     body = f"def check(prompt, reply, finished):\n    {CHECKERS.get(code)}\n"
     (tmp_path / "judging.py").write_text(found + body if code in CHECKERS else code)
     (tmp_path / "own.toml").write_text(toml(checker="judging:check"))
-    assert called(lambda: check_functions(Trait.load(tmp_path / "own.toml"), ())) == "refused"
+    assert called(lambda: Trait.load(tmp_path / "own.toml").check_functions()) == "refused"
 
 
 @pytest.mark.parametrize("code", ASKED)
@@ -241,7 +241,7 @@ def test_no_anchors_function_that_fails_is_found_later_than_before_the_run(code,
     (tmp_path / "asking.py").write_text(f"def run(a, b):\n    {ASKED[code]}\n")
     (tmp_path / "a.jsonl").write_text(json.dumps(anchor(check="function", answer="asking:run")))
     sound = Trait.load("pocket-care")
-    assert called(lambda: check_functions(sound, load_tasks(tmp_path / "a.jsonl"))) == "refused"
+    assert called(lambda: sound.check_functions(load_tasks(tmp_path / "a.jsonl"))) == "refused"
 
 
 def test_a_search_that_does_not_end_is_stopped_in_one_line():

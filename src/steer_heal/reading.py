@@ -49,10 +49,20 @@ def read_text(path: str | Path, shown: str | None = None) -> str:
         raise InputError(f"{shown or path}, line {line}: not UTF-8 text: save the file as UTF-8") from problem
 
 
-def from_json(text: str | bytes) -> object:
-    """As `json.loads`, but every text that is no JSON is a ValueError: nested too deep, halves of characters too."""
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands in it twice")
+    return found
+
+
+def from_json(text: str | bytes, once: bool = False) -> object:
+    """As `json.loads`, but every text that is no JSON is a ValueError: nested too deep, halves of characters too.
+
+    `once`: so is one with a key twice, of which JSON takes the last; for what a person writes.
+    """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once if once else None)
         if "\\ud" in str(text).lower():
             json.dumps(found, ensure_ascii=False).encode("utf-8")
         return found

@@ -5,6 +5,7 @@ Knows nothing of how a stage works; it counts what the configuration asks for an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
@@ -22,6 +23,7 @@ from steer_heal.loop.gate import anchors_of
 from steer_heal.model.loading import read_config, resolve_device, usable
 from steer_heal.model.names import EMBEDDED
 from steer_heal.pocket import WEIGHTS
+from steer_heal.reading import reachable
 from steer_heal.report.printing import table
 from steer_heal.trait import Trait, default_trait
 
@@ -111,6 +113,14 @@ def memory(config: RunConfig, shape: Shape) -> dict[str, float]:
     }
 
 
+def check_out(out: str) -> None:
+    """Raises InputError for an output folder that cannot be made, as far as can be told without making it."""
+    path = reachable(out).absolute()
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"output folder {out!r} cannot be written ({there} stands there): choose another with --out")
+
+
 def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[str]]) -> int:
     """Print the plan of a run; nothing is loaded but the trait and sizes. Raises InputError as the run would.
 
@@ -119,6 +129,7 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     out = console(120)
     config, device = config.resolved(), resolve_device(config.device).type
     trait = Trait.load(config.trait or default_trait(config.model_name))
+    check_out(config.out)
     work = count(config, trait, anchors_of(config, trait))
     shape = shape_of(config.model_name)
     if config.max_new_tokens >= shape.context:

@@ -51,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"steer-heal {version('steer-heal')}")
         return 0
     if words[0] == "run":
-        from steer_heal.commands import run
-
-        return run.main(words[1:], prog="steer-heal run")
+        return guarded(_run, words[1:], "complete rounds are in the run folder")
     return guarded(_command, words)
 
 
@@ -69,6 +67,12 @@ def command_class(name: str) -> type:
     """The options of a command, as a dataclass whose call does the work and returns the exit code; not of `run`."""
     module = importlib.import_module(f"steer_heal.commands.{FILES.get(name, name)}")
     return getattr(module, name.capitalize())
+
+
+def _run(words: list[str]) -> int:
+    from steer_heal.commands import run  # inside the guard: the import takes a while, and may fail
+
+    return run.command(words, "steer-heal run")
 
 
 def _command(words: list[str]) -> int:

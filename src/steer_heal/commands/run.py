@@ -96,7 +96,7 @@ GROUPS: Mapping[str, type] = get_type_hints(CommandLine)
 def main(argv: Sequence[str] | None = None, prog: str = "python -m steer_heal.run") -> int:
     """Run the job; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(partial(_run, prog=prog), words, "complete rounds are in the run folder")
+    return guarded(partial(command, prog=prog), words, "complete rounds are in the run folder")
 
 
 def parsed(argv: Sequence[str], prog: str) -> CommandLine:
@@ -106,8 +106,8 @@ def parsed(argv: Sequence[str], prog: str) -> CommandLine:
 
 
 @together()
-def _run(argv: list[str], prog: str) -> int:
-    """The command in every process of a launcher; the first one prints."""
+def command(argv: list[str], prog: str) -> int:
+    """What `main` does, unguarded, in every process of a launcher; the first one prints. Raises InputError."""
     with contextlib.nullcontext() if first() else contextlib.redirect_stdout(io.StringIO()):
         return _answer(argv, prog)
 

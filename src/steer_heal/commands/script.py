@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from steer_heal.commands.options import asked_for_help, parse, print_help
@@ -23,6 +26,9 @@ DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
 REFUSED = ("EACCES", "EPERM", "EROFS", "EIO", "ENOSPC", "EDQUOT", "EFBIG", "EMFILE", "ENFILE", "ENAMETOOLONG", "ELOOP")
 """Errors of files that no program can help, only the user: they are told like bad input."""
+PACKAGE = Path(__file__).parents[1]
+LEAST_COLUMNS = 20
+"""What is printed is at least so wide: tyro's boxes have no end in less."""
 Arguments = TypeVar("Arguments")
 
 
@@ -32,12 +38,17 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if (logging := sys.modules.get("transformers.utils.logging")) is not None:
         logging.disable_progress_bar()  # it was imported before the environment could say so
+    os.environ.pop("MPLBACKEND", None)  # pictures go to files; one that is not there would end the run at its report
+    if shutil.get_terminal_size().columns < LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(LEAST_COLUMNS)
     debug = "--debug" in argv
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without some character shows its code
     try:
         if not _stands():
             raise InputError("the working directory was deleted: change to one that is there")
+        if sys.flags.optimize > 1:
+            raise InputError("python -OO takes out the docstrings that the options are told by: start without it")
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
@@ -55,10 +66,14 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
     except KeyboardInterrupt as stop:
         _say(stop, "interrupted" if hasattr(stop, "__notes__") else f"interrupted; {interrupted}")
         return INTERRUPTED
-    except (MemoryError, RuntimeError) as problem:
-        if not is_short(problem):
+    except Exception as problem:
+        if isinstance(problem, MemoryError | RuntimeError) and is_short(problem):
+            told = "memory ran out: use a smaller model, dtype, rank or batch, or free memory"
+        elif not (told := _unimportable(problem)):
             raise
-        _say(problem, "memory ran out: use a smaller model, dtype, rank or batch, or free memory")
+        if debug:
+            traceback.print_exc()
+        _say(problem, told)
         return BAD_INPUT
 
 
@@ -102,6 +117,18 @@ def _told(problem: InputError | OSError) -> str:
     if errno.errorcode.get(problem.errno) not in REFUSED:
         return ""
     return f"{problem.filename or 'a file'} cannot be read or written ({problem.strerror}): see to it and try again"
+
+
+def _unimportable(problem: Exception) -> str:
+    """What to say where the import of a library failed, as it does on an odd environment variable; else empty."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    own = max((i for i, frame in enumerate(frames) if Path(frame.filename).is_relative_to(PACKAGE)), default=-1)
+    importing = [frame.filename for frame in frames[own + 1 :] if frame.name == "<module>"]
+    if not importing:
+        return ""
+    library = next(iter(re.findall(r"site-packages/(\w+)", importing[-1])), "a library")
+    why = f"{type(problem).__name__}: {problem}"[:200]
+    return f"{library} cannot be imported ({why}): correct the environment variable that it reads, or install it again"
 
 
 def _say(problem: BaseException, what: str) -> None:

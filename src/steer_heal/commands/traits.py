@@ -56,6 +56,7 @@ class Traits:
         trait = Trait.load(name)
         print_trait(out, trait)
         if action == "check":
+            trait.check_functions()
             found = weaknesses(trait)
             for line in found:
                 out.print(f"weak: {line}")

@@ -23,7 +23,7 @@ from steer_heal.ledger import Ledger, led
 from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import CONTROLS, against
-from steer_heal.loop.preflight import check_barrier, check_fit, check_functions, check_texts
+from steer_heal.loop.preflight import check_barrier, check_fit, check_texts
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
 from steer_heal.model.memory import choose_threads
@@ -74,7 +74,7 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     anchors = (*tasks.counted, *tasks.replayed)
     check_fit(lm, trait, config)
     check_texts(lm, trait, anchors, config)
-    check_functions(trait, anchors)
+    trait.check_functions(anchors)
     check_barrier(lm, config)
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
 

@@ -35,6 +35,8 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
     for name, texts in sampled.items():
         for text in texts:
             _check(lm, trait, name, text, trait.neutral, config.max_new_tokens)
+    if lm.chat_ids(trait.contexts[0], trait.pos) == lm.chat_ids(trait.contexts[0], trait.neg):
+        raise InputError(f"trait {trait.name}: both personas are the same tokens for {lm.name}: write them otherwise")
     if config.too_long == "error":
         for text in trait.contexts:
             for system in (trait.pos, trait.neg):
@@ -56,13 +58,6 @@ def check_fit(lm: LM, trait: Trait, config: RunConfig) -> None:
     if not tells and not chats:
         what = f"has texts for chat models, and {lm.name} has no chat template"
         raise InputError(f"trait {trait.name} {what}: put {PERSONA_SLOT} into its texts (docs/how-to/trait.md)")
-
-
-def check_functions(trait: Trait, anchors: Sequence[Anchor]) -> None:
-    """Checker and anchors look at a first reply. Raises InputError for one that fails: found before any is sampled."""
-    trait.judge(trait.eval_prompts[0], "yes.", True)
-    for anchor in (*trait.anchors, *anchors):
-        anchor.passes("yes.")
 
 
 def check_barrier(lm: LM, config: RunConfig) -> None:

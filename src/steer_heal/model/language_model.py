@@ -81,7 +81,10 @@ class LM:
     @property
     def context_length(self) -> int:
         """Positions the model was made for, in tokens."""
-        return int(getattr(text_config(self.base), "max_position_embeddings", 0) or 1 << 30)
+        given = getattr(text_config(self.base), "max_position_embeddings", None)
+        if given is not None and given < 1:
+            raise InputError(f"{self.name}: its config has max_position_embeddings {given}: give its context in tokens")
+        return int(given or 1 << 30)
 
     @property
     def eos_ids(self) -> frozenset[int]:

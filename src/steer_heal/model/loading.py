@@ -6,6 +6,7 @@ Knows nothing of steering and training.
 from __future__ import annotations
 
 import functools
+import http.client
 import ssl
 import urllib.error
 import urllib.request
@@ -211,6 +212,10 @@ def _hub_answers() -> bool:
         return isinstance(problem.reason, ssl.SSLError)  # somebody answered; the hub's own client knows more
     except OSError:
         return False
+    except (ValueError, http.client.HTTPException) as problem:
+        raise InputError(
+            f"the hub cannot be asked at {constants.ENDPOINT!r} ({problem}): correct HF_ENDPOINT or the proxy"
+        ) from problem
     return True
 
 

@@ -54,7 +54,7 @@ def json_lines(text: str, shown: str) -> Placed:
         if line.strip():
             place = f"{shown}, line {number}"
             try:
-                placed.append((from_json(line), place))
+                placed.append((from_json(line, once=True), place))
             except ValueError as problem:
                 raise InputError(f"{place}: not valid JSON, {problem}") from problem
     return placed

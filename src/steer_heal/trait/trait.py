@@ -108,6 +108,12 @@ class Trait:
         """The user turn that puts an item with its choices in the given order."""
         return self.choice_template.format(prompt=item.prompt, choices=" or ".join(choices))
 
+    def check_functions(self, anchors: Sequence[Anchor] = ()) -> None:
+        """Checker and anchors look at a first reply. Raises InputError for one that fails: before any is sampled."""
+        self.judge(self.eval_prompts[0], "yes.", True)
+        for anchor in (*self.anchors, *anchors):
+            anchor.passes("yes.")
+
     def judge(self, prompt: str, reply: str, finished: bool) -> Judgement | None:
         """The checker's judgement of one reply, None without a checker.
 
