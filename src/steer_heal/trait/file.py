@@ -91,14 +91,14 @@ class TraitFile:
         if len(held_out) < MIN_EVAL_PROMPTS:
             few = f"{len(held_out)} entries: give at least {MIN_EVAL_PROMPTS} 'eval_prompts'"
             raise self.wrong("eval_prompts", few)
-        if len(fields["contexts"]) < 2:
-            raise self.wrong("contexts", "1 entry: give at least 2 'contexts', better 200 diverse ones")
         if seen := set(fields["prompts"]) & set(held_out):
             raise self.wrong("eval_prompts", f"{min(seen)[:60]!r} also stands in 'prompts': hold it out of one")
         if both := set(fields.get("vignette_up", ())) & set(fields.get("vignette_down", ())):
             raise self.wrong("vignette_down", f"{min(both)!r} also stands in 'vignette_up': a foundation has one side")
         self.same_slots(fields)
         self.unseen_formats(fields)
+        if len(fields["contexts"]) < 2:
+            raise self.wrong("contexts", "1 entry: give at least 2 'contexts', better 200 diverse ones")
 
     def unseen_formats(self, trait: Mapping[str, object]) -> None:
         """No held-out choice template is one in which a text of this trait, or the trait itself, asks."""
