@@ -238,7 +238,7 @@ def test_traits_lists_shows_and_checks(tmp_path, capsys):
     own = tmp_path / "own.toml"
     own.write_text(
         'name = "own"\npos = "You are not slow."\nneg = "You are slow and take very much time over every thing."\n'
-        'neutral = ""\ncontexts = ["one"]\nprompts = ["a"]\n'
+        'neutral = ""\ncontexts = ["one", "one"]\nprompts = ["a"]\n'
         f"eval_prompts = {json.dumps([f'held out {i}' for i in range(8)])}\n"
         '[[items]]\nid = "1"\nprompt = "p"\nchoices = ["x", "y"]\ntrait = "x"\n'
     )
