@@ -11,11 +11,15 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_places.py
 
 # other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
     uv run --group clients pytest -m slow -n 0 tests/test_clients.py tests/test_libraries.py
+
+# sweeps on Ray and through submitit, which are fetched: workers killed, tables to the digit
+sweeps:
+    uv run --extra ray --extra slurm pytest -m slow -n 0 tests/test_places.py
 
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:
