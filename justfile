@@ -11,7 +11,7 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_places.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_places.py --ignore tests/test_quantised.py
 
 # other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
@@ -20,6 +20,10 @@ clients:
 # sweeps on Ray and through submitit, which are fetched: workers killed, tables to the digit
 sweeps:
     uv run --extra ray --extra slurm pytest -m slow -n 0 tests/test_places.py
+
+# runs on 4-bit and 8-bit bases, with bitsandbytes, which is fetched
+quantised:
+    uv run --extra quantized pytest -m slow -n 0 tests/test_quantised.py
 
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:

@@ -176,18 +176,7 @@ def test_the_command_says_it_in_one_line(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_real_runs_on_ray_have_the_tables_of_local_ones_to_the_digit(tmp_path):
-    words = [
-        "--arms",
-        "default",
-        "nll",
-        "--seeds",
-        "0",
-        "--n-rounds",
-        "1",
-        "--options=--fast-dev-run",
-        "--workers",
-        "2",
-    ]
+    words = ["--arms", "default", "--seeds", "0", "--n-rounds", "1", "--options=--fast-dev-run"]
     for on in ("local", "ray"):
         assert script("arms").main([*words, "--on", on, "--out", str(tmp_path / on)]) == 0
     assert tables(tmp_path / "local") == tables(tmp_path / "ray")

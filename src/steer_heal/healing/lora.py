@@ -27,6 +27,7 @@ from steer_heal.healing.config import HealConfig
 from steer_heal.healing.result import HealInterrupted
 from steer_heal.model import LM
 from steer_heal.model.depth import pick_layers
+from steer_heal.model.structure import is_quantised
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,15 @@ def linear_names(
 
 @torch.no_grad()
 def _plain_maps(lm: LM, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Those whose output is W x + b: a router that inherits from Linear has a forward pass of its own, and is tried."""
-    odd, plain = {name: m for name, m in modules.items() if type(m).forward not in PLAIN}, set()
+    """Those whose output is W x + b: a router that inherits from Linear has a forward pass of its own, and is tried.
+
+    A quantised layer is one by what it is for, and rounds too much to be tried.
+    """
+    odd = {name: m for name, m in modules.items() if type(m).forward not in PLAIN and not is_quantised(m)}
+    plain = set()
 
     def note(name: str, module: nn.Linear, given: tuple[Tensor, ...], output: object) -> None:
-        fits = module.weight.is_floating_point() and module.weight.shape == (module.out_features, module.in_features)
+        fits = module.weight.shape == (module.out_features, module.in_features)
         if fits and isinstance(output, Tensor):
             expected = nn.functional.linear(given[0], module.weight, module.bias)
             if output.shape == expected.shape and torch.allclose(output, expected, rtol=1e-2, atol=1e-3):

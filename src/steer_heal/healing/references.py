@@ -162,10 +162,9 @@ def fingerprint(model: nn.Module) -> str:
     digest, sums = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_floating_point():
-            flat = parameter.detach().reshape(-1)
-            total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
-            sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
+        flat = parameter.data.reshape(-1)
+        total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
+        sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
     # One transfer for all parameters.
     digest.update(torch.cat(sums).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

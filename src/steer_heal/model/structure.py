@@ -79,6 +79,20 @@ def block_states(output: object) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a linear layer's weight is packed whole numbers, as bitsandbytes has them: no number can be added to."""
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+
+
+def full_weight(module: nn.Module) -> Float[Tensor, "rows columns"]:
+    """A layer's weight as numbers: as it is, or as its packed numbers stand for."""
+    if not is_quantised(module):
+        return module.weight.detach()
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(module).detach()
+
+
 def text_config(model: nn.Module):
     """Configuration of the text part: of a multimodal model its decoder's."""
     return model.config.get_text_config(decoder=True)

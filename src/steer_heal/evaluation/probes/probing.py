@@ -20,6 +20,7 @@ from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.barriers import default_chunk
 from steer_heal.model import LM
+from steer_heal.model.structure import full_weight
 from steer_heal.statistics import paired_difference
 from steer_heal.texts.completion import Completion
 
@@ -130,6 +131,6 @@ def intruders(lm: LM, stack: AdapterStack, adapter: Adapter, top: int = 10) -> d
     """`intruder_directions` of an adapter's modules against the original weights, by module name."""
     with stack.unfolded():
         return {
-            name: intruder_directions(lm.base.get_submodule(name).weight, adapter.delta(name), top)
+            name: intruder_directions(full_weight(lm.base.get_submodule(name)), adapter.delta(name), top)
             for name in adapter.modules
         }

@@ -1,4 +1,4 @@
-"""`AdapterStack`: the rounds' adapters folded into a model's weights, and taken out again bit for bit.
+"""`AdapterStack`: the rounds' adapters folded into a model's weights, or beside packed ones, and taken out again.
 
 Knows nothing of training, data or divergences.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +19,18 @@ from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake.beside import Factors, factors_of, put_beside
 from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
 from steer_heal.model.names import reference
+from steer_heal.model.structure import full_weight, is_quantised
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
 
+Held = Tensor | Factors | None
+"""What a stack puts into a module: a weight, or what is computed beside a quantised one."""
 _STACKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterStack]] = weakref.WeakKeyDictionary()
 
 
@@ -67,6 +71,8 @@ class AdapterStack:
     The deltas are summed in round order in float64 and cast once, so no error grows with the number of rounds. The
     forward pass is plain weights, without hooks. Pristine tensors are kept by reference, never copied; the stack must
     outlive its folds, and a model can have one non-empty stack at a time.
+
+    A quantised weight takes no delta: the sum is computed beside it, exactly as `export_peft` writes it.
     """
 
     def __init__(self, model: nn.Module | LM) -> None:
@@ -77,8 +83,8 @@ class AdapterStack:
                 f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first"
             )
         self._rounds: list[tuple[Adapter, float]] = []
-        self._pristine: dict[str, Tensor] = {}
-        self._folded: dict[str, Tensor] = {}
+        self._pristine: dict[str, Held] = {}
+        self._folded: dict[str, Held] = {}
         self._depth = 0
         _STACKS[self.model] = weakref.ref(self)
 
@@ -112,11 +118,11 @@ class AdapterStack:
             self._check_module(adapter, name)
         if len({id(self._weight(name)) for name in adapter.modules}) < len(adapter.modules):
             raise InputError("the adapter changes one shared weight through two modules: adapt untied modules only")
-        before = {name: self._weight(name).data for name in adapter.modules}
+        before = {name: self._held(name) for name in adapter.modules}
         kept = self._rounds.copy(), self._pristine.copy(), self._folded.copy()
         try:
-            for name, weight in before.items():
-                self._pristine.setdefault(name, weight)
+            for name, held in before.items():
+                self._pristine.setdefault(name, held)
             self._rounds.append((adapter, dose))
             return self._refold(adapter.modules)
         except BaseException:  # whatever stops it: too little memory, Ctrl-C, a delta out of range
@@ -222,9 +228,12 @@ class AdapterStack:
         """
         if not self._rounds:
             raise InputError("the stack is empty: there is no adapter to export")
+        return self._concatenated(sorted({name for adapter in self.adapters for name in adapter.modules}))
+
+    def _concatenated(self, names: Sequence[str]) -> Adapter:
         first, rank = self.adapters[0], sum(adapter.rank for adapter in self.adapters)
         a, b = {}, {}
-        for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
+        for name in names:
             shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
             rows, columns = [], []
             for adapter, dose in self._rounds:
@@ -253,23 +262,29 @@ class AdapterStack:
         """Fold the rounds into the named modules anew; None when no round is left."""
         error = intended = product = size = 0.0
         for name in names:
-            stored = self._pristine[name]
             if not any(name in adapter.a for adapter in self.adapters):
                 self._folded.pop(name, None)
-                self._weight(name).data = self._pristine.pop(name)
+                self._place({name: self._pristine.pop(name)})
                 continue
+            module = self._module(name)
+            quantised = is_quantised(module)
+            stored = full_weight(module) if quantised else self._pristine[name]
             # MPS has no float64.
             pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
             wanted = self.summed_delta(name, pristine.device)
             rounded = (pristine + wanted).to(stored.dtype)
             if stored.isfinite().all() and not rounded.isfinite().all():
                 raise InputError(f"the adapter takes module {name} out of the range of {stored.dtype}: lower its delta")
-            change = rounded.double() - pristine
+            change = wanted if quantised else rounded.double() - pristine
             error += (change - wanted).square().sum().item()
             intended += wanted.square().sum().item()
             product += (change * wanted).sum().item()
             size += pristine.square().sum().item()
-            self._folded[name] = rounded.to(stored.device)
+            if quantised:
+                whole = self._concatenated([name])
+                self._folded[name] = whole.a[name].to(stored.device), whole.b[name].to(stored.device)
+            else:
+                self._folded[name] = rounded.to(stored.device)
         self._place(self._folded)
         if not self._rounds:
             return None
@@ -277,9 +292,16 @@ class AdapterStack:
         relative = math.sqrt(intended / size) if size else 0.0
         return FoldReport(len(self) - 1, self.doses[-1], loss, gain, relative)
 
-    def _place(self, tensors: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            self._weight(name).data = tensor
+    def _held(self, name: str) -> Held:
+        module = self._module(name)
+        return factors_of(module) if is_quantised(module) else module.weight.data
+
+    def _place(self, held: dict[str, Held]) -> None:
+        for name, what in held.items():
+            if is_quantised(module := self._module(name)):
+                put_beside(module, what)
+            else:
+                module.weight.data = what
 
     def _module(self, name: str) -> nn.Module:
         module = self.model.get_submodule(name)
@@ -295,15 +317,17 @@ class AdapterStack:
         except AttributeError as problem:
             raise InputError(f"{made_for}: there is no module {name} in {type(self.model).__name__}") from problem
         weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point():
-            raise InputError(f"{made_for}: module {name} has no floating-point weight to fold into")
+        packed = is_quantised(module)
+        if weight is None or not (packed or weight.is_floating_point()):
+            raise InputError(f"{made_for}: module {name} has no weight that an adapter can change")
         if isinstance(module, Conv1D) != adapter.fan_in_fan_out:
             raise InputError(f"{made_for}: module {name} stores its weight the other way round (fan_in_fan_out)")
         shape = (adapter.b[name].shape[0], adapter.a[name].shape[1])
         if adapter.fan_in_fan_out:
             shape = shape[::-1]
-        if tuple(weight.shape) != shape:
-            raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+        here = (module.out_features, module.in_features) if packed else tuple(weight.shape)
+        if here != shape:
+            raise InputError(f"{made_for}: module {name} is {here} here and {shape} in the adapter")
 
     def _check_own(self, lm: LM | None) -> None:
         if lm is not None and lm.base is not self.model:
@@ -317,9 +341,13 @@ class AdapterStack:
         self._check_untouched()
 
     def _check_untouched(self) -> None:
-        for name, tensor in (self._pristine if self._depth else self._folded).items():
-            if self._weight(name).data_ptr() != tensor.data_ptr():
+        for name, held in (self._pristine if self._depth else self._folded).items():
+            if _place_in_memory(self._held(name)) != _place_in_memory(held):
                 raise RuntimeError(f"the weight of {name} was replaced since it was folded (model moved or reloaded)")
+
+
+def _place_in_memory(held: Held) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in ((held,) if isinstance(held, Tensor) else held or ()))
 
 
 def stack_of(model: nn.Module) -> AdapterStack | None:

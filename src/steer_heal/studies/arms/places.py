@@ -158,8 +158,8 @@ class Ray:
         here = {} if address else {"num_cpus": workers or None, "include_dashboard": False}
         try:
             self.ray.init(address or "local", log_to_driver=False, logging_level="error", **here)
-        except (ConnectionError, RuntimeError, ValueError) as problem:
-            raise InputError(f"--address {address}: Ray cannot be reached there: {problem}") from problem
+        except Exception as problem:  # Ray's own, of many kinds: no answer, another version, no room for a cluster
+            raise InputError(f"--on ray: no cluster at {address or 'this machine'}: {problem}") from problem
         if gpus > (there := self.ray.cluster_resources().get("GPU", 0)):
             raise InputError(f"--gpus {gpus:g}: the cluster has {there:g}")
         self.at_once = workers or None
