@@ -5,6 +5,7 @@ Knows nothing of what the model does.
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from pathlib import Path
@@ -78,6 +79,8 @@ def packing(load_in: LoadIn, dtype: torch.dtype | str) -> object:
 
     library("bitsandbytes", "'steer-heal[quantized]'")
     if load_in == "8bit":
+        # It says in every pass of every layer that activations are read as float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     sums = torch.bfloat16 if dtype == "auto" else dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=sums)

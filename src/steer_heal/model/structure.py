@@ -88,6 +88,9 @@ def full_weight(module: nn.Module) -> Float[Tensor, "rows columns"]:
     """A layer's weight as numbers: as it is, or as its packed numbers stand for."""
     if not is_quantised(module):
         return module.weight.detach()
+    if (state := getattr(module, "state", None)) is not None:  # LLM.int8, whose scales peft's helper loses on a CPU
+        scales = module.weight.SCB if state.SCB is None else state.SCB
+        return module.weight.data * (scales / 127)[:, None]
     from peft.utils.integrations import dequantize_module_weight
 
     return dequantize_module_weight(module).detach()
