@@ -11,7 +11,8 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_places.py --ignore tests/test_quantised.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_vllm.py \
+        --ignore tests/test_places.py --ignore tests/test_quantised.py
 
 # other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
@@ -24,6 +25,10 @@ sweeps:
 # runs on 4-bit and 8-bit bases, with bitsandbytes, which is fetched
 quantised:
     uv run --extra quantized pytest -m slow -n 0 tests/test_quantised.py
+
+# vLLM against transformers: log-probabilities, free text, speed; in an environment that has vLLM (docs/how-to/scale.md)
+engine:
+    python -m pytest -m slow -n 0 -s tests/test_vllm.py
 
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:

@@ -15,9 +15,10 @@ from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET
 from steer_heal.loop.steps import texts
 from steer_heal.steering import extract
-from steer_heal.texts import decoding, generation
+from steer_heal.texts import decoding
 from steer_heal.texts.completion import load_completions, save_completions
 from steer_heal.texts.decoding import draw, uniforms
+from steer_heal.texts.engines import transformers
 from steer_heal.texts.generation import Interrupted, derive_seed, generate
 from steer_heal.texts.sampling import Sampling
 
@@ -183,7 +184,7 @@ def test_rows_that_have_ended_leave_and_the_others_keep_their_dose(tiny, vector,
 
 
 def test_progress_within_a_batch_counts_the_tokens_so_far(tiny, monkeypatch):
-    monkeypatch.setattr(generation, "TICK", 0.0)
+    monkeypatch.setattr(transformers, "TICK", 0.0)
     seen = []
     out = generate(tiny, PROMPTS, max_new_tokens=6, on_batch=lambda done, p: seen.append((len(done), p.done, p.tokens)))
     tokens = [t for _, _, t in seen]

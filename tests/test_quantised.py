@@ -11,14 +11,14 @@ from torch import nn
 
 import steer_heal.model
 from steer_heal.commands.main import main
+from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.lora import linear_names
-from steer_heal.healing.references import fingerprint
 from steer_heal.model import LM, verified
-from steer_heal.model.structure import is_quantised
+from steer_heal.model.structure import fingerprint, is_quantised
 
 
 class Packed(nn.Linear):
@@ -135,6 +135,11 @@ def test_a_missing_library_and_a_base_that_is_packed_already_are_refused_in_one_
     config.write_text(json.dumps(found))
     with pytest.raises(InputError, match="quantised already"):
         steer_heal.model.load(tmp_path / "model", load_in="8bit")
+
+
+def test_an_engine_of_full_weights_and_a_packed_base_are_refused():
+    with pytest.raises(InputError, match="leave one out"):
+        RunConfig(engine="vllm", load_in="8bit").resolved()
 
 
 def test_the_plan_says_what_the_weights_take_by_load_in(capsys):

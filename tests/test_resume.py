@@ -11,6 +11,7 @@ from resume_runs import EVERY_STAGE, RICH, content, folder_of, go, go_until_kill
 
 from steer_heal.loop import gate, steps
 from steer_heal.texts import generation
+from steer_heal.texts.engines.transformers import TransformersEngine
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_run_that_was_interrupted_twice_while_its_texts_were_sampled_ends_as_i
 def test_what_is_committed_is_not_computed_again(place, monkeypatch):
     for module, name in ((steps.vector, "extract"), (gate, "capture"), (steps.judging, "evaluate")):
         monkeypatch.setattr(module, name, lambda *args, name=name, **kwargs: pytest.fail(f"{name} again"))
-    monkeypatch.setattr(generation._Batch, "sample", lambda *args: pytest.fail("sampled again"))
+    monkeypatch.setattr(TransformersEngine, "sample", lambda *args: pytest.fail("sampled again"))
     interrupt(monkeypatch, steps.training, "heal", call=1)  # what was not done yet
     with pytest.raises(KeyboardInterrupt):
         go(place)

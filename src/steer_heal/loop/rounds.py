@@ -22,6 +22,7 @@ from steer_heal.loop.steps import Round, Run, RunResult
 from steer_heal.model import GivenLM, as_lm
 from steer_heal.report.console import Reporter
 from steer_heal.report.tracking import check_tracker, tracker
+from steer_heal.texts.engines import check_engine
 from steer_heal.trait import Trait
 
 __all__ = ["complete", "one_round", "prepare", "run_rounds"]
@@ -59,6 +60,7 @@ def run_rounds(
         ledger = resume and held.enter_context(resumable(resume, in_memory))
         config = recorded_config(ledger) if ledger else asked(config, lm, trait)
         check_tracker(config.track)
+        check_engine(config.engine)
         lm, trait, tasks = inputs(config, lm, trait)  # before there is a folder: unusable input leaves none
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))

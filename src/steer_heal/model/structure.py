@@ -1,10 +1,11 @@
-"""Where things are in a transformers model: the decoder's blocks, its configuration, its output head as a function.
+"""Where things are in a model: the decoder's blocks, its configuration, its output head; a hash of its weights.
 
 Knows nothing of tokens and text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,3 +139,16 @@ def find_head(model: nn.Module) -> Head:
     if before is None or linear in before.modules():
         before = None
     return Head(linear, scale, cap, before)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A cheap hash of a model's weights: per parameter its name, shape, dtype, sum and 16 of its entries."""
+    digest, sums = hashlib.sha256(), []
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        flat = parameter.data.reshape(-1)
+        total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
+        sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
+    # One transfer for all parameters.
+    digest.update(torch.cat(sums).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

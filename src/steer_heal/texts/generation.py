@@ -5,9 +5,7 @@ Knows nothing of filters and rounds.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,18 +16,11 @@ import torch
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
-from steer_heal.model import LM, GivenLM, as_lm, evaluating
+from steer_heal.model import GivenLM, as_lm
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
-from steer_heal.texts.decoding import Decoding
+from steer_heal.texts.engines import TRANSFORMERS, Cut, Engine, Row
 from steer_heal.texts.sampling import MODELS_OWN, Sampling
-
-TICK = 1.0
-"""Seconds between two reports of progress within a batch."""
-
-
-ONE_AT_A_TIME = threading.RLock()
-"""A vector steers the model for whatever runs through it, so the batch of another thread waits."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +97,7 @@ def generate(
     on_batch: OnBatch | None = None,
     sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
+    engine: Engine = TRANSFORMERS,
 ) -> list[Completion]:
     """Sample `samples` replies to every prompt at every dose.
 
@@ -116,7 +108,7 @@ def generate(
         raise InputError(f"samples {samples}: give at least 1")
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
-        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep
+        lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep, engine
     )
 
 
@@ -135,6 +127,7 @@ def generate_requests(
     on_batch: OnBatch | None = None,
     sampling: Sampling = MODELS_OWN,
     keep: Keep = FORGET,
+    engine: Engine = TRANSFORMERS,
 ) -> list[Completion]:
     """Sample one reply per request, in left-padded batches sorted by length, with a dose and a seed per row.
 
@@ -153,6 +146,8 @@ def generate_requests(
             with no completions.
         sampling: temperature, top-p and top-k, where they are not to be the model's own.
         keep: where the plan of the batches and each finished batch are committed and looked up.
+        engine: what samples; where a request has a dose always transformers, which alone can steer. Hooks that a
+            caller put on the model act there alone too.
 
     Raises:
         InputError: no prompts, a dose without a vector, a prompt that leaves no room for `max_new_tokens`.
@@ -176,14 +171,15 @@ def generate_requests(
             f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
-    rows = full = keep.once("rows", lambda: batch_rows or lm.rows_that_fit(longest + max_new_tokens), PLAIN)
+    engine = TRANSFORMERS if any(r.dose for r in requests) else engine
+    rows = full = keep.once("rows", lambda: batch_rows or engine.rows(lm, longest + max_new_tokens), PLAIN)
     out: dict[int, Completion] = {}
     started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
-    def report(done: list[Completion], ended: int = 0, running: int = 0) -> None:
+    def report(ended: int = 0, running: int = 0, done: Sequence[Completion] = ()) -> None:
         if on_batch:
             replies, seconds = len(out) + ended, time.perf_counter() - started
-            on_batch(done, Progress(replies, len(requests), rows, tokens + running, seconds))
+            on_batch(list(done), Progress(replies, len(requests), rows, tokens + running, seconds))
 
     def completion(i: int, reply: tuple[int, ...]) -> Completion:
         r = requests[i]
@@ -195,93 +191,37 @@ def generate_requests(
     def row_seed(i: int) -> int:
         return derive_seed("row", seed, i)
 
-    def sampled(batch: _Batch, picked: list[int]) -> list[Completion]:
+    def sampled(picked: list[int]) -> list[Completion]:
         nonlocal fresh
         fresh = number
-        doses = [requests[i].dose for i in picked]
-        seeds = None if greedy else [row_seed(i) for i in picked]
-        replies = batch.sample(vector, doses, max_new_tokens, seeds, sampling.options(greedy))
+        asked = [Row(ids[requests[i].prompt], requests[i].dose, None if greedy else row_seed(i)) for i in picked]
+        replies = engine.sample(lm, asked, vector, max_new_tokens, sampling, report)
         return [completion(i, reply) for i, reply in zip(picked, replies, strict=True)]
 
     while len(out) < len(order):
         picked = order[len(out) : len(out) + rows]
         if rows < full:
             torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
-        batch = _Batch(lm, [ids[requests[i].prompt] for i in picked], partial(report, []))
         try:
-            done = keep.once(f"batch-{number:04d}", partial(sampled, batch, picked), COMPLETIONS)
+            done = keep.once(f"batch-{number:04d}", partial(sampled, picked), COMPLETIONS)
             if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
                 rows = len(done)
             out |= zip(picked[: len(done)], done, strict=True)
             tokens += sum(len(c.token_ids) for c in done) if fresh == number else 0
             number += 1
-            report(done)
+            report(done=done)
         except torch.OutOfMemoryError as problem:
             if len(picked) == 1:
+                long = len(ids[requests[picked[0]].prompt])
                 raise MemoryShortError(
-                    f"one reply of {max_new_tokens} tokens to a prompt of {len(batch.prompts[0])} does not fit the "
-                    "memory: lower max_new_tokens or use a smaller model or dtype",
+                    f"one reply of {max_new_tokens} tokens to a prompt of {long} does not fit the memory: "
+                    "lower max_new_tokens or use a smaller model or dtype",
                     [out[i] for i in sorted(out)],
                 ) from problem
             rows = len(picked) // 2
             keep.halved(rows)
         except KeyboardInterrupt as stop:
-            replies = zip(picked, batch.replies(), strict=False) if picked[0] not in out else ()
+            replies = zip(picked, stop.replies if isinstance(stop, Cut) else (), strict=False)
             ended = [completion(i, reply) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
             raise Interrupted([out[i] for i in sorted(out)], ended) from stop
     return [out[i] for i in range(len(requests))]
-
-
-class _Batch:
-    """One left-padded batch being sampled."""
-
-    def __init__(self, lm: LM, prompts: Sequence[Sequence[int]], tick: Callable[[int, int], None]):
-        self.lm, self.prompts, self.tick = lm, prompts, tick
-        self.inputs = lm.pad_left(prompts)
-        self.decoding: Decoding | None = None
-        self.ticked = time.perf_counter()
-
-    def sample(
-        self,
-        vector: SteeringVector | None,
-        doses: list[float],
-        max_new_tokens: int,
-        seeds: list[int] | None,
-        options: dict,
-    ) -> list[tuple[int, ...]]:
-        """The replies, each up to and including its end token, row by row."""
-        lm, steered = self.lm, vector is not None and any(doses)
-        with ONE_AT_A_TIME, vector.applied(lm.model, doses) if steered else contextlib.nullcontext() as steering:
-            keep_rows = steering.keep_rows if steered else lambda kept: None
-            rows = len(self.prompts)
-            self.decoding = Decoding(rows, max_new_tokens, lm.pad_id, lm.device, seeds, keep_rows, self._listen)
-            with evaluating(lm.base):
-                lm.model.generate(
-                    **self.inputs,
-                    max_new_tokens=max_new_tokens,
-                    repetition_penalty=1.0,
-                    pad_token_id=lm.pad_id,
-                    eos_token_id=sorted(lm.eos_ids) or None,
-                    custom_generate=self.decoding,
-                    **options,
-                )
-        return self.replies()
-
-    def _listen(self) -> None:
-        if time.perf_counter() - self.ticked > TICK:
-            replies = self.replies()
-            self.tick(sum(reply[-1] in self.lm.eos_ids for reply in replies), sum(map(len, replies)))
-            self.ticked = time.perf_counter()
-
-    def replies(self) -> list[tuple[int, ...]]:
-        """What has been sampled so far."""
-        if self.decoding is None:
-            return [()] * len(self.prompts)
-        new = self.decoding.ids[:, : self.decoding.n_tokens].tolist()
-        return [_until_end(row, self.lm.eos_ids) for row in new]
-
-
-def _until_end(row: list[int], eos_ids: frozenset[int]) -> tuple[int, ...]:
-    """The reply up to and including its first end token; what follows is padding."""
-    end = next((i + 1 for i, token in enumerate(row) if token in eos_ids), len(row))
-    return tuple(row[:end])

@@ -26,6 +26,7 @@ from steer_heal.steering.direction import MeanStates
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.dose import Walk
+from steer_heal.texts.engines import engine
 from steer_heal.texts.generation import derive_seed
 from steer_heal.texts.selection import held_temperature
 from steer_heal.trait import Trait
@@ -51,13 +52,15 @@ class Setting:
         return self.ledger.units.part(*labels)
 
     def sampled(self, stage: str, *labels: object) -> dict[str, object]:
-        """What every sampling is given: neutral prompt, longest reply, where batches are kept and who hears of them.
+        """What every sampling is given: neutral prompt, longest reply, where batches are kept, who hears of
+        them, and the engine.
 
         The reporter hears that the stage begins.
         """
         self.reporter.progress(stage, 0, 1)
         asked = {"system": self.trait.neutral, "max_new_tokens": self.config.max_new_tokens}
-        return asked | {"keep": self.keep(*labels), "on_batch": self.reporter.batches(stage)}
+        asked |= {"keep": self.keep(*labels), "on_batch": self.reporter.batches(stage)}
+        return asked | {"engine": engine(self.config.engine)}
 
 
 @dataclass

@@ -27,12 +27,12 @@ from steer_heal.healing import (
     reference_states,
 )
 from steer_heal.healing.adapter import Adapter
-from steer_heal.healing.references import fingerprint
 from steer_heal.ledger.files import whole_folder
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.rows import shuffled_pairs
 from steer_heal.loop.steps.state import Run, Setting, contexts
 from steer_heal.model import LM
+from steer_heal.model.structure import fingerprint
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
 from steer_heal.texts.completion import Completion, save_completions

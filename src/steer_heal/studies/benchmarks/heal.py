@@ -54,7 +54,9 @@ def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
 @contextmanager
 def step_arms(sizes: Sizes) -> Iterator[dict[str, Arm]]:
-    """Arms of one optimiser step's gradient on the same rows: with the barrier, plain nll, and bare.
+    """Arms of one optimiser step's gradient on the same rows: with the barrier, no row over its budget or every row,
+
+    plain nll, and bare.
 
     *bare* is what any trainer pays at least: a forward pass through the same LoRA layers with the model's own logits at
     every position, the mean cross-entropy of the completions, and its gradient.
@@ -68,15 +70,16 @@ def step_arms(sizes: Sizes) -> Iterator[dict[str, Arm]]:
         labels[row, -len(rows[i].token_ids) :] = batch["input_ids"][row, -len(rows[i].token_ids) :]
     with injected(lm, config_of(sizes), 0) as lora, torch.enable_grad():
 
-        def step(reg: str) -> None:
-            terms = (Term("prev", states, 0.0),) if reg != "nll" else ()
-            backward_step(Task(lm, rows, config_of(sizes, reg), terms, one, one), lora, picked, {"prev": 1.0})
+        def step(reg: str, tau: float = 0.5, fired: float = 0.0) -> None:
+            terms = (Term("prev", states, tau),) if reg != "nll" else ()
+            backward_step(Task(lm, rows, config_of(sizes, reg), terms, one, one), lora, picked, {"prev": 1.0}, fired)
 
         def bare() -> None:
             logits = lm.base(**batch, position_ids=position_ids(batch["attention_mask"]), use_cache=False).logits
             torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()).backward()
 
-        yield {"kl_rev": lambda: step("kl_rev"), "nll": lambda: step("nll"), "bare": bare}
+        over = lambda: step("kl_rev", tau=-1.0, fired=1.0)  # noqa: E731
+        yield {"kl_rev": lambda: step("kl_rev"), "over": over, "nll": lambda: step("nll"), "bare": bare}
 
 
 def bench_heal(sizes: Sizes) -> str:
@@ -97,6 +100,7 @@ def bench_heal(sizes: Sizes) -> str:
         steps = Race.run(arms, 5 * sizes.repeats)
     lines += steps.against("gradient of one step, kl_rev / nll", "kl_rev", "nll", 1.15, at_most=True)
     lines += steps.against("gradient of one step, kl_rev / bare", "kl_rev", "bare", 1.3, at_most=True)
+    lines.append(f"gradient of one step, kl_rev with every row over its budget / nll: {steps.ratio('over', 'nll')}")
     copies = copies_per_step(small)
     reached = "reached" if copies["kl_rev"] == 0 else "MISSED"
     both = f"kl_rev {copies['kl_rev']:g}, naive {copies['naive']:g}"

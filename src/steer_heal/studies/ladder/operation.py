@@ -24,9 +24,9 @@ from steer_heal.evaluation.anchors import (
 from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.loss import measure
-from steer_heal.healing.references import fingerprint
 from steer_heal.ledger import write_json
 from steer_heal.model import LM
+from steer_heal.model.structure import fingerprint
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor
 

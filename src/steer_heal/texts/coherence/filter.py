@@ -23,6 +23,7 @@ from steer_heal.texts.coherence.report import FilterReport, make_report
 from steer_heal.texts.coherence.rules import GATES, REPETITION_GATES, RULES, Rule, breaches, default_limits
 from steer_heal.texts.coherence.soup import soup_figures
 from steer_heal.texts.completion import Completion
+from steer_heal.texts.engines import TRANSFORMERS, Engine
 from steer_heal.texts.generation import OnBatch, generate
 from steer_heal.texts.sampling import Sampling
 
@@ -87,6 +88,7 @@ class CoherenceFilter:
         sampling: Sampling | None = None,
         keep: Keep = FORGET,
         on_batch: OnBatch | None = None,
+        engine: Engine = TRANSFORMERS,
     ) -> CoherenceFilter:
         """Sample n completions of the model as it is, unsteered, and fit all limits to them.
 
@@ -102,6 +104,7 @@ class CoherenceFilter:
             sampling: as the completions that will be judged are sampled; None is the model's own way.
             keep: where finished batches are committed and looked up.
             on_batch: called after each batch of them with its completions and the progress.
+            engine: what samples, see `generate_requests`.
 
         `calibration["tokens"]` holds the lengths of the completions, in tokens. Raises InputError for no prompts, an
         impossible n or budget, and too few usable completions.
@@ -125,6 +128,7 @@ class CoherenceFilter:
             sampling=sampling or Sampling(),
             keep=keep,
             on_batch=on_batch,
+            engine=engine,
         )
         fitted = cls.fit(cls().score(lm, own), false_drop=false_drop, thresholds=thresholds)
         tokens = [len(c.token_ids) for c in own]

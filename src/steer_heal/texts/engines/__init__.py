@@ -1,0 +1,32 @@
+"""Engines for sampling: what one is asked and gives back, and the two there are, `transformers` and `vllm`.
+
+Knows nothing of completions and of where they are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+
+from steer_heal.errors import InputError
+from steer_heal.texts.engines.protocol import Cut, Engine, Row
+from steer_heal.texts.engines.transformers import TRANSFORMERS
+
+__all__ = ["TRANSFORMERS", "Cut", "Engine", "Row", "check_engine", "engine"]
+
+
+def check_engine(name: str) -> None:
+    """Raises InputError for an engine whose package is not installed."""
+    if name == "vllm" and find_spec("vllm") is None:
+        raise InputError("engine vllm: the package vllm is not installed: pip install 'steer-heal[vllm]'")
+
+
+@functools.cache
+def engine(name: str) -> Engine:
+    """The engine `transformers` or `vllm`, one of each in a process. Raises InputError like `check_engine`."""
+    check_engine(name)
+    if name == "transformers":
+        return TRANSFORMERS
+    from steer_heal.texts.engines.vllm import VllmEngine
+
+    return VllmEngine()
