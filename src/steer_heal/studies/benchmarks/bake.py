@@ -1,7 +1,8 @@
-"""`bench.py bake`: a forward pass with rounds baked in or copied in around it; what push and pop take."""
+"""`bench.py bake`: a forward pass with rounds baked in, copied in around it or exported; what push and pop take."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,18 +16,30 @@ from steer_heal.studies.benchmarks.naive import copied_in, history_of
 
 @dataclass(frozen=True)
 class BakeBench(Sizes):
-    """A forward pass: pristine weights, rounds baked in, rounds copied in and out around it; push and pop."""
+    """A forward pass: pristine weights, rounds baked in, copied in and out around it, exported; push and pop."""
 
 
 def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
-    """Arms of `bake`: twelve forward passes of one completion, plain, with baked rounds, and with copied-in rounds."""
+    """Arms of `bake`: twelve forward passes of one completion, plain, with baked rounds, with copied-in rounds, and
+
+    through the adapter that an export would write.
+    """
+    from peft import PeftModel
+
     arms: dict[str, Arm] = {}
     for name in names:
         lm, rows, adapters = make(sizes)
         ids = torch.tensor([[*rows[-1].prompt_ids, *rows[-1].token_ids]])
         stack = AdapterStack(lm.model)
-        for adapter in adapters if name == "baked" else ():
+        for adapter in adapters if name in ("baked", "exported") else ():
             stack.push(adapter)
+        if name == "exported":
+            with tempfile.TemporaryDirectory() as folder:
+                whole = stack.concatenated()
+                while len(stack):
+                    stack.pop()
+                whole.save(folder)
+                PeftModel.from_pretrained(lm.base, folder)  # puts its layers into the model that it is given
         history = history_of(lm, adapters) if name == "copied" else {}
 
         @torch.no_grad()
@@ -41,7 +54,7 @@ def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
 def bench_bake(sizes: Sizes) -> str:
     """Times and ratios of forward passes, peak memory, and what push and pop take."""
-    names = ("plain", "baked", "copied")
+    names = ("plain", "baked", "copied", "exported")
     arms = bake_arms(sizes, names)
     take_turns(arms, 1)
     lines = [surroundings(sizes)]
@@ -49,6 +62,7 @@ def bench_bake(sizes: Sizes) -> str:
     lines += [f"{name}, 12 forward passes: {spread(race.wall[name])} s" for name in names]
     lines.append(f"baked / plain (1 is free): {race.ratio('baked', 'plain')}")
     lines.append(f"copied / baked (copied in and out around each): {race.ratio('copied', 'baked')}")
+    lines += race.against(f"exported adapter of {sizes.rounds} rounds / baked", "exported", "baked", 2.0, at_most=True)
     lm, _, adapters = make(sizes)
     before = {name: p.detach().clone() for name, p in lm.base.named_parameters()}
     stack = AdapterStack(lm.model)
