@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import multiprocessing
 import os
 from dataclasses import replace
 
@@ -51,6 +52,16 @@ def fast_run(tmp_path_factory):
     (folder,) = (path for path in out.iterdir() if path.is_dir())
     (folder / "sha256.json").unlink(missing_ok=True)  # copies are changed and read again
     return folder
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """A process that has everything imported and forks others quickly, so that one can be killed for real."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["resume_runs", "steer_heal.loop.rounds", "steer_heal.loop.resume", "peft", "matplotlib.pyplot"]
+    )
+    return context
 
 
 @pytest.fixture

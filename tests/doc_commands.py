@@ -53,6 +53,17 @@ def check(words):
     match words:
         case ["python", "-m", "steer_heal.run", *rest] | ["steer-heal", "run", *rest]:
             check_run(rest)
+        case ["torchrun", "--nproc-per-node", n, "-m", "steer_heal.run", *rest] | [
+            "accelerate",
+            "launch",
+            "--num_processes",
+            n,
+            "-m",
+            "steer_heal.run",
+            *rest,
+        ]:
+            assert n.isdigit()
+            check_run(rest)
         case ["python", "-m", "steer_heal", *rest] | ["steer-heal", *rest]:
             check_command(rest)
         case ["python", path, *rest] if path.startswith("scripts/"):

@@ -12,7 +12,7 @@ PACKAGE = Path(steer_heal.__file__).parent
 ROOMS = (
     ("errors", "lazy"),
     ("statistics", "user_function", "terminal", "arguments", "reading", "shown"),
-    ("pocket",),
+    ("pocket", "processes"),
     ("model",),
     ("trait", "ledger"),
     ("steering",),

@@ -153,13 +153,6 @@ def test_a_tracker_that_is_not_installed_is_one_line_and_leaves_no_folder(tmp_pa
         sh.RunConfig(track="mlflow")
 
 
-def test_a_launcher_of_several_processes_is_refused_before_there_is_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(sh.InputError, match="2 processes"):
-        sh.run_rounds(sh.RunConfig(fast_dev_run=True, out=str(tmp_path / "out")))
-    assert not list(tmp_path.iterdir())
-
-
 def test_the_page_of_what_works_with_what_is_the_one_that_its_command_writes():
     table = script("client_table")
     assert table.PAGE.read_text(encoding="utf-8") == table.page(), "run scripts/client_table.py"

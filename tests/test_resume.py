@@ -1,6 +1,5 @@
 """A run that is stopped, however and wherever, goes on to the same bits; what cannot says so and is left alone."""
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -110,16 +109,6 @@ def test_controls_doses_and_replayed_rows_are_resumed_too(tmp_path, monkeypatch)
             interrupt(patch, steps, "measure_steered", call)
             go(tmp_path / "cut", **RICH)
     assert content(go(tmp_path / "cut")) == content(plain)
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """A process that has everything imported and forks others quickly, so that one can be killed for real."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["resume_runs", "steer_heal.loop.rounds", "steer_heal.loop.resume", "peft", "matplotlib.pyplot"]
-    )
-    return context
 
 
 def check_kills(root, whole, processes, kills):

@@ -5,9 +5,12 @@ Knows nothing of the method. `--resume FOLDER` goes on with a run that was stopp
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
 from typing import Annotated, get_type_hints
 
 import tyro
@@ -29,6 +32,7 @@ from steer_heal.config.presets import PRESETS, UNTRIED, preset_words
 from steer_heal.errors import InputError, nearest
 from steer_heal.ledger import Ledger
 from steer_heal.model.names import check_name
+from steer_heal.processes import first, together
 from steer_heal.trait import Anchor, Trait
 from steer_heal.trait.rows import read_rows
 
@@ -92,7 +96,7 @@ GROUPS: Mapping[str, type] = get_type_hints(CommandLine)
 def main(argv: Sequence[str] | None = None, prog: str = "python -m steer_heal.run") -> int:
     """Run the job; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda rest: _run(rest, prog), words, "complete rounds are in the run folder")
+    return guarded(partial(_run, prog=prog), words, "complete rounds are in the run folder")
 
 
 def parsed(argv: Sequence[str], prog: str) -> CommandLine:
@@ -101,7 +105,14 @@ def parsed(argv: Sequence[str], prog: str) -> CommandLine:
     return parse(CommandLine, [*(preset_words(preset[0]) if preset else ()), *argv], prog)
 
 
+@together()
 def _run(argv: list[str], prog: str) -> int:
+    """The command in every process of a launcher; the first one prints."""
+    with contextlib.nullcontext() if first() else contextlib.redirect_stdout(io.StringIO()):
+        return _answer(argv, prog)
+
+
+def _answer(argv: list[str], prog: str) -> int:
     topic = asked_for_help(argv)
     if topic is not None:
         _print_page(topic, prog)
@@ -142,7 +153,7 @@ def _check_names(argv: Sequence[str]) -> None:
         "--anchors": lambda name: read_rows(name, Anchor),
     }
     if typed(argv, "--resume"):  # what else is typed is read after the run's record
-        checks = {"--resume": lambda name: name == "auto" or Ledger.open(name)}
+        checks = {"--resume": lambda name: name == "auto" or not first() or Ledger.open(name)}
     for flag, check in checks.items():
         if any(given := typed(argv, flag) or ()):
             check(given[0])

@@ -17,6 +17,7 @@ from typing import TypeVar
 from steer_heal.commands.options import asked_for_help, parse, print_help
 from steer_heal.errors import InputError, printable
 from steer_heal.model.memory import is_short
+from steer_heal.processes import says
 
 DONE, BAD_INPUT, STOPPED, INTERRUPTED = 0, 2, 3, 130
 EXIT_CODES = "Exit codes: 0 done, 2 unusable input, 3 stopped by the method, 130 interrupted."
@@ -104,6 +105,10 @@ def _told(problem: InputError | OSError) -> str:
 
 
 def _say(problem: BaseException, what: str) -> None:
-    """One line on stderr: what happened, and what was noted about it on the way, such as how to go on."""
+    """One line on stderr: what happened, and what was noted about it on the way, such as how to go on.
+
+    Of the processes of a launcher one says it.
+    """
     words = "; ".join([what, *getattr(problem, "__notes__", ())])
-    print(f"steer_heal: {printable(' '.join(words.split()))}", file=sys.stderr)
+    if (who := says(problem)) is not None:
+        print(f"steer_heal: {who}{printable(' '.join(words.split()))}", file=sys.stderr)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from steer_heal.errors import InputError
 from steer_heal.evaluation.thinking import Thinking, think
-from steer_heal.model import LM, length_batches
+from steer_heal.model import LM, by_batch
 from steer_heal.trait import Item, Trait
 from steer_heal.trait.items import CONTINUATION
 
@@ -203,12 +203,15 @@ def choice_logprobs(
             rows.setdefault((i, form[:-1]), []).append(form)
     keys = list(rows)
     logp: list[dict[Ids, float]] = [{} for _ in prompts]
-    for batch in length_batches(lm, [len(prompts[i]) + len(stem) for i, stem in keys], batch_tokens):
+
+    def last(batch: list[int]) -> list[list[float]]:
         some = [keys[j] for j in batch]
-        found = _last_logprobs(lm, [(prompts[i], stem, [f[-1] for f in rows[i, stem]]) for i, stem in some])
-        for (i, stem), row in zip(some, found, strict=True):
-            for form, value in zip(rows[i, stem], row, strict=True):
-                logp[i][form] = value
+        return _last_logprobs(lm, [(prompts[i], stem, [f[-1] for f in rows[i, stem]]) for i, stem in some])
+
+    found = by_batch(lm, [len(prompts[i]) + len(stem) for i, stem in keys], last, batch_tokens)
+    for (i, stem), row in zip(keys, found, strict=True):
+        for form, value in zip(rows[i, stem], row, strict=True):
+            logp[i][form] = value
     return [
         [_union([event_logprob(form, scores) for form in choice]) for choice in choices]
         for choices, scores in zip(forms, logp, strict=True)

@@ -5,6 +5,7 @@ Knows nothing of items and of what is asked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from transformers import StoppingCriteriaList
 
 from steer_heal.errors import InputError
 from steer_heal.model import LM, evaluating
+from steer_heal.processes import count, each, told
 from steer_heal.texts.sampling import MODELS_OWN
 
 Ids = tuple[int, ...]
@@ -70,14 +72,14 @@ def think(lm: LM, prompts: Sequence[Ids], thinking: Thinking, lead: str = "") ->
     out: list[Ids] = [()] * len(prompts)
     closed = [False] * len(prompts)
     order = sorted(range(len(opened)), key=lambda i: (len(opened[i]), i))
-    rows = lm.rows_that_fit(longest)
-    for start in range(0, len(order), rows):
-        some = order[start : start + rows]
-        for i, thought in zip(some, _greedy(lm, [opened[i] for i in some], thinking), strict=True):
-            end = _closed_at(lm, thought, thinking.closing)
-            closed[i] = end is not None
-            shut = () if closed[i] else _encode(lm, "\n" + thinking.closing)
-            out[i] = (*opened[i], *thought[:end], *shut, *_encode(lm, after))
+    rows = min(told(lambda: lm.rows_that_fit(longest)), -(-len(order) // count()))
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    found = each(batches, lambda some: _greedy(lm, [opened[i] for i in some], thinking))
+    for i, thought in zip(order, itertools.chain.from_iterable(found), strict=True):
+        end = _closed_at(lm, thought, thinking.closing)
+        closed[i] = end is not None
+        shut = () if closed[i] else _encode(lm, "\n" + thinking.closing)
+        out[i] = (*opened[i], *thought[:end], *shut, *_encode(lm, after))
     return out, closed
 
 

@@ -24,9 +24,10 @@ from steer_heal.healing.barriers import (
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora
 from steer_heal.healing.plan import row_factors
-from steer_heal.healing.references import ReferenceStates, batches, completion_hidden
+from steer_heal.healing.references import ReferenceStates, by_completion, completion_hidden
 from steer_heal.healing.targets import Teacher
 from steer_heal.model import LM
+from steer_heal.processes import count, each, sum_gradients
 from steer_heal.texts.completion import Completion
 
 
@@ -75,17 +76,19 @@ def late_terms(task: Task, fired: float) -> set[int]:
 def backward_step(
     task: Task, lora: Lora, rows: Sequence[int], lam: Mapping[str, float], fired: float = 0.0
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of one optimiser step's loss, `batch_size` rows at a time.
+    """Accumulate the gradient of one optimiser step's loss, at most `batch_size` rows at a time.
+
+    Several processes share the rows; each then has the whole gradient and all rows' figures.
 
     Returns, by row: `loss`, `nll`, `d` [term, row], with a teacher `target`, and for the whole step the squared
     hidden-state gradient norms `squares` [1 + term], the divergence `mean` and `max` per term; all detached, on the
     model's device.
     """
     config = task.config
-    parts: list[dict[str, Tensor]] = []
     # Rows of similar length share a forward pass; which ones do does not change the sum.
-    for start in range(0, len(rows), config.batch_size):
-        micro = rows[start : start + config.batch_size]
+    size = min(config.batch_size, -(-len(rows) // count()))
+
+    def backward(micro: Sequence[int]) -> dict[str, Tensor]:
         losses, lengths = completion_losses(task, micro, late_terms(task, fired))
         by_row = row_losses(task, micro, losses, lengths, lam, config.lam_mode, len(rows))
         loss = by_row.pop("loss")
@@ -94,15 +97,16 @@ def backward_step(
         torch.autograd.backward(outputs, gradients)
         coefficients = torch.cat([g.reshape(-1, len(losses.nll)) for g in gradients])
         values = losses.divergence[: len(task.terms)].detach()
-        parts.append(
-            {
-                "loss": loss.detach() * len(rows),
-                **{name: found.detach() for name, found in by_row.items()},
-                "squares": (coefficients * losses.row_norms).square().sum(-1),
-                "sum": values.sum(-1),
-                "max": values.amax(-1),
-            }
-        )
+        return {
+            "loss": loss.detach() * len(rows),
+            **{name: found.detach() for name, found in by_row.items()},
+            "squares": (coefficients * losses.row_norms).square().sum(-1),
+            "sum": values.sum(-1),
+            "max": values.amax(-1),
+        }
+
+    parts = each([rows[start : start + size] for start in range(0, len(rows), size)], backward)
+    sum_gradients(lora.parameters)
     if config.spectral:
         (config.spectral * lora.spectral()).backward()
     by_row = ("loss", "nll", "d", *(("target",) if task.teacher else ()))
@@ -148,14 +152,14 @@ def held_out(task: Task, rows: Sequence[int], lam: Mapping[str, float]) -> dict[
     The penalty is hinged in budget mode too: a row under its budget earns nothing there.
     """
     wanted = ("nll", "target", "loss") if task.teacher else ("nll", "loss")
-    out = {name: [0.0] * len(rows) for name in wanted}
-    for batch in batches(task.lm, [task.completions[i] for i in rows]):
+
+    def losses(batch: list[int]) -> list[tuple[float, ...]]:
         some = [rows[j] for j in batch]
         found = row_losses(task, some, *completion_losses(task, some), lam, "constant")
-        for name in wanted:
-            for j, value in zip(batch, found[name].tolist(), strict=True):
-                out[name][j] = value
-    return out
+        return list(zip(*(found[name].tolist() for name in wanted), strict=True))
+
+    by_row = by_completion(task.lm, [task.completions[i] for i in rows], losses)
+    return dict(zip(wanted, map(list, zip(*by_row, strict=True)), strict=True))
 
 
 def completion_losses(task: Task, rows: Sequence[int], late: Collection[int] = ()) -> tuple[PositionLosses, list[int]]:
@@ -208,8 +212,9 @@ def measure(
     """
     others = {name: states for name, states in references.items() if student is None or states.rows is not student.rows}
     taught = ("target",) if teacher else ()
-    out = {name: [0.0] * len(completions) for name in ("nll", *references, *taught)}
-    for batch in batches(lm, completions) if completions else ():
+    names = ("nll", *others, *taught)
+
+    def losses(batch: list[int]) -> list[tuple[float, ...]]:
         rows = [completions[i] for i in batch]
         if student is None:
             hidden, targets, lengths = completion_hidden(lm, rows)
@@ -218,8 +223,10 @@ def measure(
             targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
         states = [reference.rows_of(rows) for reference in others.values()]
         target = teacher.at(rows) if teacher else None
-        losses = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"], target=target)
-        for name, values in zip(("nll", *others, *taught), (losses.nll, *losses.divergence), strict=True):
-            for i, value in zip(batch, aggregate_rows(values, lengths, "mean").tolist(), strict=True):
-                out[name][i] = value
-    return out
+        found = position_losses(lm.head, hidden, targets, states, DIVERGENCES["kl_rev"], target=target)
+        means = [aggregate_rows(values, lengths, "mean").tolist() for values in (found.nll, *found.divergence)]
+        return list(zip(*means, strict=True))
+
+    by_row = by_completion(lm, completions, losses)
+    out = {name: [0.0] * len(completions) for name in ("nll", *references, *taught)}
+    return out | {name: [row[k] for row in by_row] for k, name in enumerate(names)}

@@ -6,9 +6,10 @@ Knows nothing of adapters, losses' weights and rounds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -18,10 +19,13 @@ from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.barriers import aggregate_rows, position_losses, resolve_reg
 from steer_heal.healing.config import HealConfig
-from steer_heal.model import LM, GivenLM, as_lm, length_batches
+from steer_heal.model import LM, GivenLM, as_lm, by_batch
 from steer_heal.model.structure import fingerprint
+from steer_heal.processes import count
 from steer_heal.shown import brief
 from steer_heal.texts.completion import Completion
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,20 @@ def reference_states(
     """
     lm = as_lm(lm)
     check_rows(lm, completions)
-    rows: dict[str, Tensor] = {}
-    for batch in batches(lm, completions, batch_tokens):
+
+    def states(batch: list[int]) -> list[Tensor]:
         with around([completions[i] for i in batch]) if around else nullcontext():
             hidden, _, lengths = completion_hidden(lm, [completions[i] for i in batch])
         if not hidden.isfinite().all():
             raise InputError(
                 f"{lm.name} gives non-finite hidden states: its weights or its dtype ({lm.dtype}) are broken"
             )
-        for i, states in zip(batch, hidden.split(lengths), strict=True):
-            rows[completion_key(completions[i])] = states.clone()
+        return [row.clone() for row in hidden.split(lengths)]
+
+    found = by_completion(lm, completions, states, batch_tokens)
+    if count() > 1:
+        found = [row.to(lm.device) for row in found]
+    rows = {completion_key(c): row for c, row in zip(completions, found, strict=True)}
     return ReferenceStates(rows, fingerprint(lm.base), lm.name, around is None)
 
 
@@ -128,9 +136,14 @@ def completion_hidden(
     return hidden, batch["input_ids"].flatten()[index], lengths
 
 
-def batches(lm: LM, completions: Sequence[Completion], batch_tokens: int | None = None) -> Iterator[list[int]]:
-    """Indices of completions of similar length, at most `batch_tokens` padded tokens at a time."""
-    return length_batches(lm, [len(c.prompt_ids) + len(c.token_ids) for c in completions], batch_tokens)
+def by_completion(
+    lm: LM,
+    completions: Sequence[Completion],
+    work: Callable[[list[int]], Sequence[T]],
+    batch_tokens: int | None = None,
+) -> list[T]:
+    """A result per completion; `work` gives those of completions of similar length, by their indices (`by_batch`)."""
+    return by_batch(lm, [len(c.prompt_ids) + len(c.token_ids) for c in completions], work, batch_tokens)
 
 
 def check_rows(lm: LM, completions: Sequence[Completion]) -> None:
@@ -183,13 +196,15 @@ def divergences(
 ) -> list[float]:
     """Per completion the aggregated divergence between two sets of states, as the barrier measures it, in nats."""
     lm = as_lm(lm)
-    divergence, found = resolve_reg(config.reg, config.kl_top_k), [0.0] * len(completions)
-    for batch in batches(lm, completions) if divergence is not None else ():
+    divergence = resolve_reg(config.reg, config.kl_top_k)
+    if divergence is None:
+        return [0.0] * len(completions)
+
+    def values(batch: list[int]) -> list[float]:
         rows = [completions[i] for i in batch]
         hidden = student.rows_of(rows)
         targets = torch.tensor([t for c in rows for t in c.token_ids], device=hidden.device)
         losses = position_losses(lm.head, hidden, targets, [reference.rows_of(rows)], divergence)
-        values = aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg)
-        for i, value in zip(batch, values.tolist(), strict=True):
-            found[i] = value
-    return found
+        return aggregate_rows(losses.divergence[0], [len(c.token_ids) for c in rows], config.kl_agg).tolist()
+
+    return by_completion(lm, completions, values)

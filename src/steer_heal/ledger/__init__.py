@@ -6,6 +6,7 @@ what it records again has to be what is there already.
 
 from steer_heal.ledger.event_log import TIMES
 from steer_heal.ledger.files import plain, whole_folder, write_json, write_text, write_whole
+from steer_heal.ledger.following import led
 from steer_heal.ledger.run_folder import SCHEMA_VERSION, Ledger
 from steer_heal.ledger.units import FORGET, Keep, Kind, Units, json_kind
 
@@ -18,6 +19,7 @@ __all__ = [
     "Ledger",
     "Units",
     "json_kind",
+    "led",
     "plain",
     "whole_folder",
     "write_json",

@@ -50,11 +50,12 @@ CHANGED = (
 class Ledger:
     """One run's folder. `record` appends an event and tells the listeners; `round_folder` commits a round.
 
-    `units` holds the committed results. `replayed` is true for a run that goes on.
+    `units` holds the committed results. `replayed` is true for a run that goes on. `shown` is what a user knows the
+    folder by.
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = self.shown = folder
         self.listeners: list[Callable[[dict], None]] = []
         self.replayed = False
         self._log = EventLog(folder / "events.jsonl")

@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import write_whole
+from steer_heal.processes import told
 from steer_heal.reading import from_json
 
 UNIT_SCHEMA = 1
@@ -100,7 +102,8 @@ class Units:
     def once(self, name: str, compute: Callable[[], T], kind: Kind[T]) -> T:
         """The committed result of this name, or what `compute` gives, committed.
 
-        A result is handed out as it is read back, so that an uninterrupted run goes on with what a resumed one sees.
+        A result is handed out as it is read back, so that an uninterrupted run goes on with what a resumed one sees,
+        and of several processes each with what the first one committed.
         Raises InputError for a damaged file and for one of another configuration, NotWrittenError when it cannot be
         committed, and RuntimeError for a name that is used twice in a run.
         """
@@ -108,15 +111,23 @@ class Units:
         if label in self.used:
             raise RuntimeError(f"unit {label} is asked for twice in one run: give each result a name of its own")
         path = self.folder / f"{label}.unit"
-        if path.is_file():
-            content = self._read(path, label)
-        elif path.exists():
-            raise _damaged(path, "it is no file")
-        else:
-            content = kind.dump(compute())
-            write_whole(path, self._header(label, content) + content)
+        content = told(partial(self._committed, path, label))
+        if content is None:
+            value = compute()
+            content = told(lambda: self._commit(path, label, kind.dump(value)))
         self.used.add(label)
         return kind.load(content)
+
+    def _committed(self, path: Path, label: str) -> bytes | None:
+        if path.is_file():
+            return self._read(path, label)
+        if path.exists():
+            raise _damaged(path, "it is no file")
+        return None
+
+    def _commit(self, path: Path, label: str, content: bytes) -> bytes:
+        write_whole(path, self._header(label, content) + content)
+        return content
 
     def _header(self, label: str, content: bytes) -> bytes:
         digest = hashlib.sha256(content).hexdigest()

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from torch.distributed.tensor import DTensor
+
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.errors import InputError
@@ -17,7 +19,7 @@ from steer_heal.evaluation.anchors import Halves
 from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack
-from steer_heal.ledger import Ledger
+from steer_heal.ledger import Ledger, led
 from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import CONTROLS, against
@@ -26,6 +28,7 @@ from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
 from steer_heal.model.memory import choose_threads
 from steer_heal.model.structure import fingerprint
+from steer_heal.processes import count, first
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 
@@ -66,6 +69,7 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     trait = trait or Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
     lm = lm or models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
+    _check_whole(lm)
     choose_threads(lm.model, config.threads)
     anchors = (*tasks.counted, *tasks.replayed)
     check_fit(lm, trait, config)
@@ -75,9 +79,19 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
 
 
+def _check_whole(lm: LM) -> None:
+    """Every process has the whole model, on one device if there are several. Raises InputError where it has not."""
+    parameters = list(lm.model.parameters())
+    if any(isinstance(parameter, DTensor) for parameter in parameters):
+        raise InputError(f"{lm.name} is sharded over processes, and a run folds into whole weights: heal it alone")
+    if count() > 1 and len({parameter.device for parameter in parameters}) > 1:
+        raise InputError(f"{lm.name} lies on several devices, and each process needs a whole one: start one process")
+
+
 def new_ledger(config: RunConfig) -> Ledger:
     """A run folder of its own under `config.out`."""
-    return Ledger.create(config.out, f"{config.model_name}_{config.reg_name}_s{config.seed}", config.to_dict())
+    label = f"{config.model_name}_{config.reg_name}_s{config.seed}"
+    return led(lambda: Ledger.create(config.out, label, config.to_dict()))
 
 
 def begin(config: RunConfig, lm: LM, trait: Trait, tasks: Halves, ledger: Ledger, reporter: Reporter) -> Run:
@@ -142,5 +156,6 @@ def finish(
         controls=run.config.controls,
         folder=str(run.ledger.folder),
     )
-    write_report(run.ledger)
-    return RunResult(verdict, best, tuple(run.rounds), run.ledger.folder, run, controls)
+    if first():
+        write_report(run.ledger)
+    return RunResult(verdict, best, tuple(run.rounds), run.ledger.shown, run, controls)

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,9 +19,10 @@ from safetensors import SafetensorError
 from steer_heal.config import RunConfig
 from steer_heal.config.leave import check_leave, named_code
 from steer_heal.errors import InputError, NotWrittenError
-from steer_heal.ledger import Ledger, plain
+from steer_heal.ledger import Ledger, led, plain
 from steer_heal.ledger.environment import other_bits
 from steer_heal.model.memory import is_short
+from steer_heal.processes import LostError, told
 from steer_heal.texts.generation import MemoryShortError
 
 NOT_BITS = ("out", "quiet")
@@ -35,6 +37,12 @@ def reopen(folder: str | Path, out: str | Path = "out", given: Mapping[str, obje
     Raises InputError when there is none, when it is finished, in use, damaged, of another version of the program, or
     names code that `given` does not; nothing of it has been loaded then.
     """
+    ledger = led(partial(_taken, folder, out, given or {}))
+    torch.set_num_threads(told(torch.get_num_threads))
+    return ledger
+
+
+def _taken(folder: str | Path, out: str | Path, given: Mapping[str, object]) -> Ledger:
     ledger = Ledger.open(newest_unfinished(out) if str(folder) == "auto" else folder)
     try:
         ledger.hold()
@@ -42,7 +50,7 @@ def reopen(folder: str | Path, out: str | Path = "out", given: Mapping[str, obje
         raise NotWrittenError(f"{str(ledger.folder)!r} cannot be written ({problem.strerror})") from problem
     try:
         _check(ledger)
-        check_leave(ledger.config, given or {}, ledger.folder)
+        check_leave(ledger.config, given, ledger.folder)
         ledger.replay()
     except BaseException:
         ledger.release()
@@ -116,7 +124,7 @@ def check_given(ledger: Ledger, given: Mapping[str, object], preset: str | None 
 def command(ledger: Ledger) -> str:
     """What to type to go on, with the leave for code that the run needs."""
     leave = [word for words in named_code(ledger.config).values() for word in words]
-    return shlex.join(("python", "-m", "steer_heal.run", "--resume", str(ledger.folder), *leave))
+    return shlex.join(("python", "-m", "steer_heal.run", "--resume", str(ledger.shown), *leave))
 
 
 @contextmanager
@@ -129,16 +137,14 @@ def resumable(ledger: Ledger, in_memory: bool = False) -> Iterator[Ledger]:
     """
     how = ""
     try:
-        again = (
-            f"run_rounds(resume=reopen({str(ledger.folder)!r}), lm=..., trait=...)" if in_memory else command(ledger)
-        )
+        again = f"run_rounds(resume=reopen({str(ledger.shown)!r}), lm=..., trait=...)" if in_memory else command(ledger)
         how = f"everything committed is kept; go on with: {again}"
         yield ledger
-    except (KeyboardInterrupt, NotWrittenError, MemoryShortError) as stop:
+    except (KeyboardInterrupt, NotWrittenError, MemoryShortError, LostError) as stop:
         stop.add_note(how)
         raise
     except (OSError, SafetensorError) as problem:
-        stop = InputError(f"{str(ledger.folder)!r} was stopped ({problem})")
+        stop = InputError(f"{str(ledger.shown)!r} was stopped ({problem})")
         stop.add_note(how)
         raise stop from problem
     except (RuntimeError, MemoryError) as problem:

@@ -5,12 +5,10 @@ Knows nothing of the command line. Controls are settings of this loop (`vector`,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from steer_heal.config import RunConfig
-from steer_heal.errors import InputError
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing import DivergedError
 from steer_heal.ledger import Ledger
@@ -20,8 +18,10 @@ from steer_heal.loop.frame import asked, begin, finish, inputs, new_ledger, prep
 from steer_heal.loop.resume import recorded_config, resumable
 from steer_heal.loop.steps import Round, Run, RunResult
 from steer_heal.model import GivenLM, as_lm
+from steer_heal.processes import first, together
 from steer_heal.report.console import Reporter
 from steer_heal.report.tracking import check_tracker, tracker
+from steer_heal.terminal import Terminal
 from steer_heal.texts.engines import check_engine
 from steer_heal.trait import Trait
 
@@ -44,19 +44,19 @@ def run_rounds(
             it has the standing rounds folded in (`RunResult.run`).
         trait: one in memory or a name, instead of the one that `config` names.
         on_event: called with every event of the run as it is recorded, those of a resumed one from its start; not with
-            those of its controls.
+            those of its controls. Of a launcher's processes, which are one run, only the first one's is called.
         resume: an unfinished run, from `resume.reopen`; it goes on under its own configuration and ends with the same
             bits as if it had not been stopped. `config` is not looked at.
 
     Raises InputError for input that cannot be used; a round that runs dry or is reverted is a verdict, not an error.
     """
-    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise InputError(f"a launcher started {processes} processes, each would be a whole run: start it without one")
-    reporter = reporter or Reporter(quiet=True)
     lm = None if lm is None else as_lm(lm)
     trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
     in_memory = lm is not None or trait is not None
     with ExitStack() as held:
+        held.enter_context(together())
+        if reporter is None or not first():
+            reporter = Reporter(Terminal(quiet=not first()), quiet=True)
         ledger = resume and held.enter_context(resumable(resume, in_memory))
         config = recorded_config(ledger) if ledger else asked(config, lm, trait)
         check_tracker(config.track)
@@ -65,9 +65,9 @@ def run_rounds(
         if ledger:
             reporter.resumed(len(list((ledger.folder / "units").glob("*.unit"))))
         ledger = ledger or held.enter_context(resumable(new_ledger(config), in_memory))
-        if config.track is not None:
+        if config.track is not None and first():
             ledger.listeners.append(tracker(config.track, ledger.folder, config.to_dict()))
-        if on_event is not None:
+        if on_event is not None and first():
             ledger.listeners.append(on_event)
         result = complete(begin(config, lm, trait, tasks, ledger, reporter))
         ledger.settle()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from steer_heal.model.depth import pick_layers
     from steer_heal.model.language_model import LM, GivenLM, as_lm, check_head, position_ids, verified, wrap
     from steer_heal.model.loading import load
-    from steer_heal.model.logprobs import completion_logprobs, length_batches
+    from steer_heal.model.logprobs import by_batch, completion_logprobs, length_batches
     from steer_heal.model.memory import memory_in_use
     from steer_heal.model.structure import Head, evaluating, find_blocks, text_config, unwrap
     from steer_heal.model.tiny import tiny_random, tiny_tokenizer
@@ -22,6 +22,7 @@ __all__ = [
     "GivenLM",
     "Head",
     "as_lm",
+    "by_batch",
     "check_head",
     "completion_logprobs",
     "evaluating",

@@ -5,7 +5,8 @@ Knows nothing of how they came about.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM
+from steer_heal.processes import each
+
+T = TypeVar("T")
 
 BATCH_TOKENS = {"cpu": 1024}
 """Padded tokens per forward pass without gradients where it is not 8192: the states of more fit no cache of a CPU."""
@@ -28,15 +32,31 @@ def completion_logprobs(
     """
     if any(len(reply) == 0 for reply in replies):
         raise InputError("a completion has no tokens: its log-probability is undefined")
-    out: list[Tensor | None] = [None] * len(prompts)
-    for rows in length_batches(lm, [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], batch_tokens):
-        batch = lm.pad_left([[*prompts[i], *replies[i]] for i in rows])
+
+    def logprobs(rows: list[int]) -> list[Tensor]:
+        batch, found = lm.pad_left([[*prompts[i], *replies[i]] for i in rows]), []
         hidden = lm.hidden_states(batch)
         for j, i in enumerate(rows):
             n = len(replies[i])
             target = batch["input_ids"][j, -n:]
             logp = lm.head(hidden[j, -n - 1 : -1]).log_softmax(-1)
-            out[i] = logp.gather(1, target[:, None])[:, 0].cpu()
+            found.append(logp.gather(1, target[:, None])[:, 0].cpu())
+        return found
+
+    return by_batch(lm, [len(p) + len(r) for p, r in zip(prompts, replies, strict=True)], logprobs, batch_tokens)
+
+
+def by_batch(
+    lm: LM, lengths: Sequence[int], work: Callable[[list[int]], Sequence[T]], batch_tokens: int | None = None
+) -> list[T]:
+    """A result per row in order; `work` gives those of a batch of rows (`length_batches`).
+
+    Several processes share the batches, which are those of one process, so the results have the same bits.
+    """
+    batches, out = list(length_batches(lm, lengths, batch_tokens)), [None] * len(lengths)
+    for batch, found in zip(batches, each(batches, work), strict=True):
+        for i, value in zip(batch, found, strict=True):
+            out[i] = value
     return out
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from steer_heal.errors import InputError
 
@@ -146,7 +147,8 @@ def fingerprint(model: nn.Module) -> str:
     digest, sums = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.data.reshape(-1)
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter  # a process has its share
+        flat = whole.data.reshape(-1)
         total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
         sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
     # One transfer for all parameters.

@@ -17,6 +17,7 @@ from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, PLAIN, Keep
 from steer_heal.model import GivenLM, as_lm
+from steer_heal.processes import count, rank, spread, told
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.completion import COMPLETIONS, Completion
 from steer_heal.texts.engines import TRANSFORMERS, Cut, Engine, Row
@@ -141,7 +142,7 @@ def generate_requests(
         max_new_tokens: length at which a reply is cut, in tokens.
         seed: every row draws from its own seed, derived from this one and the request's number.
         greedy: take the most probable token instead of sampling.
-        batch_rows: rows per batch; None picks it from the memory that is free.
+        batch_rows: rows per batch and process; None picks it from the memory that is free.
         on_batch: called after each batch with its completions and the progress, and about once a second in between
             with no completions.
         sampling: temperature, top-p and top-k, where they are not to be the model's own.
@@ -172,7 +173,9 @@ def generate_requests(
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
     engine = TRANSFORMERS if any(r.dose for r in requests) else engine
-    rows = full = keep.once("rows", lambda: batch_rows or engine.rows(lm, longest + max_new_tokens), PLAIN)
+    # A batch is shared out: it has as many rows as fit all processes.
+    fitting = partial(told, lambda: (batch_rows or engine.rows(lm, longest + max_new_tokens)) * count())
+    rows = full = keep.once("rows", fitting, PLAIN)
     out: dict[int, Completion] = {}
     started, tokens, number, fresh = time.perf_counter(), 0, 0, -1
 
@@ -191,7 +194,7 @@ def generate_requests(
     def row_seed(i: int) -> int:
         return derive_seed("row", seed, i)
 
-    def sampled(picked: list[int]) -> list[Completion]:
+    def sampled(picked: Sequence[int]) -> list[Completion]:
         nonlocal fresh
         fresh = number
         asked = [Row(ids[requests[i].prompt], requests[i].dose, None if greedy else row_seed(i)) for i in picked]
@@ -203,7 +206,7 @@ def generate_requests(
         if rows < full:
             torch.cuda.empty_cache()  # here, not where memory ran out: the exception still held what was allocated
         try:
-            done = keep.once(f"batch-{number:04d}", partial(sampled, picked), COMPLETIONS)
+            done = keep.once(f"batch-{number:04d}", partial(spread, picked, sampled), COMPLETIONS)
             if len(done) < len(picked):  # committed after memory ran out: the plan goes on as it did then
                 rows = len(done)
             out |= zip(picked[: len(done)], done, strict=True)
@@ -221,7 +224,8 @@ def generate_requests(
             rows = len(picked) // 2
             keep.halved(rows)
         except KeyboardInterrupt as stop:
-            replies = zip(picked, stop.replies if isinstance(stop, Cut) else (), strict=False)
+            mine = picked[rank() :: count()]
+            replies = zip(mine, stop.replies if isinstance(stop, Cut) else (), strict=False)
             ended = [completion(i, reply) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
             raise Interrupted([out[i] for i in sorted(out)], ended) from stop
     return [out[i] for i in range(len(requests))]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steer_heal.model import LM, length_batches
+from steer_heal.model import LM, by_batch
 from steer_heal.texts.completion import Completion
 
 TAIL_MIN = 8
@@ -49,11 +49,13 @@ def perplexity_figures(
     rows = [i for i, c in enumerate(completions) if c.token_ids]
     out: list[dict[str, float]] = [{} for _ in completions]
     lengths = [len(completions[i].prompt_ids) + len(completions[i].token_ids) - 1 for i in rows]
-    for picked in length_batches(lm, lengths, batch_tokens):
+
+    def figures(picked: list[int]) -> list[dict[str, float]]:
         batch = [completions[rows[j]] for j in picked]
-        logps = _reply_logprobs(lm, batch).split([len(c.token_ids) for c in batch])
-        for j, logp in zip(picked, logps, strict=True):
-            out[rows[j]] = nll_figures(logp)
+        return [nll_figures(logp) for logp in _reply_logprobs(lm, batch).split([len(c.token_ids) for c in batch])]
+
+    for i, found in zip(rows, by_batch(lm, lengths, figures, batch_tokens), strict=True):
+        out[i] = found
     return out
 
 

@@ -9,6 +9,7 @@ import functools
 from importlib.util import find_spec
 
 from steer_heal.errors import InputError
+from steer_heal.processes import count
 from steer_heal.texts.engines.protocol import Cut, Engine, Row
 from steer_heal.texts.engines.transformers import TRANSFORMERS
 
@@ -16,7 +17,9 @@ __all__ = ["TRANSFORMERS", "Cut", "Engine", "Row", "check_engine", "engine"]
 
 
 def check_engine(name: str) -> None:
-    """Raises InputError for an engine whose package is not installed."""
+    """Raises InputError for an engine whose package is not installed, and for vllm in several processes."""
+    if name == "vllm" and count() > 1:
+        raise InputError(f"engine vllm: one process only, {count()} were started: leave --engine out, or the launcher")
     if name == "vllm" and find_spec("vllm") is None:
         raise InputError("engine vllm: the package vllm is not installed: pip install 'steer-heal[vllm]'")
 
