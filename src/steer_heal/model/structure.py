@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
 
@@ -138,3 +139,23 @@ def fingerprint(model: nn.Module) -> str:
     # One transfer for all parameters.
     digest.update(torch.cat(sums).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def weight_of(model: nn.Module, name: str) -> tuple[nn.Parameter, bool]:
+    """The weight of the module of this name, or the parameter of this name, and whether it is stored [in, out].
+
+    PEFT's wrappers are looked through. Raises AttributeError where there is neither.
+    """
+    owner, _, leaf = name.rpartition(".")
+    module = _bare(model.get_submodule(owner))
+    found = getattr(module, leaf)
+    if not isinstance(found, nn.Parameter):
+        module = _bare(found)
+        found = module.weight
+    return found, isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module

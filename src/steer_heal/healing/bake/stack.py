@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
@@ -23,6 +23,7 @@ from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
 from steer_heal.model.names import reference
+from steer_heal.model.structure import weight_of
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
@@ -156,9 +157,11 @@ class AdapterStack:
             if self._depth == 0:
                 self._place(self._folded)
 
-    def summed_delta(self, name: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
-        """Sum over rounds of dose * delta for one module, in round order, float64."""
-        parts = [dose * adapter.delta(name, device) for adapter, dose in self._rounds if name in adapter.a]
+    def summed_delta(
+        self, name: str, device: torch.device | str = "cpu", part: int | EllipsisType = ...
+    ) -> Float[Tensor, "*expert rows columns"]:
+        """Sum over rounds of dose * delta for one module (one expert: `part`), in round order, float64."""
+        parts = [dose * adapter.delta(name, device, part) for adapter, dose in self._rounds if name in adapter.a]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -225,15 +228,18 @@ class AdapterStack:
         first, rank = self.adapters[0], sum(adapter.rank for adapter in self.adapters)
         a, b = {}, {}
         for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
-            shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
+            like_a, like_b = next((x.a[name], x.b[name]) for x in self.adapters if name in x.a)
             rows, columns = [], []
             for adapter, dose in self._rounds:
                 # A module that a round did not train gets zeros, so that one rank serves every module.
-                rows.append(adapter.a.get(name, torch.zeros(adapter.rank, shape[0])))
-                factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
+                rows.append(adapter.a.get(name, like_a.new_zeros(*like_a.shape[:-2], adapter.rank, like_a.shape[-1])))
+                factor = adapter.b.get(name, like_b.new_zeros(*like_b.shape[:-1], adapter.rank))
                 columns.append((dose * adapter.scaling * factor.double()).float())
-            a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
-        whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+            a[name], b[name] = torch.cat(rows, dim=-2), torch.cat(columns, dim=-1)
+        named = (name.replace(".base_layer", "") for name, _ in self.model.named_parameters())
+        experts = tuple(name for name in named if any(name in adapter.experts for adapter in self.adapters))
+        transposed = any(adapter.experts_transposed for adapter in self.adapters)
+        whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out, experts, transposed)
         return whole if rank <= whole.full_rank else whole.compressed(whole.full_rank)
 
     def export_merged(self, folder: str | Path, lm: LM, *, card: str | None = None) -> None:
@@ -258,18 +264,22 @@ class AdapterStack:
                 self._folded.pop(name, None)
                 self._weight(name).data = self._pristine.pop(name)
                 continue
-            # MPS has no float64.
-            pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
-            wanted = self.summed_delta(name, pristine.device)
-            rounded = (pristine + wanted).to(stored.dtype)
-            if stored.isfinite().all() and not rounded.isfinite().all():
-                raise InputError(f"the adapter takes module {name} out of the range of {stored.dtype}: lower its delta")
-            change = rounded.double() - pristine
-            error += (change - wanted).square().sum().item()
-            intended += wanted.square().sum().item()
-            product += (change * wanted).sum().item()
-            size += pristine.square().sum().item()
-            self._folded[name] = rounded.to(stored.device)
+            folded = torch.empty_like(stored)
+            # An expert at a time: in float64, all of them may not fit the memory.
+            for part in range(len(stored)) if stored.ndim == 3 else (...,):
+                # MPS has no float64.
+                pristine = (stored[part].cpu() if stored.device.type == "mps" else stored[part]).double()
+                wanted = self.summed_delta(name, pristine.device, part)
+                rounded = (pristine + wanted).to(stored.dtype)
+                if stored[part].isfinite().all() and not rounded.isfinite().all():
+                    raise InputError(f"the adapter takes {name} out of the range of {stored.dtype}: lower its delta")
+                change = rounded.double() - pristine
+                error += (change - wanted).square().sum().item()
+                intended += wanted.square().sum().item()
+                product += (change * wanted).sum().item()
+                size += pristine.square().sum().item()
+                folded[part] = rounded
+            self._folded[name] = folded
         self._place(self._folded)
         if not self._rounds:
             return None
@@ -281,29 +291,23 @@ class AdapterStack:
         for name, tensor in tensors.items():
             self._weight(name).data = tensor
 
-    def _module(self, name: str) -> nn.Module:
-        module = self.model.get_submodule(name)
-        return getattr(module, "base_layer", module)
-
     def _weight(self, name: str) -> nn.Parameter:
-        return self._module(name).weight
+        return weight_of(self.model, name)[0]
 
     def _check_module(self, adapter: Adapter, name: str) -> None:
         made_for = f"the adapter (made for {adapter.base_model or 'an unnamed model'}) does not fit this model"
+        what = "parameter" if name in adapter.experts else "module"
         try:
-            module = self._module(name)
+            weight, transposed = weight_of(self.model, name)
         except AttributeError as problem:
-            raise InputError(f"{made_for}: there is no module {name} in {type(self.model).__name__}") from problem
-        weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point():
-            raise InputError(f"{made_for}: module {name} has no floating-point weight to fold into")
-        if isinstance(module, Conv1D) != adapter.fan_in_fan_out:
-            raise InputError(f"{made_for}: module {name} stores its weight the other way round (fan_in_fan_out)")
-        shape = (adapter.b[name].shape[0], adapter.a[name].shape[1])
-        if adapter.fan_in_fan_out:
-            shape = shape[::-1]
-        if tuple(weight.shape) != shape:
-            raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+            raise InputError(f"{made_for}: there is no {what} {name} in {type(self.model).__name__}") from problem
+        if not weight.is_floating_point():
+            raise InputError(f"{made_for}: {what} {name} has no floating-point weight to fold into")
+        if transposed != adapter.is_transposed(name):
+            raise InputError(f"{made_for}: {what} {name} stores its weight the other way round")
+        if tuple(weight.shape) != adapter.shape(name):
+            here, there = tuple(weight.shape), adapter.shape(name)
+            raise InputError(f"{made_for}: {what} {name} is {here} here and {there} in the adapter")
 
     def _check_own(self, lm: LM | None) -> None:
         if lm is not None and lm.base is not self.model:
