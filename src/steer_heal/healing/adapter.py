@@ -81,7 +81,7 @@ class Adapter:
         delta = self.scaling * (b @ a)
         return delta.mT if self.is_transposed(module) else delta
 
-    def shape(self, module: str) -> tuple[int, ...]:
+    def shape_of(self, module: str) -> tuple[int, ...]:
         """The shape of the module's weight, as it is stored."""
         *experts, outputs, _ = self.b[module].shape
         inputs = self.a[module].shape[-1]

@@ -120,7 +120,7 @@ def target_names(lm: LM, config: HealConfig) -> tuple[list[str], list[str]]:
     linear = linear_names(lm, config.lora_layers, *named)
     experts = expert_names(lm, config.lora_layers, *named) if config.experts else []
     if not linear and not experts:
-        raise InputError(f"{lm.name}: the blocks of {config.lora_layers} have no linear layers to adapt")
+        raise InputError(f"{lm.name}: the blocks of {config.lora_layers} have nothing to adapt")
     return linear, experts
 
 

@@ -305,8 +305,8 @@ class AdapterStack:
             raise InputError(f"{made_for}: {what} {name} has no floating-point weight to fold into")
         if transposed != adapter.is_transposed(name):
             raise InputError(f"{made_for}: {what} {name} stores its weight the other way round")
-        if tuple(weight.shape) != adapter.shape(name):
-            here, there = tuple(weight.shape), adapter.shape(name)
+        if tuple(weight.shape) != adapter.shape_of(name):
+            here, there = tuple(weight.shape), adapter.shape_of(name)
             raise InputError(f"{made_for}: {what} {name} is {here} here and {there} in the adapter")
 
     def _check_own(self, lm: LM | None) -> None:
