@@ -93,6 +93,8 @@ def test_factors_of_a_foreign_file_that_does_not_say_whose_they_are_are_refused(
     adapter = healed[1].adapter
     adapter.save(tmp_path / "ours")
     assert sh.Adapter.load(tmp_path / "ours") == adapter
+    with pytest.raises(InputError, match="damaged"):
+        replace(adapter, experts=()).save(tmp_path / "flat")
     file = tmp_path / "ours" / "adapter_model.safetensors"
     save_file(load_file(file), file, metadata={"format": "pt"})
     with pytest.raises(InputError, match="merge it with peft") as caught:

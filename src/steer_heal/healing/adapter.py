@@ -181,7 +181,9 @@ class Adapter:
             config = from_json(read_bytes(folder / "adapter_config.json"))
             tensors, metadata = _tensors(read_bytes(folder / "adapter_model.safetensors"))
             rank, alpha = config["r"], config["lora_alpha"]
-            experts, experts_transposed = json.loads(metadata.get(EXPERTS, "[[], false]"))
+            experts, experts_transposed = from_json(metadata.get(EXPERTS, "[[], false]").encode())
+            experts = tuple(map(str, experts))
+            foreign = sorted(config.get("target_parameters") or ()) != sorted(experts)
             if not (fits(rank, int) and rank > 0 and fits(alpha, float)):
                 raise ValueError(f"r {rank!r} and lora_alpha {alpha!r} in adapter_config.json are no rank and factor")
         except (ValueError, LookupError, TypeError, SafetensorError) as problem:
@@ -192,7 +194,7 @@ class Adapter:
             raise InputError(
                 f"adapter folder {str(folder)!r}: only plain LoRA is supported, found {odd or 'another type'}"
             )
-        if sorted(config.get("target_parameters") or ()) != sorted(experts):
+        if foreign:
             raise InputError(
                 f"adapter folder {str(folder)!r} changes parameters and does not say which factors are whose, as files "
                 "written here do: merge it with peft"
@@ -205,7 +207,10 @@ class Adapter:
                 raise InputError(f"adapter folder {str(folder)!r}: tensor {key!r} is not a LoRA factor")
             factors[rest[0]][parameters.get(name, name)] = tensor.float()
         for name in set(experts) & factors["A"].keys() & factors["B"].keys():
-            a, b = per_expert(factors["A"][name], factors["B"][name], rank)
+            a, b = factors["A"][name], factors["B"][name]
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] % rank:
+                raise InputError(f"the adapter is damaged: {name} has factors {tuple(a.shape)} and {tuple(b.shape)}")
+            a, b = per_expert(a, b, rank)
             factors["A"][name], factors["B"][name] = a.contiguous(), b.contiguous()
         adapter = cls(
             factors["A"],
@@ -214,8 +219,8 @@ class Adapter:
             alpha,
             str(config.get("base_model_name_or_path") or ""),
             bool(config.get("fan_in_fan_out")),
-            tuple(experts),
-            experts_transposed,
+            experts,
+            bool(experts_transposed),
         )
         adapter.check()
         return adapter

@@ -152,6 +152,8 @@ def weight_of(model: nn.Module, name: str) -> tuple[nn.Parameter, bool]:
     if not isinstance(found, nn.Parameter):
         module = _bare(found)
         found = module.weight
+        if found is None:
+            raise AttributeError(f"{name} has no weight")
     return found, isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
 
 
