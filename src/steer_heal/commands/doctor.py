@@ -153,7 +153,7 @@ def fold_and_undo(lm: LM) -> Found:
     name = next(f"{lm.blocks_path}.0.{n}" for n, m in lm.blocks[0].named_modules() if isinstance(m, torch.nn.Linear))
     weight = lm.base.get_submodule(name).weight
     before, generator = weight.data.clone(), torch.Generator().manual_seed(0)
-    rows, columns = full_weight(lm.base.get_submodule(name)).shape
+    rows, columns = full_weight(lm.base, name).shape
     a, b = (torch.randn(*shape, generator=generator) for shape in ((4, columns), (rows, 4)))
     batch, stack = lm.pad_left([[1, 2, 3]]), AdapterStack(lm.model)
     with torch.no_grad():

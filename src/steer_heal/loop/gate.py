@@ -246,7 +246,7 @@ def must_block_adapter(lm: LM, size: float = 1.0, rank: int = 8, seed: int = 0) 
     for name in linear_names(lm, (0.2, 0.8)):
         module = lm.base.get_submodule(name)
         transposed = type(module).__name__ == "Conv1D"
-        weight = full_weight(module).float().cpu()
+        weight = full_weight(lm.base, name).float().cpu()
         outputs, inputs = weight.T.shape if transposed else weight.shape
         a[name] = torch.randn(rank, inputs, generator=generator)
         drawn = torch.randn(outputs, rank, generator=generator)
