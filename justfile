@@ -11,11 +11,20 @@ test:
 
 # longer experiments that are checked
 test-slow:
-    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_vllm.py
+    uv run pytest -m slow --ignore tests/test_clients.py --ignore tests/test_libraries.py --ignore tests/test_vllm.py \
+        --ignore tests/test_places.py --ignore tests/test_quantised.py
 
 # other programs on a real export, other libraries' vectors and data sets, trackers; they are fetched
 clients:
     uv run --group clients pytest -m slow -n 0 tests/test_clients.py tests/test_libraries.py
+
+# sweeps on Ray and through submitit, which are fetched: workers killed, tables to the digit
+sweeps:
+    uv run --extra ray --extra slurm pytest -m slow -n 0 tests/test_places.py
+
+# runs on 4-bit and 8-bit bases, with bitsandbytes, which is fetched
+quantised:
+    uv run --extra quantized pytest -m slow -n 0 tests/test_quantised.py
 
 # vLLM against transformers: log-probabilities, free text, speed; in an environment that has vLLM (docs/how-to/scale.md)
 engine:

@@ -1,7 +1,8 @@
-"""Named arms x seeds: run what is missing, one process per core; then the tables and plots that compare them.
+"""Named arms x seeds: run what is missing, here, on Ray or on Slurm; then the tables and plots that compare them.
 
     uv run python scripts/arms.py --seeds 10 11 12 --n-rounds 10            # `just results`
     uv run python scripts/arms.py --arms default nll --seeds 0 --arm tight="--reg kl_rev --tau .1"
+    uv run --extra ray python scripts/arms.py --on ray --address auto       # as tasks of a cluster
     uv run python scripts/arms.py --tables --out out/arms                   # run nothing, only compare
 
 Writes arms.md, arms.csv and three plots to OUT. The same command again goes on where it was. Knows nothing of the

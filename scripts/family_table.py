@@ -29,8 +29,8 @@ nll, its adapter is folded, exported, loaded by plain PEFT with the same logits,
 pretrained model of them was run. `uv run python scripts/family_table.py` writes this page; the tests try some again,
 `uv run pytest -m slow tests/test_families.py` the others.
 
-Share: of the weights in the adapted blocks, those in modules that get an adapter. Mixtures of experts keep their
-experts as they are ([why](how-to/model.md#which-layers-learn)); at real sizes their share is smaller than here.
+Share: of the weights in the adapted blocks, those that get an adapter; in brackets, those without the experts
+([`experts`](how-to/model.md#which-layers-learn)). Other sizes have other shares.
 
 | family | adapters on | share |
 | --- | --- | --- |"""
@@ -51,7 +51,8 @@ class Arguments:
 
 def row(family: str, found: Tried) -> str:
     """One line of the table."""
-    return f"| `{family}` | {', '.join(found.modules)} | {found.reach:.2f} |"
+    dense = "" if found.dense == found.reach else f" ({found.dense:.2f})"
+    return f"| `{family}` | {', '.join(found.modules)} | {found.reach:.2f}{dense} |"
 
 
 def refusal(family: str) -> str:

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from steer_heal.trait import Trait
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("pocket", "tiny-random")
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 
 
 class UnknownCommand(AssertionError):
@@ -44,6 +46,9 @@ def command_lines(text):
 def check(words):
     """Read one command line as its own parser does. Raises UnknownCommand, InputError or SystemExit."""
     if words[:2] == ["uv", "run"]:
+        words = words[2:]
+    while words[0] == "--extra":
+        assert words[1] in EXTRAS, words[1]
         words = words[2:]
     match words:
         case ["python", "-m", "steer_heal.run", *rest] | ["steer-heal", "run", *rest]:

@@ -1,7 +1,7 @@
 """Tiny random models of decoder families, all sharing `tiny-random`'s tokenizer; and every stage tried on one."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import steer_heal as sh
+from steer_heal.healing.lora import reach, target_names
 from steer_heal.model import LM
 from steer_heal.model.tiny import tiny_tokenizer
 
@@ -135,10 +136,13 @@ def text_names(family: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Tried:
-    """What adapters sit on in one family, by the last part of the name, and their share of the blocks' weights."""
+    """What adapters sit on in one family, by the last part of the name, and their share of the blocks' weights;
+    `dense` is the share without the experts.
+    """
 
     modules: tuple[str, ...]
     reach: float
+    dense: float
 
 
 def tried(family: str, folder: Path) -> Tried:
@@ -166,7 +170,7 @@ def tried(family: str, folder: Path) -> Tried:
     lm.base.generation_config.eos_token_id = ends
     assert together == alone, "a reply hangs on its batch"
     rows = [completion(lm, i, 5 + i) for i in range(3)]
-    config = sh.HealConfig(reg="nll", epochs=2, lr=1e-2, batch_size=3, rank=2, alpha=4.0, heldout=0.0)
+    config = sh.HealConfig(reg="nll", epochs=2, lr=1e-2, batch_size=3, rank=2, alpha=4.0, heldout=0.0, experts=True)
     healed, before = sh.heal(lm, rows, config), bits(lm.model)
     assert healed.figures["train_nll_after"] < healed.figures["train_nll_before"], "a heal lowers no nll"
     stack = sh.AdapterStack(lm)
@@ -174,6 +178,6 @@ def tried(family: str, folder: Path) -> Tried:
     stack.export_peft(folder)  # plain peft loads it and gives the folded model's logits
     stack.pop()
     assert equal(bits(lm.model), before), "a fold is not undone bit for bit"
-    return Tried(
-        tuple(dict.fromkeys(name.rpartition(".")[2] for name in healed.adapter.modules)), healed.figures["reach"]
-    )
+    dense = reach(lm, target_names(lm, replace(config, experts=False))[0], config.lora_layers)
+    names = (name.split(".")[-2 if name in healed.adapter.experts else -1 :] for name in healed.adapter.modules)
+    return Tried(tuple(dict.fromkeys(map(".".join, names))), healed.figures["reach"], dense)

@@ -11,11 +11,13 @@ from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.loop.rounds import run_rounds
+from steer_heal.studies.arms import places
 from steer_heal.studies.arms import running as r
 from steer_heal.studies.arms.bar import bar_lines, rows_of
 from steer_heal.studies.arms.comparing import matched, paired, spread
 from steer_heal.studies.arms.definitions import BUILT_IN, DEFAULT_ARMS, Arm, parse_arm, select
 from steer_heal.studies.arms.jobs import make_jobs
+from steer_heal.studies.arms.places import Local
 from steer_heal.studies.arms.reading import State, figures, read_run
 from steer_heal.studies.arms.running import run_jobs
 from steer_heal.studies.arms.tables import bar_summary, combined_rows, matched_rows, paired_rows
@@ -94,7 +96,7 @@ def stand_in(place, fails=()):
 def test_a_failure_is_reported_and_the_others_are_finished_and_only_it_is_run_again(tmp_path):
     jobs, said = jobs_in(tmp_path / "out"), []
     command = stand_in(tmp_path / "made", fails=("one_s0",))
-    failures = run_jobs(jobs, 2, say=said.append, command=command)
+    failures = run_jobs(jobs, Local(2), say=said.append, command=command)
     assert [(f.name, f.code, f.tail) for f in failures] == [("one_s0", 1, "the reason")]
     assert r.finished(jobs[1].folder) and not r.finished(jobs[0].folder)
     assert "first line" in failures[0].log.read_text()
@@ -106,7 +108,7 @@ def test_finished_runs_are_not_run_again_and_an_unfinished_one_is_started_anew(t
     jobs = jobs_in(tmp_path)
     for job in jobs:
         ledger = done(job)
-    assert run_jobs(jobs, 1, command=never) == []
+    assert run_jobs(jobs, Local(1), command=never) == []
     events = ledger.folder / "events.jsonl"
     events.write_text("\n".join(line for line in events.read_text().splitlines() if '"end"' not in line) + "\n")
     assert [job.name for job in r.missing(jobs, r.source_hash())] == [jobs[1].name]
@@ -119,13 +121,13 @@ def test_runs_of_other_options_or_another_source_are_refused_and_made_again_on_r
     done(job)
     (other,) = jobs_in(tmp_path, ("one",), options=("--n-rounds", "1", "--fast-dev-run", "--tau", "0.7"))
     with pytest.raises(InputError, match=r"one_s0 was made with tau .* 0\.7.*--redo"):
-        run_jobs([other], 1, command=never)
+        run_jobs([other], Local(1), command=never)
     assert r.missing([other], r.source_hash(), redo=True) == [other]
     done(job, source="older")
     r.clear(job.folder)
     done(job, source="older")
     with pytest.raises(InputError, match="another version of the source"):
-        run_jobs([job], 1, command=never)
+        run_jobs([job], Local(1), command=never)
     assert r.missing([job], r.source_hash(), redo=True) == [job]
 
 
@@ -145,7 +147,7 @@ def test_the_source_hash_follows_code_and_data_but_not_comments_docstrings_and_t
 
 
 def test_an_interrupt_ends_the_running_processes_and_leaves_the_runs_missing(tmp_path, monkeypatch):
-    jobs, started, popen = jobs_in(tmp_path), [], r.subprocess.Popen
+    jobs, started, popen = jobs_in(tmp_path), [], places.subprocess.Popen
 
     def remember(*args, **options):
         started.append(popen(*args, **options))
@@ -155,10 +157,13 @@ def test_an_interrupt_ends_the_running_processes_and_leaves_the_runs_missing(tmp
         if "; now " in line:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(r.subprocess, "Popen", remember)
+    monkeypatch.setattr(places.subprocess, "Popen", remember)
     with pytest.raises(KeyboardInterrupt):
         run_jobs(
-            jobs, 2, say=interrupt, command=lambda job: [sys.executable, "-S", "-c", "import time; time.sleep(90)"]
+            jobs,
+            Local(2),
+            say=interrupt,
+            command=lambda job: [sys.executable, "-S", "-c", "import time; time.sleep(90)"],
         )
     assert len(started) == 2 and all(process.returncode is not None for process in started)
     assert r.missing(jobs, r.source_hash()) == jobs
@@ -168,14 +173,16 @@ def test_nothing_is_started_on_a_source_that_changed_meanwhile(tmp_path, monkeyp
     jobs, states = jobs_in(tmp_path / "out"), ["before", "before", "after"]
     monkeypatch.setattr(r, "source_hash", lambda: states.pop(0))
     with pytest.raises(InputError, match="1 runs were not started"):
-        run_jobs(jobs, 1, say=lambda line: None, command=stand_in(tmp_path / "made"))
+        run_jobs(jobs, Local(1), say=lambda line: None, command=stand_in(tmp_path / "made"))
     assert r.finished(jobs[0].folder) and not jobs[1].folder.exists()
 
 
 def test_every_process_has_one_thread(tmp_path):
     (job,) = jobs_in(tmp_path, ("one",))
     show = "import os; print(os.environ['OMP_NUM_THREADS'])"
-    (failure,) = run_jobs([job], 1, say=lambda line: None, command=lambda job: [sys.executable, "-S", "-c", show])
+    (failure,) = run_jobs(
+        [job], Local(1), say=lambda line: None, command=lambda job: [sys.executable, "-S", "-c", show]
+    )
     assert failure.tail == "1"  # it ended well and left no run: that is a failure too
 
 

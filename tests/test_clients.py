@@ -198,3 +198,26 @@ def test_the_reader_of_gguf_finds_the_control_vector(pocket_run, tmp_path):
         torch.testing.assert_close(found[f"direction.{i}"], 0.5 * vector.vectors[i])
     architecture = read.fields["general.architecture"]
     assert bytes(architecture.parts[architecture.data[0]]).decode() == "controlvector"
+
+
+def test_llama_cpp_computes_the_merged_models_logits_and_steers_by_the_control_vector(pocket_run, merged, tmp_path):
+    import llama_cpp
+
+    lm = sh.load(merged)
+    llama_cpp.write_model(lm.base, tmp_path / "merged.gguf")
+    vector = sh.SteeringVector.load(pocket_run / "rounds" / "00" / "vector.safetensors")
+    vector.to_gguf(tmp_path / "vector.gguf")
+    ids = lm.chat_ids(ASKED)
+
+    def ours():
+        with torch.no_grad():
+            return lm.model(torch.tensor([ids])).logits[0]
+
+    plain = ours()
+    with vector.applied(lm):
+        steered = ours()
+    for expected, given in ((plain, None), (steered, tmp_path / "vector.gguf")):
+        found = torch.tensor(llama_cpp.logits(tmp_path / "merged.gguf", ids, lm.base.config.vocab_size, given))
+        off = (found - expected).norm() / expected.norm()
+        print(f"llama.cpp is off by {off:.1e}; the vector moves {(steered - plain).norm() / plain.norm():.1e}")
+        assert off < 0.01 < (steered - plain).norm() / plain.norm()  # it keeps keys and values in float16

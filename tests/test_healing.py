@@ -17,7 +17,7 @@ from steer_heal.healing import (
 )
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.barriers import kl_rev
-from steer_heal.healing.lora import injected, linear_names
+from steer_heal.healing.lora import injected, linear_names, target_names
 from steer_heal.healing.loss import backward_step, completion_losses
 from steer_heal.healing.plan import split_rows
 from steer_heal.healing.references import completion_hidden
@@ -381,8 +381,8 @@ def test_named_modules_alone_get_adapters_and_excluded_ones_none(lm):
     every = ends()
     assert ends(wanted=("q_proj", "mlp.up_proj")) == {"q_proj", "up_proj"}
     assert ends(left_out=("q_proj", "self_attn.up_proj")) == every - {"q_proj"}
-    with pytest.raises(InputError, match="no linear layers"):
-        ends(wanted=("proj",))
+    with pytest.raises(InputError, match="nothing to adapt"):
+        target_names(lm, replace(QUICK, target_modules=("proj",)))
     with injected(
         lm, replace(QUICK, target_modules=("v_proj",), exclude_modules=("layers.1.self_attn.v_proj",)), 0
     ) as lora:

@@ -300,6 +300,8 @@ def test_intruders_are_directions_that_the_weight_did_not_have():
     # A large new direction lies between all axes: its nearest is at 1 / sqrt(6) = .41.
     assert intruder_directions(weight, 100 * corner @ corner.T, top=1) == 1
     assert intruder_directions(weight, 100 * corner @ corner.T, top=1, limit=0.3) == 0
+    experts = torch.stack([0.5 * weight, 100 * corner @ corner.T, 100 * corner @ corner.T])
+    assert intruder_directions(weight.expand(3, 6, 6), experts, top=1) == 2
 
 
 def test_intruders_are_counted_against_the_original_weights(lm):

@@ -18,7 +18,7 @@ from types import ModuleType
 from steer_heal.errors import InputError
 
 SECONDS = 10.0
-"""For one call of a user's function, its import, or one search of a regular expression."""
+"""For one call of a user's function or one search of a regular expression; an import may load a library: six times."""
 
 
 class NoLeaveError(InputError):
@@ -47,7 +47,7 @@ def import_function(spec: str, folder: Path, builtin: bool, place: str, code: bo
     if beside.is_file() and not beside.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{place}: checker {spec!r}: {beside.name} leads out of the folder: put the file itself there")
     try:
-        with within(SECONDS, f"{place}: the import of checker {spec!r}"):
+        with within(6 * SECONDS, f"{place}: the import of checker {spec!r}"):
             module = _load_file(beside) if beside.is_file() else importlib.import_module(module_name)
         found = getattr(module, function)
     except EndlessError:

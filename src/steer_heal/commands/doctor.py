@@ -148,11 +148,13 @@ def fold_and_undo(lm: LM) -> Found:
 
     from steer_heal.healing.adapter import Adapter
     from steer_heal.healing.bake import AdapterStack
+    from steer_heal.model.structure import full_weight
 
     name = next(f"{lm.blocks_path}.0.{n}" for n, m in lm.blocks[0].named_modules() if isinstance(m, torch.nn.Linear))
     weight = lm.base.get_submodule(name).weight
-    before, generator = weight.detach().clone(), torch.Generator().manual_seed(0)
-    a, b = (torch.randn(*shape, generator=generator) for shape in ((4, weight.shape[1]), (weight.shape[0], 4)))
+    before, generator = weight.data.clone(), torch.Generator().manual_seed(0)
+    rows, columns = full_weight(lm.base, name).shape
+    a, b = (torch.randn(*shape, generator=generator) for shape in ((4, columns), (rows, 4)))
     batch, stack = lm.pad_left([[1, 2, 3]]), AdapterStack(lm.model)
     with torch.no_grad():
         plain = lm.model(**batch).logits

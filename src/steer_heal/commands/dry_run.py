@@ -21,6 +21,7 @@ from steer_heal.evaluation.anchors import Halves
 from steer_heal.ledger.clock import duration
 from steer_heal.loop.gate import anchors_of
 from steer_heal.model.loading import read_config, resolve_device, usable
+from steer_heal.model.memory import PACKED, LoadIn, free_memory
 from steer_heal.model.names import EMBEDDED
 from steer_heal.pocket import WEIGHTS
 from steer_heal.reading import reachable
@@ -101,12 +102,13 @@ def seconds(config: RunConfig, work: list[Work], shape: Shape, speed: Speed, mos
 def memory(config: RunConfig, shape: Shape) -> dict[str, float]:
     """Rough bytes: weights, adapter with its optimiser, training activations, and the cache of 8 replies."""
     item, length = _item(config), PROMPT_TOKENS + config.max_new_tokens
+    weights = stored_weights(shape, item, config.load_in)
     adapted = shape.blocks * (config.lora_layers[1] - config.lora_layers[0]) + 1
     stored = 2 if config.gradient_checkpointing else 34
     activations = config.batch_size * length * shape.width * shape.blocks * stored * item / 2
     return {
-        "weights": shape.parameters * item,
-        "original weights of adapted blocks": shape.parameters * item * min(1.0, adapted / shape.blocks),
+        "weights": weights,
+        "original weights of adapted blocks": 0 if config.load_in else weights * min(1.0, adapted / shape.blocks),
         "adapter and optimiser": 4 * 4 * config.rank * 21 * shape.width * adapted,
         "training": activations + 5 * 2**25,
         "sampling 8 replies": 8 * 2 * shape.blocks * shape.kv_width * item * length + 8 * 8 * shape.vocabulary,
@@ -119,6 +121,14 @@ def check_out(out: str) -> None:
     there = next(one for one in (path, *path.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"output folder {out!r} cannot be written ({there} stands there): choose another with --out")
+
+
+def stored_weights(shape: Shape, item: int, load_in: LoadIn | None) -> float:
+    """Bytes of a model's weights: packed, all but an embedding of `item` bytes a number are half a byte or one."""
+    if load_in is None:
+        return shape.parameters * item
+    embedding = shape.vocabulary * shape.width
+    return embedding * item + (shape.parameters - embedding) * PACKED[load_in]
 
 
 def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[str]]) -> int:
@@ -175,6 +185,17 @@ def _print_estimate(out: Console, config: RunConfig, work: list[Work], shape: Sh
         + ", ".join(f"{name} {value / 1e9:.2g}" for name, value in parts.items())
         + "); sampling takes more rows where more is free."
     )
+    stored = {how or "as it is": stored_weights(shape, _item(config), how) for how in (None, *PACKED)}
+    free = free_memory(device)
+    out.print(
+        "Weights by --load-in: "
+        + ", ".join(f"{how} {size / 1e9:.2g} GB" for how, size in stored.items())
+        + f"; {free / 1e9:.2g} GB are free here. A run with --load-in keeps its adapters beside the weights, unfolded."
+    )
+    if total > free:
+        less = [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
+        less += [f"--load-in {how}" for how in PACKED if config.load_in is None]
+        out.print(f"! {total / 1e9:.2g} GB do not fit: try {', '.join(less) or 'a smaller model'}.", style="yellow")
 
 
 def _item(config: RunConfig) -> int:

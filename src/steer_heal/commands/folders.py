@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from steer_heal.model import LM
     from steer_heal.steering import SteeringVector
 
-LOADING = ("dtype", "device", "attn_implementation", "temperature", "top_p")
+LOADING = ("dtype", "load_in", "device", "attn_implementation", "temperature", "top_p")
 """Options of a run that its model is loaded with; not its leave to run code, which only the user gives."""
 NEEDED = {"start": ("model", "trait"), "baseline": ("base",), "end": ("verdict", "best_round", "folded", "seconds")}
 
@@ -117,14 +117,18 @@ def runs_in(folders: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load_model(ledger: Ledger, device: str | None = None, trust_remote_code: bool = False) -> LM:
-    """The original model of a run, loaded as the run did, on another device if one is named."""
+def load_model(
+    ledger: Ledger, device: str | None = None, trust_remote_code: bool = False, full_weights: bool = False
+) -> LM:
+    """The original model of a run, loaded as the run did, on another device if one is named, not quantised if asked."""
     from steer_heal import model as models
 
     name = ledger.events("start")[-1]["model"]
     options = {key: ledger.config[key] for key in LOADING if key in ledger.config}
     if device is not None:
         options["device"] = device
+    if full_weights:
+        options["load_in"] = None
     return models.load(name, trust_remote_code=trust_remote_code, **options)
 
 

@@ -14,6 +14,7 @@ import tyro
 
 from steer_heal.config.follows_model import by_model
 from steer_heal.healing.config import HealConfig
+from steer_heal.model.memory import LoadIn
 from steer_heal.texts.dose import DoseConfig
 
 
@@ -42,6 +43,7 @@ class ModelOptions:
         model: pocket (embedded), tiny-random, a folder or a hub id; default pocket, tiny-random with --fast-dev-run.
         trait: Built-in trait or a TOML file; default by model.
         dtype: Precision of the weights; auto: float32 on a CPU and for embedded models, else as stored.
+        load_in: Pack the base's linear layers into 4bit or 8bit (steer-heal[quantized]); adapters stay beside them.
         device: cpu, cuda, mps or auto.
         attn_implementation: Attention of transformers: sdpa, eager, flash_attention_2; default its own choice.
         trust_remote_code: Run Python code that comes with a hub model.
@@ -58,6 +60,7 @@ class ModelOptions:
     model: str | None = None
     trait: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_in: LoadIn | None = None
     device: str = "auto"
     attn_implementation: str | None = None
     trust_remote_code: bool = False

@@ -88,6 +88,8 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
             raise InputError(
                 f"replay {self.replay} and replay_anchors {self.replay_anchors} are together over 0.9: lower one"
             )
+        if self.engine == "vllm" and self.load_in:
+            raise InputError(f"engine vllm takes the full weights and load_in {self.load_in} packs them: leave one out")
         if not 0 <= self.diversity_gain < float("inf"):
             raise InputError(f"diversity_gain {self.diversity_gain}: give a number of at least 0, such as 1")
         if not 0 <= self.target_kl < float("inf"):

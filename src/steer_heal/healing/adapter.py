@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 from jaxtyping import Float
@@ -26,43 +27,65 @@ from steer_heal.reading import from_json, reachable, read_bytes
 from steer_heal.shown import brief
 
 PEFT_PREFIX = "base_model.model."
+EXPERTS = "experts"
+"""In the metadata of `adapter_model.safetensors`: which parameter is which, as PEFT's own files do not say it."""
 
 
 @dataclass(frozen=True)
 class Adapter:
     """One LoRA adapter: for each module W + (alpha / rank) B A (Hu et al. 2021, arXiv 2106.09685).
 
+    Experts' weights that lie in one parameter [expert, out, in] get such a pair for each expert; the parameter's full
+    name then stands for a module's.
+
     Attributes:
-        a: factor A by full module name, [rank, in features], float32 on the CPU.
-        b: factor B by full module name, [out features, rank], float32 on the CPU.
-        rank: r, the same for every module.
+        a: factor A by full module name, [rank, in features] or [expert, rank, in features], float32 on the CPU.
+        b: factor B by full module name, [out features, rank] or [expert, out features, rank], float32 on the CPU.
+        rank: r, the same for every module and expert.
         alpha: the delta is alpha / rank * B A.
         base_model: name the model was loaded by.
         fan_in_fan_out: the weights are stored [in, out] (the Conv1D of GPT-2), so `delta` is transposed.
+        experts: which names are parameters of experts; those of one module in the order of its parameters.
+        experts_transposed: these are stored [expert, in, out] (`is_transposed` to PEFT).
     """
 
-    a: Mapping[str, Float[Tensor, "rank inputs"]]
-    b: Mapping[str, Float[Tensor, "outputs rank"]]
+    a: Mapping[str, Float[Tensor, "*expert rank inputs"]]
+    b: Mapping[str, Float[Tensor, "*expert outputs rank"]]
     rank: int
     alpha: float
     base_model: str = ""
     fan_in_fan_out: bool = False
+    experts: tuple[str, ...] = ()
+    experts_transposed: bool = False
 
     __repr__ = brief
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Full names of the adapted modules, sorted."""
+        """Full names of the adapted modules and experts' parameters, sorted."""
         return tuple(sorted(self.a))
 
     @property
     def scaling(self) -> float:
         return self.alpha / self.rank
 
-    def delta(self, module: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
-        """What the adapter adds to the module's weight, in the weight's orientation, float64."""
-        delta = self.scaling * (self.b[module].to(device).double() @ self.a[module].to(device).double())
-        return delta.T if self.fan_in_fan_out else delta
+    def is_transposed(self, module: str) -> bool:
+        """Whether the module's weight is stored [in, out]."""
+        return self.experts_transposed if module in self.experts else self.fan_in_fan_out
+
+    def delta(
+        self, module: str, device: torch.device | str = "cpu", part: int | EllipsisType = ...
+    ) -> Float[Tensor, "*expert rows columns"]:
+        """What the adapter adds to the module's weight (to one expert's: `part`), as it is stored, float64."""
+        a, b = (factor[module][part].to(device).double() for factor in (self.a, self.b))
+        delta = self.scaling * (b @ a)
+        return delta.mT if self.is_transposed(module) else delta
+
+    def shape_of(self, module: str) -> tuple[int, ...]:
+        """The shape of the module's weight, as it is stored."""
+        *experts, outputs, _ = self.b[module].shape
+        inputs = self.a[module].shape[-1]
+        return (*experts, inputs, outputs) if self.is_transposed(module) else (*experts, outputs, inputs)
 
     def compressed(self, rank: int) -> Adapter:
         """The nearest adapter of this rank: per module the truncated SVD of its delta (Eckart and Young 1936).
@@ -73,19 +96,19 @@ class Adapter:
         a, b = {}, {}
         for name in self.modules:
             q_b, r_b = torch.linalg.qr(self.scaling * self.b[name].double())
-            q_a, r_a = torch.linalg.qr(self.a[name].double().T)
-            left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-            keep, root = min(rank, len(values)), values[:rank].sqrt()
-            a[name] = torch.zeros(rank, self.a[name].shape[1])
-            b[name] = torch.zeros(self.b[name].shape[0], rank)
-            a[name][:keep] = (root[:, None] * right[:keep] @ q_a.T).float()
-            b[name][:, :keep] = (q_b @ left[:, :keep] * root).float()
+            q_a, r_a = torch.linalg.qr(self.a[name].double().mT)
+            left, values, right = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+            keep, root = min(rank, values.shape[-1]), values[..., None, :rank].sqrt()
+            a[name] = torch.zeros(*values.shape[:-1], rank, self.a[name].shape[-1])
+            b[name] = torch.zeros(*values.shape[:-1], self.b[name].shape[-2], rank)
+            a[name][..., :keep, :] = (root.mT * right[..., :keep, :] @ q_a.mT).float()
+            b[name][..., :keep] = (q_b @ left[..., :keep] * root).float()
         return replace(self, a=a, b=b, rank=rank, alpha=float(rank))
 
     @property
     def full_rank(self) -> int:
         """The rank above which no delta of these modules can be: the largest of their smaller sides."""
-        return max(min(self.a[name].shape[1], self.b[name].shape[0]) for name in self.modules)
+        return max(min(self.a[name].shape[-1], self.b[name].shape[-2]) for name in self.modules)
 
     def check(self) -> None:
         """Raises InputError for an adapter without modules, with non-finite entries, or that adds nothing anywhere."""
@@ -95,7 +118,7 @@ class Adapter:
             if not (self.a[name].isfinite().all() and self.b[name].isfinite().all()):
                 raise InputError(f"the adapter is not finite: module {name} has nan or inf entries")
             a, b = self.a[name], self.b[name]
-            if a.ndim != 2 or b.ndim != 2 or {len(a), b.shape[1]} != {self.rank}:
+            if {a.ndim, b.ndim} != {2 + (name in self.experts)} or {a.shape[-2], b.shape[-1]} != {self.rank}:
                 shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
                 raise InputError(f"the adapter is damaged: {name} has factors {shapes}, and its rank is {self.rank}")
         if not any(b.any() for b in self.b.values()):
@@ -110,8 +133,8 @@ class Adapter:
         shared = set(self.a) & set(other.a)
         total = 0.0
         for name in sorted(shared):
-            left = self.b[name].double().T @ other.b[name].double()
-            right = self.a[name].double() @ other.a[name].double().T
+            left = self.b[name].double().mT @ other.b[name].double()
+            right = self.a[name].double() @ other.a[name].double().mT
             total += (left * right).sum().item()
         return self.scaling * other.scaling * total
 
@@ -127,7 +150,8 @@ class Adapter:
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules=list(self.modules),
+            target_modules=sorted(set(self.modules) - set(self.experts)),
+            target_parameters=list(self.experts) or None,
             task_type="CAUSAL_LM",
             base_model_name_or_path=self.base_model,
             fan_in_fan_out=self.fan_in_fan_out,
@@ -135,13 +159,17 @@ class Adapter:
         ).to_dict()
         # peft keeps the names in a set, whose order changes from process to process.
         config["target_modules"] = sorted(config["target_modules"])
-        tensors = {}
+        tensors, wrapped = {}, peft_names(self.experts)
         for name in self.modules:
-            tensors[f"{PEFT_PREFIX}{name}.lora_A.weight"] = self.a[name].contiguous()
-            tensors[f"{PEFT_PREFIX}{name}.lora_B.weight"] = self.b[name].contiguous()
+            a, b = self.a[name], self.b[name]
+            if name in wrapped:
+                a, b = a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+            tensors[f"{PEFT_PREFIX}{wrapped.get(name, name)}.lora_A.weight"] = a.contiguous()
+            tensors[f"{PEFT_PREFIX}{wrapped.get(name, name)}.lora_B.weight"] = b.contiguous()
+        told = {EXPERTS: json.dumps([self.experts, self.experts_transposed])} if self.experts else {}
         with written_whole(folder) as partial:
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str))
-            save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+            save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"} | told)
             if Adapter.load(partial) != self:
                 raise OSError(f"adapter folder {folder} was read back different from what was written")
 
@@ -151,8 +179,11 @@ class Adapter:
         folder = reachable(folder)
         try:
             config = from_json(read_bytes(folder / "adapter_config.json"))
-            tensors = load(read_bytes(folder / "adapter_model.safetensors"))
+            tensors, metadata = _tensors(read_bytes(folder / "adapter_model.safetensors"))
             rank, alpha = config["r"], config["lora_alpha"]
+            experts, experts_transposed = from_json(metadata.get(EXPERTS, "[[], false]").encode())
+            experts = tuple(map(str, experts))
+            foreign = sorted(config.get("target_parameters") or ()) != sorted(experts)
             if not (fits(rank, int) and rank > 0 and fits(alpha, float)):
                 raise ValueError(f"r {rank!r} and lora_alpha {alpha!r} in adapter_config.json are no rank and factor")
         except (ValueError, LookupError, TypeError, SafetensorError) as problem:
@@ -163,12 +194,24 @@ class Adapter:
             raise InputError(
                 f"adapter folder {str(folder)!r}: only plain LoRA is supported, found {odd or 'another type'}"
             )
+        if foreign:
+            raise InputError(
+                f"adapter folder {str(folder)!r} changes parameters and does not say which factors are whose, as files "
+                "written here do: merge it with peft"
+            )
         factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+        parameters = {wrapped: name for name, wrapped in peft_names(experts).items()}
         for key, tensor in tensors.items():
             name, _, rest = key.removeprefix(PEFT_PREFIX).partition(".lora_")
             if rest not in ("A.weight", "B.weight"):
                 raise InputError(f"adapter folder {str(folder)!r}: tensor {key!r} is not a LoRA factor")
-            factors[rest[0]][name] = tensor.float()
+            factors[rest[0]][parameters.get(name, name)] = tensor.float()
+        for name in set(experts) & factors["A"].keys() & factors["B"].keys():
+            a, b = factors["A"][name], factors["B"][name]
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] % rank:
+                raise InputError(f"the adapter is damaged: {name} has factors {tuple(a.shape)} and {tuple(b.shape)}")
+            a, b = per_expert(a, b, rank)
+            factors["A"][name], factors["B"][name] = a.contiguous(), b.contiguous()
         adapter = cls(
             factors["A"],
             factors["B"],
@@ -176,6 +219,8 @@ class Adapter:
             alpha,
             str(config.get("base_model_name_or_path") or ""),
             bool(config.get("fan_in_fan_out")),
+            experts,
+            bool(experts_transposed),
         )
         adapter.check()
         return adapter
@@ -184,12 +229,34 @@ class Adapter:
         """Equal settings and equal bits."""
         if not isinstance(other, Adapter):
             return NotImplemented
-        settings = ("rank", "alpha", "base_model", "fan_in_fan_out", "modules")
+        settings = ("rank", "alpha", "base_model", "fan_in_fan_out", "modules", "experts", "experts_transposed")
         return all(getattr(self, s) == getattr(other, s) for s in settings) and all(
             torch.equal(self.a[name], other.a[name]) and torch.equal(self.b[name], other.b[name]) for name in self.a
         )
 
     __hash__ = object.__hash__
+
+
+def peft_names(experts: Sequence[str]) -> dict[str, str]:
+    """What PEFT calls the wrapper of each parameter that holds its factors: those on one module lie in one another."""
+    owners = [name.rpartition(".")[0] for name in experts]
+    return {
+        name: owner + ".base_layer" * owners[i + 1 :].count(owner)
+        for i, (name, owner) in enumerate(zip(experts, owners, strict=True))
+    }
+
+
+def per_expert(
+    a: Float[Tensor, "expert*rank inputs"], b: Float[Tensor, "outputs rank*expert"], rank: int
+) -> tuple[Float[Tensor, "expert rank inputs"], Float[Tensor, "expert outputs rank"]]:
+    """Views of the factors of a parameter in PEFT's layout, in which A has a block for each expert and B a stripe."""
+    return a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
+
+
+def _tensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file: the length of a JSON header, the header, the tensors."""
+    tensors = load(data)
+    return tensors, json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
 
 
 @contextmanager

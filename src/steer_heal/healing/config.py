@@ -78,6 +78,8 @@ class HealConfig:
         target_modules: Linear layers that get adapters, by the last parts of their names such as q_proj or mlp.up_proj;
             empty: all of the band that can be adapted and exported.
         exclude_modules: Linear layers that get none, named likewise.
+        experts: Adapt experts' weights that lie in one parameter too, at rank r for each expert: many times the factors
+            and memory, for no better a heal where it was tried. Both lists may name them, as experts.down_proj.
         lr: Peak learning rate of AdamW.
         betas: AdamW's averaging factors; 0.999 would not warm up within a heal's few hundred steps.
         weight_decay: Decoupled weight decay of A and B, per step as a multiple of the learning rate.
@@ -129,6 +131,7 @@ class HealConfig:
     lora_layers: tuple[float, float] = (0.2, 0.8)
     target_modules: tuple[str, ...] = ()
     exclude_modules: tuple[str, ...] = ()
+    experts: bool = False
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0

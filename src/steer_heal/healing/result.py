@@ -96,9 +96,10 @@ class Healed:
                 f"the held-out {what} rose while the training {what} fell: overfitted; fewer epochs or more completions"
             )
         if (share := figures.get("reach", 1.0)) < REACHES_LITTLE:
+            what = "tensors" if self.config.experts else "experts (but for --experts) and other tensors"
             lines.append(
-                f"adapters reach {share:.2f} of the weights in their blocks: experts and other tensors that are no "
-                "linear layers stay as they are"
+                f"adapters reach {share:.2f} of the weights in their blocks: {what} that are no linear layers stay as "
+                "they are"
             )
         kept, last = (self.epochs[at] for at in (int(figures["kept_epoch"]), -1))
         if kept is not last:

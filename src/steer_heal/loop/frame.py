@@ -32,7 +32,7 @@ from steer_heal.processes import count, first
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 
-MODEL_OPTIONS = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
+MODEL_OPTIONS = ("dtype", "load_in", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
 FAST_NOTE = "fast dev run: every stage is exercised, the numbers mean nothing"
 
 

@@ -39,6 +39,7 @@ from steer_heal.loop import steps
 from steer_heal.loop.kinds import CHECKED, captured_kind
 from steer_heal.loop.steps import Round, Run, Setting
 from steer_heal.model import LM
+from steer_heal.model.structure import full_weight
 from steer_heal.statistics import Estimate
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor, Trait, default_trait
@@ -245,7 +246,7 @@ def must_block_adapter(lm: LM, size: float = 1.0, rank: int = 8, seed: int = 0) 
     for name in linear_names(lm, (0.2, 0.8)):
         module = lm.base.get_submodule(name)
         transposed = type(module).__name__ == "Conv1D"
-        weight = module.weight.detach().float().cpu()
+        weight = full_weight(lm.base, name).float().cpu()
         outputs, inputs = weight.T.shape if transposed else weight.shape
         a[name] = torch.randn(rank, inputs, generator=generator)
         drawn = torch.randn(outputs, rank, generator=generator)

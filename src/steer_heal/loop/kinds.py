@@ -60,6 +60,7 @@ def healed_kind(config: HealConfig) -> Kind[tuple[Healed, dict]]:
         facts = {
             "beside": beside,
             "adapter": [adapter.rank, adapter.alpha, adapter.base_model, adapter.fan_in_fan_out],
+            "experts": [list(adapter.experts), adapter.experts_transposed],
             "story": [[dict(s) for s in healed.steps], [dict(e) for e in healed.epochs]],
             "figures": [dict(healed.figures), dict(healed.lam), dict(healed.tau)],
         }
@@ -69,7 +70,8 @@ def healed_kind(config: HealConfig) -> Kind[tuple[Healed, dict]]:
     def together(facts: Mapping, tensors: Mapping[str, Tensor]) -> tuple[Healed, dict]:
         a, b = ({n[2:]: t for n, t in sorted(tensors.items()) if n.startswith(side)} for side in ("a.", "b."))
         steps, epochs = facts["story"]
-        adapter = Adapter(a, b, *facts["adapter"])
+        experts, transposed = facts["experts"]
+        adapter = Adapter(a, b, *facts["adapter"], tuple(experts), transposed)
         return Healed(adapter, config, tuple(steps), tuple(epochs), *facts["figures"]), facts["beside"]
 
     return tensors_kind(apart, together)

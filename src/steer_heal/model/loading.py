@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import torch
@@ -20,6 +21,7 @@ import torch
 from steer_heal.arguments import ELSEWHERE, checked
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM, verified
+from steer_heal.model.memory import LoadIn, packing
 from steer_heal.model.names import check_name
 from steer_heal.model.soundness import RANGES, check_files, check_numbers, check_records
 from steer_heal.model.tiny import tiny_random
@@ -38,6 +40,7 @@ def load(
     name: Annotated[str | Path, ELSEWHERE],
     *,
     dtype: str = "auto",
+    load_in: LoadIn | None = None,
     device: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -49,6 +52,7 @@ def load(
     Args:
         name: `pocket` (embedded), `tiny-random` (built in memory), a folder, or a hub id.
         dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 for embedded models and on a CPU, else as stored.
+        load_in: `4bit` or `8bit`: pack the linear layers with bitsandbytes while they are read (see `packing`).
         device: `cpu`, `cuda`, `mps`, or `auto`: the accelerator when there is one.
         attn_implementation: passed to transformers (`sdpa`, `eager`, `flash_attention_2`); None is its default.
         trust_remote_code: run Python code that comes with a hub model. Off unless asked for.
@@ -67,10 +71,10 @@ def load(
     dtype = resolve_dtype(dtype, where, embedded=name in EMBEDDED)
     if name == "tiny-random":
         model, tokenizer = tiny_random()
-        model = model.to(where, dtype).eval()
+        model = model.to(where, dtype).eval() if load_in is None else _packed(model, load_in, dtype, where)
     else:
         source = WEIGHTS if name == "pocket" else name
-        model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code)
+        model, tokenizer = load_pretrained(source, name, dtype, where, attn_implementation, trust_remote_code, load_in)
     set_sampling(model, temperature, top_p)
     with usable(name):
         return verified(LM(model, tokenizer, name))  # an unsupported layout is an error here, not in a run
@@ -121,7 +125,23 @@ def read_config(source, name: str, trust_remote_code: bool):
     return config
 
 
-def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | None, trust_remote_code: bool):
+def _packed(model, load_in: LoadIn, dtype, device: torch.device):
+    """A model in memory with its linear layers packed, which happens only as weights are read."""
+    how = packing(load_in, dtype)
+    with TemporaryDirectory() as folder, _without_warnings():
+        model.save_pretrained(folder)
+        return type(model).from_pretrained(folder, dtype=dtype, quantization_config=how, device_map={"": device}).eval()
+
+
+def load_pretrained(
+    source,
+    name: str,
+    dtype,
+    device: torch.device,
+    attn: str | None,
+    trust_remote_code: bool,
+    load_in: LoadIn | None = None,
+):
     """(model, tokenizer) of a folder or hub id, in evaluation mode on `device`; only safetensors are read.
 
     Raises InputError for a model that is incomplete, of another kind, or whose tokenizer is another model's.
@@ -130,6 +150,9 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
 
     config = read_config(source, name, trust_remote_code)
     _check_attention(attn, "--attn-implementation")
+    packed = {} if load_in is None else {"quantization_config": packing(load_in, dtype), "device_map": {"": device}}
+    if packed and getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"model {name!r} is quantised already: leave --load-in out")
     source = _reachable(source)
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
@@ -153,6 +176,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **packed,
         )
     if other := sorted(found["mismatched_keys"]):
         raise InputError(
@@ -170,7 +194,7 @@ def load_pretrained(source, name: str, dtype, device: torch.device, attn: str | 
             f"model {name!r}: its tokenizer has {len(tokenizer)} entries but the model only {rows}: "
             "the tokenizer belongs to another model"
         )
-    return model.to(device).eval(), tokenizer
+    return (model if packed else model.to(device)).eval(), tokenizer
 
 
 def _kind(config) -> type:

@@ -1,17 +1,25 @@
-"""What a model takes of the machine: how much memory is in use, and how many threads of the CPU.
+"""What a model takes of the machine: memory in use, weights packed into fewer bits, threads of the CPU.
 
 Knows nothing of what the model does.
 """
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from steer_heal.errors import library
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+LoadIn = Literal["4bit", "8bit"]
+PACKED = {"4bit": 0.5, "8bit": 1.0}
+"""Bytes of a packed weight."""
 
 SHORT = ("OutOfMemoryError", "DefaultCPUAllocator", "allocate memory", "not enough memory")
 MIB, GIB = 2**20, 2**30
@@ -44,6 +52,38 @@ def resident() -> int:
     if status.is_file():
         return int(status.read_text("ascii").split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_memory(device: str) -> float:
+    """Bytes that are free on a CUDA device, else in the machine; infinite where the system does not tell."""
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.mem_get_info(device)[0])
+    table = Path("/proc/meminfo")
+    if not table.is_file():
+        return float("inf")
+    rows = dict(line.split(":", 1) for line in table.read_text("ascii").splitlines())
+    return 1024.0 * int(rows["MemAvailable"].split()[0])
+
+
+def packing(load_in: LoadIn, dtype: torch.dtype | str) -> object:
+    """How transformers is to pack a model's linear layers with bitsandbytes; its head and embeddings stay as they are.
+
+    4bit is NF4 with sums in `dtype`, bfloat16 for auto (Dettmers et al. 2023, arXiv 2305.14314). 8bit is LLM.int8
+    (2208.07339) without its outlier columns: they are picked over a whole batch, so that a row's reply would hang on
+    the others. Raises InputError where bitsandbytes is not installed.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    library("bitsandbytes", "'steer-heal[quantized]'")
+    if load_in == "8bit":
+        # It says in every pass of every layer that activations are read as float16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    sums = torch.bfloat16 if dtype == "auto" else dtype
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=sums)
 
 
 def choose_threads(model: nn.Module, threads: int = 0) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from steer_heal.arguments import fits, shortened
 from steer_heal.errors import InputError
 from steer_heal.model.chat import render, shown_turns
+from steer_heal.model.structure import is_quantised, unpacked
 from steer_heal.reading import from_json, read_bytes
 
 RANGES = {
@@ -37,8 +38,10 @@ SAID = "qzx"
 
 def check_model(model: nn.Module, tokenizer: object, name: str) -> None:
     """Raises InputError for weights that are no finite numbers, and an unfit generation config or chat template."""
+    packed = {id(m.weight): m for m in model.modules() if is_quantised(m)}
     for weight, values in model.named_parameters():
-        if not bool(values.isfinite().all()):
+        layer = packed.get(id(values))  # whole numbers are always finite, their scales may not be
+        if not bool((values if layer is None else unpacked(layer)).isfinite().all()):
             raise InputError(f"model {name!r}: its weight {weight} is not finite (nan or inf): save a sound one")
     check_generation(model, name)
     if not render(tokenizer, SAID, None):

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
 
@@ -81,6 +82,27 @@ def block_states(output: object) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a linear layer's weight is packed whole numbers, as bitsandbytes has them: no number can be added to."""
+    return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+
+
+def full_weight(model: nn.Module, name: str) -> Float[Tensor, "*expert rows columns"]:
+    """A layer's weight as numbers, as `weight_of` finds it: as it is, or as its packed numbers stand for."""
+    weight, _ = weight_of(model, name)
+    return weight.detach() if weight.is_floating_point() else unpacked(bare(model.get_submodule(name)))
+
+
+def unpacked(layer: nn.Module) -> Float[Tensor, "rows columns"]:
+    """What the packed numbers of a quantised layer stand for."""
+    if (state := getattr(layer, "state", None)) is not None:  # LLM.int8, whose scales peft's helper loses on a CPU
+        scales = layer.weight.SCB if state.SCB is None else state.SCB
+        return layer.weight.data * (scales / 127)[:, None]
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(layer).detach()
+
+
 def text_config(model: nn.Module):
     """Configuration of the text part: of a multimodal model its decoder's."""
     return model.config.get_text_config(decoder=True)
@@ -130,11 +152,33 @@ def fingerprint(model: nn.Module) -> str:
     digest, sums = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.is_floating_point():
-            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter  # a process has its share
-            flat = whole.detach().reshape(-1)
-            total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
-            sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter  # a process has its share
+        flat = whole.data.reshape(-1)
+        total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
+        sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
     # One transfer for all parameters.
     digest.update(torch.cat(sums).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def weight_of(model: nn.Module, name: str) -> tuple[nn.Parameter, bool]:
+    """The weight of the module of this name, or the parameter of this name, and whether it is stored [in, out].
+
+    PEFT's wrappers are looked through. Raises AttributeError where there is neither.
+    """
+    owner, _, leaf = name.rpartition(".")
+    module = bare(model.get_submodule(owner))
+    found = getattr(module, leaf)
+    if not isinstance(found, nn.Parameter):
+        module = bare(found)
+        found = module.weight
+        if found is None:
+            raise AttributeError(f"{name} has no weight")
+    return found, isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """A module without PEFT's wrappers."""
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module

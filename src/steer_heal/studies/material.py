@@ -37,7 +37,7 @@ class Material:
 
 def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Material:
     """Load the model and trait that a configuration names."""
-    names = ("dtype", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
+    names = ("dtype", "load_in", "device", "attn_implementation", "trust_remote_code", "temperature", "top_p")
     lm = models.load(config.model_name, **{name: getattr(config, name) for name in names})
     choose_threads(lm.model, config.threads)
     trait = Trait.load(config.trait or default_trait(config.model_name))

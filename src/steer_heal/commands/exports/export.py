@@ -92,7 +92,8 @@ class Export:
     def _model(self, ledger: Ledger, target: Path) -> str:
         from steer_heal.report.pages.card import ADAPTER, BAKED, MERGED, Made, card
 
-        lm = load_model(ledger, self.device, self.trust_remote_code)
+        packed, whole = ledger.config.get("load_in"), self.merged or self.bias
+        lm = load_model(ledger, self.device, self.trust_remote_code, full_weights=whole)
         base = self.base or lm.name
         made = Made(ADAPTER, base, self.round or 0, c=self.c, licence=licence_of(base))
         if self.bias:
@@ -107,6 +108,10 @@ class Export:
         if (pick := ledger.events("end")[-1]["best_round"]) != made.number:
             print(f"round {made.number} is not the run's pick, which is {'none' if pick is None else f'round {pick}'}")
         made = self._measured(ledger, lm, stack, made)
+        if packed and whole:
+            note = f"The run's base was in {packed}, and its figures are of that; this model is of the full weights."
+            made = replace(made, notes=[*made.notes, note])
+            print(note)
         with stack.scaled(self.c):
             if self.merged:
                 made = replace(made, kind=MERGED)

@@ -20,6 +20,7 @@ from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.barriers import default_chunk
 from steer_heal.model import LM
+from steer_heal.model.structure import full_weight
 from steer_heal.statistics import paired_difference
 from steer_heal.texts.completion import Completion
 
@@ -109,20 +110,20 @@ def probe_states(
 
 @torch.no_grad()
 def intruder_directions(
-    weight: Float[Tensor, "rows columns"],
-    delta: Float[Tensor, "rows columns"],
+    weight: Float[Tensor, "*expert rows columns"],
+    delta: Float[Tensor, "*expert rows columns"],
     top: int = 10,
     limit: float = INTRUDER_COSINE,
 ) -> int:
-    """How many of the `top` left singular vectors of weight + delta are like none of the weight's own.
+    """How many of the `top` left singular vectors of weight + delta (each expert's) are like none of the weight's own.
 
     Like none: the largest |cosine| with any left singular vector of `weight` is under `limit` (Shuttleworth et al.
     2024, "LoRA vs full fine-tuning: an illusion of equivalence", arXiv 2410.21228, on forgetting). With nearly equal
     singular values the vectors of a weight are arbitrary, so compare adapters of one model only.
     """
     own = torch.linalg.svd(weight.float(), full_matrices=False).U
-    new = torch.linalg.svd(weight.float() + delta.to(weight.device).float(), full_matrices=False).U[:, :top]
-    nearest = (own.T @ new).abs().amax(0)
+    new = torch.linalg.svd(weight.float() + delta.to(weight.device).float(), full_matrices=False).U[..., :top]
+    nearest = (own.mT @ new).abs().amax(-2)
     return int((nearest < limit).sum())
 
 
@@ -130,6 +131,5 @@ def intruders(lm: LM, stack: AdapterStack, adapter: Adapter, top: int = 10) -> d
     """`intruder_directions` of an adapter's modules against the original weights, by module name."""
     with stack.unfolded():
         return {
-            name: intruder_directions(lm.base.get_submodule(name).weight, adapter.delta(name), top)
-            for name in adapter.modules
+            name: intruder_directions(full_weight(lm.base, name), adapter.delta(name), top) for name in adapter.modules
         }

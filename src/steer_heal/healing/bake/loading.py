@@ -13,6 +13,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake.stack import AdapterStack
 from steer_heal.model import LM
+from steer_heal.model.memory import LoadIn
 from steer_heal.model.names import named_by
 from steer_heal.reading import reachable
 
@@ -23,6 +24,7 @@ def load(
     c: float | None = None,
     base: str | None = None,
     dtype: str = "auto",
+    load_in: LoadIn | None = None,
     device: str = "auto",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
@@ -35,13 +37,13 @@ def load(
         name: `pocket` (embedded), `tiny-random` (built in memory), a folder, a hub id, or a folder with a LoRA adapter.
         c: factor on an adapter's delta, from -1 to 1.5: 1 (default) is as trained, 0 the base.
         base: of an adapter, instead of the one that it names.
-        dtype, device, attn_implementation, trust_remote_code, temperature, top_p: see `steer_heal.model.load`.
+        dtype, load_in, device, attn_implementation, trust_remote_code, temperature, top_p: see `steer_heal.model.load`.
 
     Raises:
         InputError: see `steer_heal.model.load`; an adapter whose base is not on this machine or another model, and a c
             or a base for a whole model.
     """
-    options = {"dtype": dtype, "device": device, "attn_implementation": attn_implementation}
+    options = {"dtype": dtype, "load_in": load_in, "device": device, "attn_implementation": attn_implementation}
     options |= {"trust_remote_code": trust_remote_code, "temperature": temperature, "top_p": top_p}
     folder = reachable(name) if isinstance(name, str | Path) else None
     if folder is None or not (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
@@ -55,5 +57,5 @@ def load(
     if Path(below).is_absolute() and not reachable(below).is_dir():
         raise InputError(f"adapter {str(name)!r}: its base {below!r} is not on this machine: name it with base=")
     lm = models.load(below, **options)
-    AdapterStack(lm.model).push(adapter, scale)  # folded for good: nobody keeps the stack
+    AdapterStack(lm.model).push(adapter, scale)  # in for good: nobody keeps the stack
     return LM(lm.model, lm.tokenizer, str(name))

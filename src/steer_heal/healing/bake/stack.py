@@ -1,4 +1,4 @@
-"""`AdapterStack`: the rounds' adapters folded into a model's weights, and taken out again bit for bit.
+"""`AdapterStack`: the rounds' adapters folded into a model's weights, or beside packed ones, and taken out again.
 
 Knows nothing of training, data or divergences.
 """
@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import EllipsisType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
+from steer_heal.healing.bake.beside import Factors, factors_of, put_beside
 from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
 from steer_heal.model.names import reference
+from steer_heal.model.structure import bare, full_weight, is_quantised, weight_of
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
 
+Held = Tensor | Factors | None
+"""What a stack puts into a module: a weight, or what is computed beside a quantised one."""
 _STACKS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[AdapterStack]] = weakref.WeakKeyDictionary()
 
 
@@ -68,6 +72,8 @@ class AdapterStack:
     The deltas are summed in round order in float64 and cast once, so no error grows with the number of rounds. The
     forward pass is plain weights, without hooks. Pristine tensors are kept by reference, never copied; the stack must
     outlive its folds, and a model can have one non-empty stack at a time.
+
+    A quantised weight takes no delta: the sum is computed beside it, exactly as `export_peft` writes it.
     """
 
     def __init__(self, model: nn.Module | LM) -> None:
@@ -78,8 +84,8 @@ class AdapterStack:
                 f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first"
             )
         self._rounds: list[tuple[Adapter, float]] = []
-        self._pristine: dict[str, Tensor] = {}
-        self._folded: dict[str, Tensor] = {}
+        self._pristine: dict[str, Held] = {}
+        self._folded: dict[str, Held] = {}
         self._depth = 0
         _STACKS[self.model] = weakref.ref(self)
 
@@ -114,11 +120,11 @@ class AdapterStack:
             self._check_module(adapter, name)
         if len({id(self._weight(name)) for name in adapter.modules}) < len(adapter.modules):
             raise InputError("the adapter changes one shared weight through two modules: adapt untied modules only")
-        before = {name: self._weight(name).data for name in adapter.modules}
+        before = {name: self._held(name) for name in adapter.modules}
         kept = self._rounds.copy(), self._pristine.copy(), self._folded.copy()
         try:
-            for name, weight in before.items():
-                self._pristine.setdefault(name, weight)
+            for name, held in before.items():
+                self._pristine.setdefault(name, held)
             self._rounds.append((adapter, dose))
             return self._refold(adapter.modules)
         except BaseException:  # whatever stops it: too little memory, Ctrl-C, a delta out of range
@@ -158,9 +164,11 @@ class AdapterStack:
             if self._depth == 0:
                 self._place(self._folded)
 
-    def summed_delta(self, name: str, device: torch.device | str = "cpu") -> Float[Tensor, "rows columns"]:
-        """Sum over rounds of dose * delta for one module, in round order, float64."""
-        parts = [dose * adapter.delta(name, device) for adapter, dose in self._rounds if name in adapter.a]
+    def summed_delta(
+        self, name: str, device: torch.device | str = "cpu", part: int | EllipsisType = ...
+    ) -> Float[Tensor, "*expert rows columns"]:
+        """Sum over rounds of dose * delta for one module (one expert: `part`), in round order, float64."""
+        parts = [dose * adapter.delta(name, device, part) for adapter, dose in self._rounds if name in adapter.a]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
@@ -224,18 +232,24 @@ class AdapterStack:
         """
         if not self._rounds:
             raise InputError("the stack is empty: there is no adapter to export")
+        return self._concatenated(sorted({name for adapter in self.adapters for name in adapter.modules}))
+
+    def _concatenated(self, names: Sequence[str]) -> Adapter:
         first, rank = self.adapters[0], sum(adapter.rank for adapter in self.adapters)
         a, b = {}, {}
-        for name in sorted({name for adapter in self.adapters for name in adapter.modules}):
-            shape = next((x.a[name].shape[1], x.b[name].shape[0]) for x in self.adapters if name in x.a)
+        for name in names:
+            like_a, like_b = next((x.a[name], x.b[name]) for x in self.adapters if name in x.a)
             rows, columns = [], []
             for adapter, dose in self._rounds:
                 # A module that a round did not train gets zeros, so that one rank serves every module.
-                rows.append(adapter.a.get(name, torch.zeros(adapter.rank, shape[0])))
-                factor = adapter.b.get(name, torch.zeros(shape[1], adapter.rank))
+                rows.append(adapter.a.get(name, like_a.new_zeros(*like_a.shape[:-2], adapter.rank, like_a.shape[-1])))
+                factor = adapter.b.get(name, like_b.new_zeros(*like_b.shape[:-1], adapter.rank))
                 columns.append((dose * adapter.scaling * factor.double()).float())
-            a[name], b[name] = torch.cat(rows), torch.cat(columns, dim=1)
-        whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out)
+            a[name], b[name] = torch.cat(rows, dim=-2), torch.cat(columns, dim=-1)
+        named = (name.replace(".base_layer", "") for name, _ in self.model.named_parameters())
+        experts = tuple(name for name in named if any(name in adapter.experts for adapter in self.adapters))
+        transposed = any(adapter.experts_transposed for adapter in self.adapters)
+        whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out, experts, transposed)
         return whole if rank <= whole.full_rank else whole.compressed(whole.full_rank)
 
     def export_merged(self, folder: str | Path, lm: LM, *, card: str | None = None) -> None:
@@ -255,23 +269,32 @@ class AdapterStack:
         """Fold the rounds into the named modules anew; None when no round is left."""
         error = intended = product = size = 0.0
         for name in names:
-            stored = self._pristine[name]
             if not any(name in adapter.a for adapter in self.adapters):
                 self._folded.pop(name, None)
-                self._weight(name).data = self._pristine.pop(name)
+                self._place({name: self._pristine.pop(name)})
                 continue
-            # MPS has no float64.
-            pristine = (stored.cpu() if stored.device.type == "mps" else stored).double()
-            wanted = self.summed_delta(name, pristine.device)
-            rounded = (pristine + wanted).to(stored.dtype)
-            if stored.isfinite().all() and not rounded.isfinite().all():
-                raise InputError(f"the adapter takes module {name} out of the range of {stored.dtype}: lower its delta")
-            change = rounded.double() - pristine
-            error += (change - wanted).square().sum().item()
-            intended += wanted.square().sum().item()
-            product += (change * wanted).sum().item()
-            size += pristine.square().sum().item()
-            self._folded[name] = rounded.to(stored.device)
+            packed = self._quantised(name)
+            stored = self._pristine[name] if packed is None else full_weight(self.model, name)
+            folded = torch.empty_like(stored)
+            # An expert at a time: in float64, all of them may not fit the memory.
+            for part in range(len(stored)) if stored.ndim == 3 else (...,):
+                # MPS has no float64.
+                pristine = (stored[part].cpu() if stored.device.type == "mps" else stored[part]).double()
+                wanted = self.summed_delta(name, pristine.device, part)
+                rounded = (pristine + wanted).to(stored.dtype)
+                if stored[part].isfinite().all() and not rounded.isfinite().all():
+                    raise InputError(f"the adapter takes {name} out of the range of {stored.dtype}: lower its delta")
+                change = wanted if packed is not None else rounded.double() - pristine
+                error += (change - wanted).square().sum().item()
+                intended += wanted.square().sum().item()
+                product += (change * wanted).sum().item()
+                size += pristine.square().sum().item()
+                folded[part] = rounded
+            if packed is None:
+                self._folded[name] = folded
+            else:
+                whole = self._concatenated([name])
+                self._folded[name] = whole.a[name].to(stored.device), whole.b[name].to(stored.device)
         self._place(self._folded)
         if not self._rounds:
             return None
@@ -279,33 +302,41 @@ class AdapterStack:
         relative = math.sqrt(intended / size) if size else 0.0
         return FoldReport(len(self) - 1, self.doses[-1], loss, gain, relative)
 
-    def _place(self, tensors: dict[str, Tensor]) -> None:
-        for name, tensor in tensors.items():
-            self._weight(name).data = tensor
+    def _quantised(self, name: str) -> nn.Linear | None:
+        """The layer of this name if its weight is packed."""
+        module = bare(self.model.get_submodule(name.rpartition(".")[0]))
+        module = bare(getattr(module, name.rpartition(".")[2]))
+        return module if is_quantised(module) else None
 
-    def _module(self, name: str) -> nn.Module:
-        module = self.model.get_submodule(name)
-        return getattr(module, "base_layer", module)
+    def _held(self, name: str) -> Held:
+        packed = self._quantised(name)
+        return self._weight(name).data if packed is None else factors_of(packed)
+
+    def _place(self, held: dict[str, Held]) -> None:
+        for name, what in held.items():
+            if (packed := self._quantised(name)) is not None:
+                put_beside(packed, what)
+            else:
+                self._weight(name).data = what
 
     def _weight(self, name: str) -> nn.Parameter:
-        return self._module(name).weight
+        return weight_of(self.model, name)[0]
 
     def _check_module(self, adapter: Adapter, name: str) -> None:
         made_for = f"the adapter (made for {adapter.base_model or 'an unnamed model'}) does not fit this model"
+        what = "parameter" if name in adapter.experts else "module"
         try:
-            module = self._module(name)
+            weight, transposed = weight_of(self.model, name)
         except AttributeError as problem:
-            raise InputError(f"{made_for}: there is no module {name} in {type(self.model).__name__}") from problem
-        weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point():
-            raise InputError(f"{made_for}: module {name} has no floating-point weight to fold into")
-        if isinstance(module, Conv1D) != adapter.fan_in_fan_out:
-            raise InputError(f"{made_for}: module {name} stores its weight the other way round (fan_in_fan_out)")
-        shape = (adapter.b[name].shape[0], adapter.a[name].shape[1])
-        if adapter.fan_in_fan_out:
-            shape = shape[::-1]
-        if tuple(weight.shape) != shape:
-            raise InputError(f"{made_for}: module {name} is {tuple(weight.shape)} here and {shape} in the adapter")
+            raise InputError(f"{made_for}: there is no {what} {name} in {type(self.model).__name__}") from problem
+        packed = self._quantised(name)
+        if packed is None and not weight.is_floating_point():
+            raise InputError(f"{made_for}: {what} {name} has no weight that an adapter can change")
+        if transposed != adapter.is_transposed(name):
+            raise InputError(f"{made_for}: {what} {name} stores its weight the other way round")
+        here = tuple(weight.shape) if packed is None else (packed.out_features, packed.in_features)
+        if here != (there := adapter.shape_of(name)):
+            raise InputError(f"{made_for}: {what} {name} is {here} here and {there} in the adapter")
 
     def _check_own(self, lm: LM | None) -> None:
         if lm is not None and lm.base is not self.model:
@@ -319,9 +350,13 @@ class AdapterStack:
         self._check_untouched()
 
     def _check_untouched(self) -> None:
-        for name, tensor in (self._pristine if self._depth else self._folded).items():
-            if self._weight(name).data_ptr() != tensor.data_ptr():
+        for name, held in (self._pristine if self._depth else self._folded).items():
+            if _place_in_memory(self._held(name)) != _place_in_memory(held):
                 raise RuntimeError(f"the weight of {name} was replaced since it was folded (model moved or reloaded)")
+
+
+def _place_in_memory(held: Held) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for tensor in ((held,) if isinstance(held, Tensor) else held or ()))
 
 
 def stack_of(model: nn.Module) -> AdapterStack | None:

@@ -28,7 +28,8 @@ from steer_heal.studies.arena.table import (
     recipe_table,
     verdict,
 )
-from steer_heal.studies.arms.running import alone, cores
+from steer_heal.studies.arms.places import cores
+from steer_heal.studies.arms.running import alone
 from steer_heal.studies.writing import Stopwatch, markdown, say, write_csv, write_page
 
 

@@ -19,6 +19,7 @@ from steer_heal.studies.arms.bar import bar_lines
 from steer_heal.studies.arms.comparing import matched, paired
 from steer_heal.studies.arms.definitions import DEFAULT_ARMS, Arm, select
 from steer_heal.studies.arms.jobs import Job, finished, make_jobs, recorded_source, source_hash, stale
+from steer_heal.studies.arms.places import On, place
 from steer_heal.studies.arms.plots import write_plots
 from steer_heal.studies.arms.reading import ArmRun, read_run
 from steer_heal.studies.arms.running import Failure, alone, minutes, run_jobs
@@ -41,8 +42,16 @@ class Arguments:
     """Further options of every run, written as --options="--option value ..."; an arm's own win over them."""
     out: Path = Path("out/arms")
     """Folder of runs (OUT/ARM_sSEED), tables and plots."""
+    on: On = "local"
+    """Where runs run: processes here, tasks of Ray, jobs of Slurm (`pip install 'steer-heal[ray]'`, `[slurm]`)."""
+    address: str | None = None
+    """Ray: the cluster, as `auto` or HOST:PORT; default one that is started here for this command."""
+    gpus: float = 0
+    """Ray: cards per run; at .25 four runs share one."""
+    slurm: tuple[str, ...] = ()
+    """Slurm: options of sbatch as KEY=VALUE, for example partition=gpu gres=gpu:1 time=2:00:00."""
     workers: int = 0
-    """Runs at a time; 0: one per core."""
+    """Runs at a time; 0: one per core, and on a cluster as many as it takes."""
     redo: bool = False
     """Make finished runs again that have other options or another source than now; without it they are refused."""
     levels: tuple[float, ...] = (0.5, 1.0, 1.5)
@@ -58,13 +67,16 @@ def arms(arguments: Arguments) -> tuple[list[Failure], str]:
     """
     common = ("--n-rounds", str(arguments.n_rounds), *shlex.split(arguments.options))
     chosen, out = select(arguments.arms, arguments.arm), arguments.out
-    if arguments.workers < 0 or not all(level > 0 for level in arguments.levels):
-        raise InputError("--workers takes 0 or more, --levels nats above 0")
+    if min(arguments.workers, arguments.gpus) < 0:
+        raise InputError("--workers and --gpus take 0 or more")
+    if not all(level > 0 for level in arguments.levels):
+        raise InputError("--levels takes nats above 0")
     jobs = make_jobs(chosen, arguments.seeds, out, common)
     failures = []
     if not arguments.tables:
         with alone(out):
-            failures = run_jobs(jobs, arguments.workers or None, arguments.redo, say)
+            where = place(arguments.on, out, arguments.workers, arguments.address, arguments.gpus, arguments.slurm)
+            failures = run_jobs(jobs, where, arguments.redo, say)
     in_order = sorted(jobs, key=lambda job: (chosen.index(job.arm), arguments.seeds.index(job.seed)))
     ledgers = {job: ledger for job in in_order if (ledger := finished(job.folder)) is not None}
     if not ledgers:

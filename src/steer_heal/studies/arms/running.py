@@ -1,12 +1,10 @@
-"""Jobs as processes: what is finished stays, what is stale is refused, what fails does not stop the rest.
+"""Jobs at a place: what is finished stays, what is stale is refused, what fails is tried once more, then reported.
 
-Knows nothing of figures. One process per core with one thread each: more threads than cores make all of them slower.
+Knows nothing of figures and of where runs run. Each has one thread: more threads than cores make all of them slower.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +15,13 @@ from steer_heal.errors import InputError
 from steer_heal.ledger import write_json
 from steer_heal.ledger.places import FolderLock
 from steer_heal.studies.arms.jobs import Job, clear, finished, missing, source_hash
+from steer_heal.studies.arms.places import POLL, REFUSED, Handle, Local, Place, Task
 
-POLL = 0.5
-"""Seconds between two looks at the running processes."""
 SAY_EVERY = 30.0
 """Seconds between progress lines while no run starts or ends."""
 DONE, STOPPED_BY_METHOD = 0, 3
 """Exit codes of a run that came to its end (see `steer_heal.run`)."""
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
 @dataclass(frozen=True)
@@ -41,37 +39,47 @@ class Failure:
 
 def run_jobs(
     jobs: Sequence[Job],
-    workers: int | None = None,
+    place: Place | None = None,
     redo: bool = False,
     say: Callable[[str], None] = print,
     command: Callable[[Job], list[str]] = Job.command,
 ) -> list[Failure]:
-    """Run what is missing, `workers` processes at a time (None: one per core); returns the runs that failed.
+    """Run what is missing at a place (None: here, one process per core); returns the runs that failed twice.
 
-    Raises InputError before anything is started when a finished run is stale (see `missing`). When interrupted, the
-    running processes are ended; the same command goes on where this one was.
+    A machine may have died or filled up, so a failure is tried once more, unless the run refused its input. Raises
+    InputError before anything is started when a finished run is stale (see `missing`). When interrupted, what is
+    running is ended; the same command goes on where this one was.
     """
-    source = source_hash()
+    source, place = source_hash(), place or Local()
     waiting = missing(jobs, source, redo)
-    workers = workers or cores()
+    at_once = place.at_once or len(waiting)
     if waiting:
-        say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished; {len(waiting)} to go, {workers} at a time")
+        say(f"{len(jobs) - len(waiting)} of {len(jobs)} runs are finished; {len(waiting)} to go, {at_once} at a time")
     clock = Clock(sum(job.n_rounds for job in waiting))
-    running: dict[Job, subprocess.Popen] = {}
+    queue, running, failed_once = list(waiting), dict[Job, Handle](), set[Job]()
     failures, ended, said, moved = [], 0, time.monotonic(), False
-    order = iter(list(waiting))
     try:
         while True:
             changed = False
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                failures += _ended(job, running.pop(job).returncode, say)
-                ended, changed = ended + 1, True
+            for job, code in [(job, handle.code()) for job, handle in running.items()]:
+                if code is None:
+                    continue
+                del running[job]
+                changed = True
+                failure = _failure(job, code, say)
+                if failure and code != REFUSED and job not in failed_once:
+                    failed_once.add(job)
+                    queue.insert(0, job)
+                    continue
+                failures += [failure] if failure else []
+                ended += 1
                 clock.settled += job.n_rounds
-            while not moved and len(running) < workers and (job := next(order, None)) is not None:
+            while queue and not moved and len(running) < at_once:
                 if moved := source_hash() != source:
                     say("the source has changed: what is running goes on, nothing new is started")
                     break
-                running[job] = _start(job, source, command)
+                job = queue.pop(0)
+                running[job] = place.submit(_task(job, source, command))
                 changed = True
             if not running:
                 break
@@ -80,10 +88,8 @@ def run_jobs(
                 say(clock.line(ended, len(waiting), running))
             time.sleep(POLL)
     finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+        for handle in running.values():
+            handle.end()
     if moved:
         raise InputError(
             f"the source changed while the arms were running, {len(waiting) - ended} runs were not started: start "
@@ -107,31 +113,25 @@ def alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start(job: Job, source: str, command: Callable[[Job], list[str]]) -> subprocess.Popen:
+def _task(job: Job, source: str, command: Callable[[Job], list[str]]) -> Task:
     job.folder.mkdir(parents=True, exist_ok=True)
     clear(job.folder)
     write_json(job.folder / "arm.json", {"arm": job.arm.name, "options": job.options, "source": source})
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with open(job.folder / "log.txt", "w", encoding="utf-8") as log:
-        return subprocess.Popen(command(job), stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **one})
+    return Task(command(job), ONE_THREAD, job.folder.resolve() / "log.txt", source)
 
 
-def _ended(job: Job, code: int, say: Callable[[str], None]) -> list[Failure]:
+def _failure(job: Job, code: int, say: Callable[[str], None]) -> Failure | None:
+    """Say how a run ended; None for one that came to its end."""
     ledger = finished(job.folder)
     if code in (DONE, STOPPED_BY_METHOD) and ledger is not None:
         end = ledger.events("end")[-1]
         say(f"{job.name}: {end['verdict']}, best round {end['best_round']}, {end['seconds']:.0f} s")
-        return []
+        return None
     log = job.folder / "log.txt"
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     failure = Failure(job.name, code, lines[-1] if lines else "it wrote nothing", log)
     say(str(failure))
-    return [failure]
+    return failure
 
 
 class Clock:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from steer_heal.errors import InputError
 from steer_heal.studies.arms.jobs import finished, make_jobs
+from steer_heal.studies.arms.places import Local
 from steer_heal.studies.arms.reading import read_run
 from steer_heal.studies.arms.running import Failure, alone, run_jobs
 from steer_heal.studies.questions import heals, models, over_rounds
@@ -145,7 +146,7 @@ def ask(arguments: Arguments) -> tuple[list[Failure], str]:
     failures, watch, runs = [], Stopwatch(), {arm.name: {} for arm in arms}
     with alone(arguments.out):
         if jobs and not arguments.tables:
-            failures = run_jobs(jobs, arguments.workers or None, arguments.redo, say)
+            failures = run_jobs(jobs, Local(arguments.workers), arguments.redo, say)
         for job in jobs:
             if (ledger := finished(job.folder)) is not None:
                 runs[job.arm.name][job.seed] = read_run(job.arm.name, job.seed, ledger)
