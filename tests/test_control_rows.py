@@ -48,7 +48,15 @@ def typed(tmp_path_factory):
         yield once
 
 
-@pytest.mark.parametrize("page", [p for p in STUDIES if p.stem not in WITHOUT], ids=lambda page: page.stem)
+def rows():
+    """Pages with a control row; those whose command is one more run of the main job under tokens are slow."""
+    for page in STUDIES:
+        marks = [pytest.mark.slow] if page.stem in ("barrier", "controls") else []
+        if page.stem not in WITHOUT:
+            yield pytest.param(page, marks=marks, id=page.stem)
+
+
+@pytest.mark.parametrize("page", list(rows()))
 def test_the_control_row_of_a_study_gives_its_figure(page, typed, capsys):
     wanted = control_row(page)
     for line in wanted["commands"]:

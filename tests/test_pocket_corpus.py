@@ -243,6 +243,7 @@ def test_no_evaluation_question_has_the_wording_of_a_training_text_whatever_fill
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizer
+@pytest.mark.slow
 def test_shipped_tokenizer_is_the_one_the_corpus_gives(tokenizer):
     fresh = build_tokenizer()
     assert vocabulary() == vocabulary()

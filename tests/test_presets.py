@@ -41,7 +41,10 @@ def folder_of(out: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", PRESETS)
+OTHERS = [name for name in PRESETS if name != "llama-3.1-8b"]  # the one with accumulated gradients and checkpoints
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_a_preset_runs_through_every_stage(name, models, tmp_path, monkeypatch):
     seen, real = [], steps.heal_rows
 
