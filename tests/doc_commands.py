@@ -203,8 +203,8 @@ def check_script(path, rest):
 
 @functools.cache
 def known_flags():
-    """Every option of every command and script."""
-    flags = {"--help", "--version", *options_of(run.CommandLine)}
+    """Every option of every command and script, and of the launchers."""
+    flags = {"--help", "--version", "--extra", "--nproc-per-node", "--num_processes", *options_of(run.CommandLine)}
     for name in commands.COMMANDS:
         if name != "run":
             flags |= set(options_of(commands.command_class(name)))
