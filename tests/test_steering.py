@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from families import FAMILIES, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import steer_heal as sh
 import steer_heal.model
 from steer_heal.errors import InputError
 from steer_heal.model import position_ids
@@ -126,6 +128,19 @@ def test_dose_zero_is_bit_identical_to_plain(tiny, vector):
             mixed = tiny.hidden_states(batch)
     assert torch.equal(zero, plain)
     assert torch.equal(mixed[[0, 2]], plain[[0, 2]]) and not torch.allclose(mixed[[1, 3]], plain[[1, 3]])
+
+
+def test_what_another_thread_steers_is_not_read_and_not_sampled(tiny, vector):
+    prompts = ["say something", "and more"]
+
+    def asked():
+        with ThreadPoolExecutor(1) as other:
+            for stage in (lambda: tiny.hidden_states(tiny.encode_chat(prompts)), lambda: sh.generate(tiny, prompts)):
+                yield other.submit(torch.no_grad()(stage)).exception()
+
+    with vector.applied(tiny.model, dose=1.0):
+        assert all("another thread is steering" in str(found) for found in asked())
+    assert list(asked()) == [None, None]
 
 
 def test_pads_are_never_steered(tiny, vector):

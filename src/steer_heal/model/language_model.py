@@ -6,7 +6,7 @@ Knows nothing of steering and training. Nothing here changes the user's tokenize
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -20,6 +20,7 @@ from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
 from steer_heal.model.soundness import check_model
 from steer_heal.model.structure import (
+    ONE_AT_A_TIME,
     Head,
     block_states,
     evaluating,
@@ -185,7 +186,9 @@ class LM:
         Without gradients, that is wherever something is measured, the model runs in evaluation mode.
         """
         positions = position_ids(batch["attention_mask"])
-        with nullcontext() if torch.is_grad_enabled() else evaluating(self.base):
+        if torch.is_grad_enabled():
+            return self.backbone(**batch, position_ids=positions, use_cache=False).last_hidden_state
+        with ONE_AT_A_TIME, evaluating(self.base):
             return self.backbone(**batch, position_ids=positions, use_cache=False).last_hidden_state
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " position"]) -> str:

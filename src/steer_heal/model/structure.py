@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,9 +60,20 @@ def unwrap(model: object) -> nn.Module:
     return inner if inner is model else unwrap(inner)
 
 
+STEERED: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""The thread whose `applied()` is open, by transformers model."""
+ONE_AT_A_TIME = threading.RLock()
+"""A batch under a vector and a pass that reads states wait for each other, whatever threads they run in."""
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block: dropout would make every figure another one; then each module's own mode."""
+    """Evaluation mode within the block: dropout would make every figure another one; then each module's own mode.
+
+    Raises InputError while another thread steers the model: its vector acts on whatever runs through it.
+    """
+    if STEERED.get(model, threading.get_ident()) != threading.get_ident():
+        raise InputError("another thread is steering this model with applied(): wait for the end of its block")
     trained = [module for module in model.modules() if module.training]
     try:
         for module in trained:

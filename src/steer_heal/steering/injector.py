@@ -5,6 +5,7 @@ Knows nothing of where a vector comes from.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,16 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from steer_heal.errors import InputError
-from steer_heal.model.structure import block_states, find_backbone, find_blocks, unwrap
+from steer_heal.model.structure import STEERED, block_states, find_backbone, find_blocks, unwrap
 
 SCOPES = ("all", "generated", "prompt")
 OPERATORS = ("add", "project_out")
-_steered: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def refuse_steered(model: nn.Module, what: str) -> None:
     """Raises InputError inside `applied()`: what is to be read of a model there would be the steering's."""
-    if unwrap(model) in _steered:
+    if unwrap(model) in STEERED:
         raise InputError(f"{what} inside applied() would read the steered model: leave the block first")
 
 
@@ -45,7 +45,7 @@ def steered(
         raise InputError(f"operator {operator!r} is unknown: use {' or '.join(OPERATORS)}")
     if type(min_token) is not int or min_token < 0:
         raise InputError(f"min_token {min_token!r}: give the index of a token, 0 for the first")
-    if base in _steered:
+    if base in STEERED:
         raise InputError("this model is steered already: leave the outer applied() first, doses would add up")
     injector = Steering(vectors, base, dose, scope, prompt_lengths, operator, positions, min_token)
     blocks = base.get_submodule(find_blocks(base))
@@ -57,8 +57,8 @@ def steered(
         hooks.callback(before.remove)
         for i in sorted(vectors):
             hooks.callback(blocks[i].register_forward_hook(injector.block_hook(i), prepend=True).remove)
-        _steered.add(base)
-        hooks.callback(_steered.discard, base)
+        STEERED[base] = threading.get_ident()
+        hooks.callback(STEERED.pop, base)
         yield injector
 
 

@@ -6,11 +6,11 @@ Knows nothing of completions.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 from steer_heal.model import LM, evaluating
+from steer_heal.model.structure import ONE_AT_A_TIME
 from steer_heal.steering import SteeringVector
 from steer_heal.texts.decoding import Decoding
 from steer_heal.texts.engines.protocol import Cut, Ids, Row
@@ -18,10 +18,6 @@ from steer_heal.texts.sampling import Sampling
 
 TICK = 1.0
 """Seconds between two reports of progress within a batch."""
-
-
-ONE_AT_A_TIME = threading.RLock()
-"""A vector steers the model for whatever runs through it, so the batch of another thread waits."""
 
 
 class TransformersEngine:
