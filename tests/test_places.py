@@ -137,7 +137,8 @@ def tables(folder):
     """arms.csv, and arms.md without the lines that tell a machine and its seconds."""
     page = (folder / "arms.md").read_text().splitlines()
     with open(folder / "arms.csv", newline="") as file:
-        return list(csv.reader(file)), [line for line in page if not line.startswith("Source ") and "python -m" not in line]
+        rows = list(csv.reader(file))
+    return rows, [line for line in page if not line.startswith("Source ") and "python -m" not in line]
 
 
 def test_tables_do_not_depend_on_where_an_arm_ran(tmp_path, monkeypatch):
