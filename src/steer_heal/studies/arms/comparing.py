@@ -96,7 +96,7 @@ def paired(runs: Sequence[ArmRun]) -> list[Paired]:
 
 def _paired(name: str, number: int | None, pairs, states: Sequence[Sequence[State]]) -> Paired:
     ranges: dict[str, tuple[float, float] | None] = {}
-    single = [compare_states([before], [after], n_boot=20) for before, after in states]  # only the values are used
+    single = [compare_states([before], [after], n_boot=100) for before, after in states]  # only the values are used
     for figure in COMPARED:
         values = [found.value for one in single if (found := getattr(one, figure)) is not None]
         ranges[figure] = (min(values), max(values)) if values else None
