@@ -4,10 +4,12 @@ import inspect
 
 import numpy as np
 import pytest
+import torch
 from healing_data import completion
 
 import steer_heal as sh
 from steer_heal.arguments import _hint, fits
+from steer_heal.config import RunConfig
 from steer_heal.errors import InputError, NotWrittenError
 
 FUNCTIONS = ("calibrate", "compare", "completion_rows", "completions_from_rows", "evaluate", "extract", "extract_pairs",
@@ -90,3 +92,38 @@ def test_a_file_that_cannot_be_written_is_one_line(lm, tmp_path):
         for path in (tmp_path, tmp_path / "no" / "such" / "file"):
             with pytest.raises(NotWrittenError, match="cannot be written"):
                 write(path)
+
+
+def on_meta(lm):
+    """The model's layout without numbers."""
+    with torch.device("meta"):
+        return type(lm.model)(lm.model.config)
+
+
+SURROUNDINGS = {
+    "meta device": lambda lm, heal: sh.wrap(on_meta(lm), lm.tokenizer),
+    "not LM": lambda lm, heal: sh.wrap(lm, lm.tokenizer),
+    "name 3": lambda lm, heal: sh.wrap(lm.model, lm.tokenizer, 3),
+    "called with": lambda lm, heal: heal(reg=lambda logp: logp.sum(-1)),
+    "ZeroDivisionError": lambda lm, heal: heal(reg=lambda logp, logq: 1 / 0),
+    "inference_mode": lambda lm, heal: torch.inference_mode()(heal)(),
+    "autocast": lambda lm, heal: torch.autocast("cpu", dtype=torch.bfloat16)(heal)(),
+}
+
+
+@pytest.mark.parametrize("said", SURROUNDINGS)
+def test_models_functions_and_modes_that_give_no_figures_are_refused_in_one_line(said, lm, data, prev):
+    def heal(**options):
+        return sh.heal(lm, data, sh.HealConfig(epochs=1, rank=2, **options), prev)
+
+    with pytest.raises(InputError, match=said) as found:
+        SURROUNDINGS[said](lm, heal)
+    assert "\n" not in str(found.value)
+    heal()
+
+
+def test_a_run_whose_adapter_fits_no_module_is_refused_before_its_folder(tmp_path):
+    config = RunConfig(reg="kl_rev", fast_dev_run=True, target_modules=("nosuch",), out=str(tmp_path / "out"))
+    with pytest.raises(InputError, match="nothing to adapt"):
+        sh.run_rounds(config)
+    assert not any(tmp_path.rglob("*.json*"))

@@ -78,6 +78,8 @@ def heal(
     """
     lm = as_lm(lm)
     refuse_steered(lm.model, "heal")
+    if torch.is_inference_mode_enabled():
+        raise InputError("heal inside torch.inference_mode() has no gradients: leave it (torch.no_grad() may stay)")
     config = config or HealConfig()
     if seed is not None:
         config = replace(config, seed=seed)

@@ -229,9 +229,13 @@ def wrap(model: nn.Module, tokenizer: object, name: str | None = None) -> LM:
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    base = unwrap(model)
+    base = model if isinstance(model, LM) else unwrap(model)
     if not isinstance(base, PreTrainedModel):
         raise InputError(f"wrap takes a causal language model of transformers, not {type(base).__name__}")
+    if any(weight.is_meta for weight in base.parameters()):
+        raise InputError("the model's weights are on the meta device, which holds no numbers: load them first")
+    if not (name is None or isinstance(name, str)):
+        raise InputError(f"name {name!r}: give a string, or None for the model's own")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(f"wrap takes the model's tokenizer, not {type(tokenizer).__name__}: AutoTokenizer loads it")
     if any("_orig_mod" in part for part, _ in base.named_modules()):

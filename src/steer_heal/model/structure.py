@@ -70,10 +70,13 @@ ONE_AT_A_TIME = threading.RLock()
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block: dropout would make every figure another one; then each module's own mode.
 
-    Raises InputError while another thread steers the model: its vector acts on whatever runs through it.
+    Raises InputError while another thread steers the model, whose vector acts on whatever runs through it, and inside
+    `torch.autocast`.
     """
     if STEERED.get(model, threading.get_ident()) != threading.get_ident():
         raise InputError("another thread is steering this model with applied(): wait for the end of its block")
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        raise InputError("inside torch.autocast figures would be of other numbers than the model's: leave its block")
     trained = [module for module in model.modules() if module.training]
     try:
         for module in trained:

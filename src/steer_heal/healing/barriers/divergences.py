@@ -98,7 +98,13 @@ def _autograd_grad(function: DivergenceFunction) -> Callable[[Tensor, Tensor, Te
     def gradient(logp: Tensor, p: Tensor, logq: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = logp.detach().requires_grad_()
-            value = function(leaf, logq)
+            try:
+                value = function(leaf, logq)
+            except (Exception, SystemExit) as problem:  # the user's code may do anything
+                raise InputError(
+                    f"divergence {_name(function)} cannot be used ({type(problem).__name__}: {problem}): it is called "
+                    "with (logp_student, logp_reference), each [position, vocab], and returns one value per position"
+                ) from problem
             _check_user_value(function, value, logp)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         # Through log-softmax: d/d logit_v = g_v - p_v sum g.
@@ -107,8 +113,12 @@ def _autograd_grad(function: DivergenceFunction) -> Callable[[Tensor, Tensor, Te
     return gradient
 
 
+def _name(function: DivergenceFunction) -> str:
+    return getattr(function, "__name__", repr(function))
+
+
 def _check_user_value(function: DivergenceFunction, value: object, logp: Tensor) -> None:
-    name = getattr(function, "__name__", repr(function))
+    name = _name(function)
     if not isinstance(value, Tensor) or value.shape != logp.shape[:1]:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"divergence {name}: it must return one value per position {tuple(logp.shape[:1])}, got {got}")

@@ -29,7 +29,7 @@ def contrast(what: str, figure: str, pairs: Sequence[tuple[State, State]], **cla
         shift = compare_states(before, after, n_boot)
         return shift.off_target[figure] if figure in shift.off_target else getattr(shift, figure)
 
-    values = tuple(read([before], [after], n_boot=20).value for before, after in pairs)  # only the values are used
+    values = tuple(read([before], [after], n_boot=100).value for before, after in pairs)  # only the values are used
     return Part(f"{UNITS.get(figure, 'nats of')} {what}", read(*zip(*pairs, strict=True)), values, **claimed)
 
 
