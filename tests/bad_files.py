@@ -79,7 +79,7 @@ def make_traits(root: Path) -> None:
         "checker_raises": toml(checker="raises:check"),
         "checker_form": toml(checker="check"),
         "long_prompt": toml(prompts=["word " * 3000]),
-        "long_context": toml(contexts=["word " * 3000]),
+        "long_context": toml(contexts=["word " * 3000, "word"]),
         "template": toml(choice_template="{promt}: {choices}"),
     }
     for name, text in files.items():

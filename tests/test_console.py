@@ -12,7 +12,7 @@ from steer_heal.ledger.clock import LEGS, Clock, duration, time_passed
 from steer_heal.model import memory
 from steer_heal.report import console
 from steer_heal.report.console import Reporter
-from steer_heal.texts import generation
+from steer_heal.texts.engines import transformers
 from steer_heal.texts.generation import generate
 
 TOOK = {"calibrate": 5.0, "capture": 2.0, "baseline": 8.0}
@@ -160,7 +160,7 @@ def test_the_live_line_says_which_round_of_what_it_belongs_to(shown):
 
 
 def test_replies_count_as_they_end_and_not_when_their_batch_does(tiny, monkeypatch):
-    monkeypatch.setattr(generation, "TICK", 0.0)
+    monkeypatch.setattr(transformers, "TICK", 0.0)
     first = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=2)
     seen = []
     again = generate(tiny, ["a"] * 40, max_new_tokens=60, seed=2, on_batch=lambda done, now: seen.append(now.done))

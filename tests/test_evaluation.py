@@ -179,7 +179,7 @@ def test_padding_and_batch_layout_do_not_change_a_score(tiny):
 def test_forty_items_take_a_handful_of_forwards_not_one_each(tiny):
     lm = oracle(tiny, lambda prompt: {"help": 0.6, "obey": 0.2})
     some = [item(str(i)) for i in range(40)]
-    score_items(lm, make_trait(some), some, "")
+    score_items(lm, make_trait(some), some, "", batch_tokens=8192)
     assert lm.model.forwards <= 8
 
 

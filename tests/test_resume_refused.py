@@ -357,7 +357,9 @@ def test_a_run_goes_on_with_its_own_threads_whatever_this_process_has(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", chosen.append)
         patch.setattr(
-            environment, "environment", lambda: {"cpu_threads": (chosen or [7])[-1], "cuda": None, **VERSIONS}
+            environment,
+            "environment",
+            lambda engine: {"cpu_threads": (chosen or [7])[-1], "cuda": None, "engine": None, **VERSIONS},
         )
         reopen(folder_of(place)).release()
     assert chosen == [1]

@@ -122,7 +122,7 @@ def test_the_option_is_checked_before_anything_runs(tmp_path):
 
 
 def test_a_trait_file_names_its_vignettes_and_its_foundations(tmp_path):
-    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c"]', "prompts": '["p"]'}
+    lines = {"name": '"t"', "pos": '"a"', "neg": '"b"', "neutral": '""', "contexts": '["c", "d"]', "prompts": '["p"]'}
     lines |= {"eval_prompts": json.dumps([str(i) for i in range(8)]), "vignettes": '"scenes.jsonl"'}
     lines |= {"vignette_up": '["care", "Liberty"]', "vignette_agreement": '"Wrong?"'}
     items = '\n[[items]]\nid="i"\nprompt="p"\nchoices=["x","y"]\ntrait="x"\n'

@@ -247,7 +247,7 @@ def peft_names(experts: Sequence[str]) -> dict[str, str]:
 
 
 def per_expert(
-    a: Float[Tensor, "expert*rank inputs"], b: Float[Tensor, "outputs rank*expert"], rank: int
+    a: Float[Tensor, "expert_rank inputs"], b: Float[Tensor, "outputs expert_rank"], rank: int
 ) -> tuple[Float[Tensor, "expert rank inputs"], Float[Tensor, "expert outputs rank"]]:
     """Views of the factors of a parameter in PEFT's layout, in which A has a block for each expert and B a stripe."""
     return a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)

@@ -38,8 +38,8 @@ class Lora:
     of the weights in the adapted blocks that belong to these modules and parameters.
     """
 
-    a: Mapping[str, Float[nn.Parameter, "expert*rank inputs"]]
-    b: Mapping[str, Float[nn.Parameter, "outputs rank*expert"]]
+    a: Mapping[str, Float[nn.Parameter, "expert_rank inputs"]]
+    b: Mapping[str, Float[nn.Parameter, "outputs expert_rank"]]
     rank: int
     alpha: float
     base_model: str

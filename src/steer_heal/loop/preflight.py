@@ -35,12 +35,13 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
     for name, texts in sampled.items():
         for text in texts:
             _check(lm, trait, name, text, trait.neutral, config.max_new_tokens)
-    if lm.chat_ids(trait.contexts[0], trait.pos) == lm.chat_ids(trait.contexts[0], trait.neg):
-        raise InputError(f"trait {trait.name}: both personas are the same tokens for {lm.name}: write them otherwise")
     if config.too_long == "error":
         for text in trait.contexts:
             for system in (trait.pos, trait.neg):
                 _check(lm, trait, "contexts", text, system, 0)
+    short = min(trait.contexts, key=len)
+    if lm.chat_ids(short, trait.pos) == lm.chat_ids(short, trait.neg):
+        raise InputError(f"trait {trait.name}: both personas are the same tokens for {lm.name}: write them otherwise")
     asked = [("items", trait, trait.items), ("off_target", trait, trait.off_target)]
     asked += [(one, replace(trait, choice_template=one), trait.items) for one in trait.held_out_choice_templates]
     for name, asking, items in asked:

@@ -117,7 +117,7 @@ class _ChunkedLosses(torch.autograd.Function):
                     rows[i][part] = torch.autograd.grad(logits, leaf, grad, retain_graph=True)[0]
             if 0 in rows:
                 rows[0][part] = torch.autograd.grad(logits, leaf, _minus_one_hot(p, target))[0]
-        norms = nll.new_zeros(1 + len(terms), n if wanted else 0)
+        norms = nll.new_zeros(1 + len(terms), n)
         for i, row in rows.items():
             norms[i] = torch.linalg.vector_norm(row, dim=-1, dtype=torch.float32)
         ctx.save_for_backward(hidden, targets)

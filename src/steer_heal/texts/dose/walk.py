@@ -78,7 +78,7 @@ class Walk:
 
 @checked
 def walk_c(
-    sample: Callable[[float, int], Sequence],
+    sample: Callable[[float, int], Sequence] | None,
     survive: Callable[[Sequence], Sequence[Judged]],
     config: DoseConfig | None = None,
     sample_together: Callable[[Plan], Sequence[Sequence]] | None = None,
@@ -87,7 +87,7 @@ def walk_c(
 
     Args:
         sample: (kappa, n) -> about n completions with every dose multiplied by kappa. It may return a few more or
-            less (a full grid of prompts and doses); what it returned is what counts.
+            less (a full grid of prompts and doses); what it returned is what counts. None with `sample_together`.
         survive: completions -> the same completions judged, each with `.kept`.
         config: see `DoseConfig`.
         sample_together: [(kappa, n), ...] -> completions per entry, all sampled in one batch; without it `sample` is
