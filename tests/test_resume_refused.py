@@ -359,7 +359,7 @@ def test_a_run_goes_on_with_its_own_threads_whatever_this_process_has(place):
         here = environment.environment
         patch.setattr(environment, "environment", lambda engine: here(engine) | {"cpu_threads": (chosen or [7])[-1]})
         reopen(folder_of(place)).release()
-    assert chosen == [1]
+    assert set(chosen) == {1}
 
 
 def test_an_environment_is_told_apart_by_what_changes_bits():
