@@ -92,8 +92,10 @@ def _top_k_grad(name: str, k: int) -> Callable[[Tensor, Tensor, Tensor], tuple[T
     return gradient
 
 
-def _autograd_grad(function: DivergenceFunction) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Gradient of a user's own divergence, by autograd inside the chunk."""
+def _autograd_grad(
+    function: DivergenceFunction, name: str
+) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Gradient of a user's own divergence, which complaints call `name`, by autograd inside the chunk."""
 
     def gradient(logp: Tensor, p: Tensor, logq: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -102,10 +104,10 @@ def _autograd_grad(function: DivergenceFunction) -> Callable[[Tensor, Tensor, Te
                 value = function(leaf, logq)
             except (Exception, SystemExit) as problem:  # the user's code may do anything
                 raise InputError(
-                    f"divergence {_name(function)} cannot be used ({type(problem).__name__}: {problem}): it is called "
+                    f"divergence {name!r} cannot be used ({type(problem).__name__}: {problem}): it is called "
                     "with (logp_student, logp_reference), each [position, vocab], and returns one value per position"
                 ) from problem
-            _check_user_value(function, value, logp)
+            _check_user_value(name, value, logp)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         # Through log-softmax: d/d logit_v = g_v - p_v sum g.
         return value.detach().float(), grad.addcmul(p, grad.sum(-1, keepdim=True), value=-1)
@@ -113,17 +115,14 @@ def _autograd_grad(function: DivergenceFunction) -> Callable[[Tensor, Tensor, Te
     return gradient
 
 
-def _name(function: DivergenceFunction) -> str:
-    return getattr(function, "__name__", repr(function))
-
-
-def _check_user_value(function: DivergenceFunction, value: object, logp: Tensor) -> None:
-    name = _name(function)
+def _check_user_value(name: str, value: object, logp: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != logp.shape[:1]:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"divergence {name}: it must return one value per position {tuple(logp.shape[:1])}, got {got}")
+        raise InputError(
+            f"divergence {name!r}: it must return one value per position {tuple(logp.shape[:1])}, got {got}"
+        )
     if not value.requires_grad:
-        raise InputError(f"divergence {name}: its value does not depend on the student's log-probabilities")
+        raise InputError(f"divergence {name!r}: its value does not depend on the student's log-probabilities")
 
 
 @dataclass(frozen=True)
@@ -159,4 +158,5 @@ def resolve_reg(reg: str | DivergenceFunction, kl_top_k: int = 0) -> Divergence 
             return DIVERGENCES[reg]
         return Divergence(f"{reg}_top{kl_top_k}", top_k(DIVERGENCES[reg].value, kl_top_k), _top_k_grad(reg, kl_top_k))
     function = user_divergence(reg, kl_top_k)
-    return Divergence(getattr(function, "__name__", "user"), function, _autograd_grad(function))
+    name = reg if isinstance(reg, str) else getattr(function, "__name__", "user")
+    return Divergence(name, function, _autograd_grad(function, name))
