@@ -18,7 +18,7 @@ from typing import Annotated
 
 import torch
 
-from steer_heal.arguments import ELSEWHERE, checked
+from steer_heal.arguments import ELSEWHERE, checked, shortened
 from steer_heal.errors import InputError
 from steer_heal.model.language_model import LM, verified
 from steer_heal.model.memory import LoadIn, packing
@@ -157,6 +157,8 @@ def load_pretrained(
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"model {name!r} is an encoder-decoder: use a decoder-only causal language model")
     made_as = getattr(config, "architectures", None) or ()
+    if not isinstance(made_as, list | tuple):
+        raise InputError(f"model {name!r}: its config has architectures {shortened(made_as)}: give a list of names")
     if made_as and all(str(kind).endswith(ENCODERS) for kind in made_as):
         raise InputError(f"model {name!r} is an encoder ({made_as[0]}): use a decoder-only causal language model")
     if Path(source).is_dir():
