@@ -380,7 +380,7 @@ def test_a_model_with_another_value_is_refused_or_can_be_used(sound, model):
 
 @pytest.mark.slow
 def test_a_model_with_any_other_value_is_refused_or_can_be_used(sound, model):
-    assert try_mutations(sound, model, 1.0)[0] >= 50
+    assert try_mutations(sound, model, 1.0)[0] >= 45
 
 
 def test_a_trait_of_stories_and_a_chat_model_do_not_go_together(tiny, lm):
