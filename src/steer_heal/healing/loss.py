@@ -64,9 +64,10 @@ class Task:
 
 
 def late_terms(task: Task, fired: float) -> set[int]:
-    """Terms of `position_losses` that hardly any row will ask a gradient of: an nll that nothing is learnt from, and
+    """Terms of `position_losses` of which hardly any row will ask a gradient.
 
-    barriers with a hinge, unless a third of the rows of the step before, share `fired`, were over budget.
+    These are an nll that nothing is learnt from, and hinged barriers, unless a third of the rows of the step before
+    (`fired` is their share) were over budget.
     """
     unlearnt = {0} if task.teacher and not task.config.token_weight else set()
     idle = task.config.lam_mode != "budget" and fired < 1 / 3
@@ -86,10 +87,10 @@ def backward_step(
     """
     config = task.config
     # Rows of similar length share a forward pass; which ones do does not change the sum.
-    size = min(config.batch_size, -(-len(rows) // count()))
+    size, late = min(config.batch_size, -(-len(rows) // count())), late_terms(task, fired)
 
     def backward(micro: Sequence[int]) -> dict[str, Tensor]:
-        losses, lengths = completion_losses(task, micro, late_terms(task, fired))
+        losses, lengths = completion_losses(task, micro, late)
         by_row = row_losses(task, micro, losses, lengths, lam, config.lam_mode, len(rows))
         loss = by_row.pop("loss")
         outputs = [losses.nll, losses.divergence] if len(losses.divergence) else [losses.nll]

@@ -64,7 +64,8 @@ def length_batches(
     lm: LM, lengths: Sequence[int], batch_tokens: int | None = None, max_rows: int = 256
 ) -> Iterator[list[int]]:
     """Row indices sorted by length, in batches of at most `batch_tokens` padded tokens; None: `BATCH_TOKENS`."""
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(lm.device.type, 8192)
+    if batch_tokens is None:
+        batch_tokens = BATCH_TOKENS.get(lm.device.type, 8192)
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (lengths[i] * (len(batch) + 1) > batch_tokens or len(batch) >= max_rows):

@@ -20,10 +20,7 @@ class BakeBench(Sizes):
 
 
 def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
-    """Arms of `bake`: twelve forward passes of one completion, plain, with baked rounds, with copied-in rounds, and
-
-    through the adapter that an export would write.
-    """
+    """Arms of `bake`: twelve forward passes of one completion, plain or with rounds baked, copied in or exported."""
     from peft import PeftModel
 
     arms: dict[str, Arm] = {}

@@ -54,12 +54,11 @@ def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
 @contextmanager
 def step_arms(sizes: Sizes) -> Iterator[dict[str, Arm]]:
-    """Arms of one optimiser step's gradient on the same rows: with the barrier, no row over its budget or every row,
+    """Arms of one optimiser step's gradient on the same rows, with the barrier and without.
 
-    plain nll, and bare.
-
-    *bare* is what any trainer pays at least: a forward pass through the same LoRA layers with the model's own logits at
-    every position, the mean cross-entropy of the completions, and its gradient.
+    *kl_rev* has no row over its budget, *over* has every row over it. *bare* is what any trainer pays at least: a
+    forward pass through the same LoRA layers with the model's own logits at every position, the mean cross-entropy of
+    the completions, and its gradient.
     """
     lm, rows, _ = make(sizes)
     states, picked = reference_states(lm, rows), range(min(config_of(sizes).batch_size, len(rows)))
