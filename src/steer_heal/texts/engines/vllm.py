@@ -187,7 +187,7 @@ def started(lm: LM, folder: str):
     try:
         return LLM(**options)
     except Exception as problem:
+        said = (str(problem) or type(problem).__name__).splitlines()[0][:200]
         raise InputError(
-            f"engine vllm does not start with {lm.name} ({str(problem).splitlines()[0][:200]}): see what it printed, "
-            "or use --engine transformers"
+            f"engine vllm does not start with {lm.name} ({said}): see what it printed, or use --engine transformers"
         ) from problem
