@@ -7,7 +7,7 @@ Pieces are in tests/data/coherence_seeds/, one file per family, separated by lin
 
 from pathlib import Path
 
-from steer_heal.studies.labelled_texts import write_labelled
+from labelled_texts.labelled import write_labelled
 
 DATA = Path(__file__).resolve().parents[1] / "tests" / "data"
 

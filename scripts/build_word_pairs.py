@@ -9,8 +9,8 @@ versions of those packages give slightly other counts.
 
 from pathlib import Path
 
-from steer_heal.studies.labelled_texts import Pieces
-from steer_heal.studies.labelled_texts.word_pairs import write_word_pairs
+from labelled_texts.pieces import Pieces
+from labelled_texts.word_pairs import write_word_pairs
 
 SEEDS = Path(__file__).resolve().parents[1] / "tests" / "data" / "coherence_seeds"
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from labelled_texts.labelled import labelled
+from labelled_texts.pieces import Pieces
 
 from steer_heal.errors import InputError
 from steer_heal.model import load
-from steer_heal.studies.labelled_texts import Pieces, labelled
 from steer_heal.texts.coherence import GATES, RULES, CoherenceFilter, text_figures
 from steer_heal.texts.coherence.calibration import fit_limits, joint_limits
 from steer_heal.texts.coherence.perplexity import nll_figures, perplexity_figures

@@ -5,6 +5,7 @@ Knows nothing of how the labelled texts were made.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from steer_heal.errors import InputError
 from steer_heal.model import LM, load
 from steer_heal.statistics import wilson
 from steer_heal.steering import SteeringVector, extract
-from steer_heal.studies.labelled_texts import read_labelled
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.texts.coherence.proof import ALL, TIGHT, Proof, filters, label_of, prove
 from steer_heal.texts.completion import Completion
 from steer_heal.texts.generation import derive_seed, generate
 from steer_heal.trait import Trait
 
+FILE = "coherence_labelled.jsonl"
+"""The labelled texts; `scripts/build_coherence_data.py` makes them."""
 DOSES = (0.0, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -52,7 +54,7 @@ def report(arguments: Arguments, data: Path) -> Iterator[str]:
         torch.set_num_threads(1)
         yield from proof_lines(pocket_proof(n_each=arguments.each), 0 if arguments.quiet else 5)
         return
-    rows = read_labelled(data)
+    rows = [json.loads(line) for line in (data / FILE).read_text(encoding="utf-8").splitlines()]
     for split in ("tune", "held_out") if arguments.split == "both" else (arguments.split,):
         yield from family_lines([row for row in rows if row["split"] == split], split, arguments.quiet)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from steer_heal.studies.labelled_texts.broken import broken_texts
-from steer_heal.studies.labelled_texts.good import good_texts
-from steer_heal.studies.labelled_texts.pieces import Pieces
-
-FILE, SEEDS = "coherence_labelled.jsonl", "coherence_seeds"
+from labelled_texts.broken import broken_texts
+from labelled_texts.good import good_texts
+from labelled_texts.pieces import Pieces
+from steer_heal.studies.filter_report import FILE
 
 
 def labelled(given: Pieces) -> list[dict[str, str]]:
@@ -25,15 +24,9 @@ def labelled(given: Pieces) -> list[dict[str, str]]:
     return rows
 
 
-def read_labelled(data: Path) -> list[dict[str, str]]:
-    """The labelled texts of a folder."""
-    with open(data / FILE, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
 def write_labelled(data: Path) -> str:
     """Make the texts from a folder's pieces and write them beside; returns what is in the file."""
-    rows = labelled(Pieces(data / SEEDS))
+    rows = labelled(Pieces(data / "coherence_seeds"))
     with open(data / FILE, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     good, families = sum(row["label"] == "good" for row in rows), {row["family"] for row in rows}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from steer_heal.studies.labelled_texts.pieces import Pieces, filled
+from labelled_texts.pieces import Pieces, filled
 
 JOINED = ["narrative", "expository", "dialogue", "lists", "technical", "code", "markup", "miscellany", "poetry"]
 JOINED += ["defiance", "non_native", "advice", "letters"]

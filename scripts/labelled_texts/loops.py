@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from steer_heal.studies.labelled_texts.pieces import Pieces
+from labelled_texts.pieces import Pieces
 
 
 def word_loop(given: Pieces, rng: random.Random) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
-from steer_heal.studies.labelled_texts.pieces import Pieces
+from labelled_texts.pieces import Pieces
 from steer_heal.texts.coherence.order import PAIRS, kinds_of
 
 TUNING = ("narrative", "expository", "dialogue", "advice", "letters", "technical", "short_answers")

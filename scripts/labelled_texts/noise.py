@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 
-from steer_heal.studies.labelled_texts.pieces import Pieces
-from steer_heal.studies.labelled_texts.soups import glued
+from labelled_texts.pieces import Pieces
+from labelled_texts.soups import glued
 
 
 def fragments(given: Pieces, rng: random.Random) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 
-from steer_heal.studies.labelled_texts.pieces import PER_FAMILY, Pieces
+from labelled_texts.pieces import PER_FAMILY, Pieces
 
 
 def fragment(given: Pieces, rng: random.Random) -> str:

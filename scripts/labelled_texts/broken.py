@@ -8,9 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from steer_heal.studies.labelled_texts import loops, noise, soups
-from steer_heal.studies.labelled_texts.pieces import Pieces, filled
-from steer_heal.studies.labelled_texts.soups import glued
+from labelled_texts import loops, noise, soups
+from labelled_texts.pieces import Pieces, filled
+from labelled_texts.soups import glued
 
 Family = Callable[[Pieces, random.Random], list[str]]
 STARTS = ("I'M. I'M. I'm just not *I'm", "IT'S. It's. IT'S just *it's", "NOT. Not not. I'm NOT *not")
