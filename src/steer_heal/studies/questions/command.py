@@ -5,6 +5,7 @@ Knows nothing of the method.
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,94 +19,43 @@ from steer_heal.studies.arms.running import Failure, alone, run_jobs
 from steer_heal.studies.questions import heals, models, over_rounds
 from steer_heal.studies.questions.answers import RULE, Answer, Part, table
 from steer_heal.studies.questions.definitions import ARMS, COMMON
-from steer_heal.studies.questions.over_rounds import Runs, Seeds
 from steer_heal.studies.writing import Stopwatch, say, write_page
 
 
 @dataclass(frozen=True)
 class Question:
-    """A claim of earlier work, the arms it reads, how it is answered, and over how many rounds it is about."""
+    """How a claim of earlier work is answered, the arms that are read, and over how many rounds the claim is about."""
 
-    claim: str
-    arms: tuple[str, ...]
-    answer: Callable[[Runs, Seeds, Path], list[Part]]
+    answer: Callable[..., list[Part]]
+    arms: tuple[str, ...] = ()
     rounds: int = 1
+
+    @property
+    def claim(self) -> str:
+        """The first line of what its function says of itself."""
+        first = inspect.getdoc(self.answer).splitlines()[0].removesuffix(".")
+        return first[0].lower() + first[1:]
+
+    def asked(self, **given: object) -> list[Part]:
+        """Its answer, from those of runs, seeds and folder that its function takes."""
+        return self.answer(**{name: given[name] for name in inspect.signature(self.answer).parameters})
 
 
 QUESTIONS = {
-    1: Question(
-        "over ten rounds prev as reference collapses, base holds the text",
-        ("open-kl", "prev"),
-        lambda runs, seeds, out: over_rounds.prev_or_base(runs, seeds),
-        10,
-    ),
-    2: Question(
-        "a fixed dose starves the filter as the trait grows; walk-C keeps it fed",
-        ("tokens",),
-        lambda runs, seeds, out: over_rounds.walk(runs, seeds),
-        10,
-    ),
-    3: Question(
-        "a lam that falls by round goes further at the same coherence; coherence is unimodal in lam",
-        ("open-nll", "open-kl", "ramp"),
-        lambda runs, seeds, out: heals.lam(runs, seeds),
-    ),
-    4: Question(
-        "30 contexts of the domain overfit the vector to its format, diverse ones do not",
-        (),
-        lambda runs, seeds, out: models.contexts(seeds),
-    ),
-    5: Question(
-        "a persona pair on two axes, or of unequal length, moves what it should not",
-        (),
-        lambda runs, seeds, out: models.personas(seeds),
-    ),
-    6: Question(
-        "nll front-loads the trait, then erodes it",
-        ("open-nll", "open-kl"),
-        lambda runs, seeds, out: over_rounds.nll_over_rounds(runs, seeds),
-        10,
-    ),
-    7: Question(
-        "broken text lies farther from base than sound text, so a tau exists (AUC over .9)",
-        ("open-nll",),
-        lambda runs, seeds, out: models.distance(runs, seeds),
-    ),
-    8: Question(
-        "over a loop p95 lets text go that rmse holds; max and cvar hold no less",
-        ("open-kl", "p95", "max", "cvar"),
-        lambda runs, seeds, out: over_rounds.aggregates(runs, seeds),
-    ),
-    9: Question(
-        "the original's own texts and earlier rounds' keep the loop from collapse",
-        ("open-nll", "bounded"),
-        lambda runs, seeds, out: over_rounds.bounded(runs, seeds),
-    ),
-    10: Question(
-        "in the ladder late epochs over-train: nothing more is learned, anchors are lost",
-        (),
-        lambda runs, seeds, out: heals.epochs(seeds, out),
-    ),
-    11: Question(
-        "sampled anchors are fewer than greedy ones, and not the same each time",
-        (),
-        lambda runs, seeds, out: models.anchors(seeds),
-    ),
-    12: Question(
-        "shuffled pairs carry the stance and not the text, under soft targets too",
-        ("default", "shuffled"),
-        lambda runs, seeds, out: over_rounds.shuffled(runs, seeds),
-    ),
-    13: Question(
-        "independent runs make the same change at equal trait (cosine over .5)",
-        ("tokens",),
-        lambda runs, seeds, out: models.cosines(runs, seeds),
-    ),
-    14: Question(
-        "the sound part of a text that the filter drops adds trait at no cost",
-        ("tokens",),
-        lambda runs, seeds, out: heals.masked(runs, seeds),
-    ),
+    1: Question(over_rounds.prev_or_base, ("open-kl", "prev"), 10),
+    2: Question(over_rounds.walk, ("tokens",), 10),
+    3: Question(heals.lam, ("open-nll", "open-kl", "ramp")),
+    4: Question(models.contexts),
+    5: Question(models.personas),
+    6: Question(over_rounds.nll_over_rounds, ("open-nll", "open-kl"), 10),
+    7: Question(models.distance, ("open-nll",)),
+    8: Question(over_rounds.aggregates, ("open-kl", "p95", "max", "cvar")),
+    9: Question(over_rounds.bounded, ("open-nll", "bounded")),
+    10: Question(heals.epochs),
+    11: Question(models.anchors),
+    12: Question(over_rounds.shuffled, ("default", "shuffled")),
+    13: Question(models.cosines, ("tokens",)),
+    14: Question(heals.masked, ("tokens",)),
 }
 
 
@@ -155,7 +105,7 @@ def ask(arguments: Arguments) -> tuple[list[Failure], str]:
             if not seeds:
                 say(f"question {number} has no answer: not all of {', '.join(question.arms)} are finished")
                 continue
-            parts = question.answer(runs, seeds, arguments.out)
+            parts = question.asked(runs=runs, seeds=seeds, out=arguments.out)
             rounds = min((runs[arm][seed].n_rounds for arm in question.arms for seed in seeds), default=1)
             found = Answer(number, question.claim, question.arms, tuple(seeds), tuple(parts), rounds, question.rounds)
             found.save(arguments.out / "answers")

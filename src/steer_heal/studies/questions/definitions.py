@@ -7,19 +7,8 @@ from __future__ import annotations
 
 from steer_heal.studies.arms.definitions import BUILT_IN, OPEN, WATCH, Arm
 
-COMMON = (
-    *WATCH,
-    "--n-rounds",
-    "2",
-    "--n-min",
-    "40",
-    "--walk-batch",
-    "56",
-    "--eval-items",
-    "24",
-    "--eval-replies",
-    "40",
-)
+SIZES = ("--n-rounds", "2", "--n-min", "40", "--walk-batch", "56", "--eval-items", "24", "--eval-replies", "40")
+COMMON = (*WATCH, *SIZES)
 """Small runs of which nothing is taken back: a minute and a half each on an idle core."""
 
 LONGER = ("--n-rounds", "3")

@@ -31,7 +31,7 @@ LAMS = (0.1, 1.0, 10.0)
 
 
 def lam(runs: Runs, seeds: Seeds) -> list[Part]:
-    """3. A barrier that loosens by round; and over lam, on one round's texts, coherence rises and falls again."""
+    """A lam that falls by round goes further at the same coherence; coherence is unimodal in lam."""
     found = {}
     for seed in seeds:
         setting = load_setting(runs["open-nll"][seed].folder, 0)
@@ -61,7 +61,10 @@ EPOCHS = (3, 10, 30)
 
 
 def epochs(seeds: Seeds, out: Path) -> list[Part]:
-    """10. In the ladder, without anchor rows: from the middle number of epochs on tasks gain nothing, anchors go."""
+    """In the ladder late epochs over-train: nothing more is learned, anchors are lost.
+
+    From the middle number of epochs on, without anchor rows.
+    """
     learned, kept, tasks = {}, {}, load_tasks(SURGERY)
     for number in EPOCHS:
         options = {"shares": (0.0,), "lams": (0.0,), "row_weights": ("none",), "seeds": tuple(seeds)}
@@ -97,7 +100,10 @@ ROWS, ITEMS, REPLIES = 96, 24, 40
 
 
 def masked(runs: Runs, seeds: Seeds) -> list[Part]:
-    """14. The sentences before the first broken one of a dropped text add trait, and cost no text."""
+    """The sound part of a text that the filter drops adds trait at no cost.
+
+    The part is what stands before the first broken sentence.
+    """
     found, sound, used = {}, [], []
     for seed in seeds:
         setting = load_setting(runs["tokens"][seed].folder, 0)

@@ -60,7 +60,10 @@ def steered(material: Material, pos: str, neg: str, contexts: Sequence[str], see
 
 
 def contexts(seeds: Seeds) -> list[Part]:
-    """4. Contexts of the trait's own domain fit its format: less in other formats, more text broken, at equal trait."""
+    """30 contexts of the domain overfit the vector to its format, diverse ones do not.
+
+    Compared at equal trait, in other formats and in text.
+    """
     material = load_material(RunConfig().resolved())
     trait, pairs = material.trait, []
     for seed in seeds:
@@ -79,7 +82,10 @@ IMPROPER = {
 
 
 def personas(seeds: Seeds) -> list[Part]:
-    """5. A pair on two axes, or of unequal length, moves an off-target category further, at equal trait."""
+    """A persona pair on two axes, or of unequal length, moves what it should not.
+
+    Compared at equal trait, by the off-target category that moves furthest.
+    """
     material = load_material(RunConfig().resolved())
     trait, parts = material.trait, []
     base = [State(evaluate(material.lm, replace(trait, anchors=()), seed=seed, **SIZES), None) for seed in seeds]
@@ -98,10 +104,10 @@ DOSES = (0.5, 0.75, 1.0, 1.5)
 
 
 def distance(runs: Runs, seeds: Seeds) -> list[Part]:
-    """7. A student of plain training is farther from the original on broken texts than on sound ones.
+    """Broken text lies farther from base than sound text, so a tau exists (AUC over .9).
 
-    The texts are new, on 40 prompts at each of `DOSES` of the vector that the student's rows were sampled under; broken
-    is one at least half of whose sentences are wrong, sound one that has none.
+    The student is one of plain training. The texts are new, on 40 prompts at each of `DOSES` of the vector that its
+    rows were sampled under; broken is one at least half of whose sentences are wrong, sound one that has none.
     """
     scores, broken, prompts, by_seed = {name: [] for name in AGGREGATES}, [], [], []
     for seed in seeds:
@@ -153,9 +159,13 @@ def auc_estimate(scores: Sequence[float], broken: Sequence[bool], prompts: Seque
     over, under = weights[:, is_broken], weights[:, ~is_broken]
     pairs = over.sum(1) * under.sum(1)
     values = (np.einsum("rb,bs,rs->r", over, wins, under, optimize=True) / np.maximum(pairs, 1))[pairs > 0]
-    level = tail(len(names))
-    low, high = np.quantile(values, [level, 1 - level])
-    return Estimate(float(wins.mean()), float(low), float(high), len(names))
+    return percentiles(wins.mean(), values, len(names))
+
+
+def percentiles(found: float, values: Float[np.ndarray, " resample"], n: int) -> Estimate:
+    """What was found, with the expanded percentile interval of what resamples of `n` clusters give."""
+    low, high = np.quantile(values, [tail(n), 1 - tail(n)])
+    return Estimate(float(found), float(low), float(high), n)
 
 
 DRAWS = 10
@@ -163,7 +173,7 @@ DRAWS = 10
 
 
 def anchors(seeds: Seeds) -> list[Part]:
-    """11. Sampled, the original misses anchors that it gets right greedily, and not the same ones each time."""
+    """Sampled anchors are fewer than greedy ones, and not the same each time."""
     material = load_material(RunConfig().resolved())
     lm, tasks, system = material.lm, material.trait.anchors, material.trait.neutral
 
@@ -183,7 +193,10 @@ def anchors(seeds: Seeds) -> list[Part]:
 
 
 def cosines(runs: Runs, seeds: Seeds) -> list[Part]:
-    """13. Runs of two seeds, each after the round that makes their traits most equal, made the same change."""
+    """Independent runs make the same change at equal trait (cosine over .5).
+
+    Of each pair of seeds, after the rounds that make their traits most equal.
+    """
     if len(seeds) < 2:
         raise InputError("question 13 compares runs of two seeds: give at least two")
     parts = []
@@ -224,7 +237,6 @@ def cosine_of(*students: tuple[ArmRun, int]) -> tuple[Estimate, float]:
 
 def cosine_estimate(products: Float[np.ndarray, "prompt 3"]) -> Estimate:
     """sum ab / sqrt(sum aa sum bb) over prompts' (ab, aa, bb), with an interval over resampled prompts."""
-    totals = resamples(len(products), 2000, 0) @ products
-    values, level, all_ = totals[:, 0] / np.sqrt(totals[:, 1] * totals[:, 2]), tail(len(products)), products.sum(0)
-    low, high = np.quantile(values, [level, 1 - level])
-    return Estimate(float(all_[0] / np.sqrt(all_[1] * all_[2])), float(low), float(high), len(products))
+    totals, all_ = resamples(len(products), 2000, 0) @ products, products.sum(0)
+    values = totals[:, 0] / np.sqrt(totals[:, 1] * totals[:, 2])
+    return percentiles(all_[0] / np.sqrt(all_[1] * all_[2]), values, len(products))

@@ -47,7 +47,7 @@ def since_first(runs: Runs, seeds: Seeds, arm: str, figure: str, **claimed) -> P
 
 
 def prev_or_base(runs: Runs, seeds: Seeds) -> list[Part]:
-    """1. prev loses the text that base holds, and base holds it."""
+    """Over ten rounds prev as reference collapses, base holds the text."""
     held = [(runs["open-kl"][seed].base, runs["open-kl"][seed].last) for seed in seeds]
     return [
         ends(runs, seeds, "prev", "open-kl", TEXT, above=False),
@@ -61,9 +61,10 @@ STARVES = 30
 
 
 def walk(runs: Runs, seeds: Seeds) -> list[Part]:
-    """2. At the full dose, where a walk begins, ever fewer texts survive, too few for a round; the walk finds enough.
+    """A fixed dose starves the filter as the trait grows; walk-C keeps it fed.
 
-    The first batch of a walk is what a fixed dose would get; the rounds before it had their dose walked.
+    At the full dose, where a walk begins, ever fewer texts survive, too few for a round. The first batch of a walk is
+    what a fixed dose would get; the rounds before it had their dose walked.
     """
     tried = [[e for e in Ledger.open(runs["tokens"][seed].folder).events("walk")] for seed in seeds]
     first = [walks[0] for walks in tried]
@@ -91,7 +92,7 @@ def walk(runs: Runs, seeds: Seeds) -> list[Part]:
 
 
 def ramp(runs: Runs, seeds: Seeds) -> list[Part]:
-    """3, first half. A barrier that loosens by round moves further and holds the text as well."""
+    """A barrier that loosens by round moves further and holds the text as well."""
     return [
         ends(runs, seeds, "ramp", "open-kl", TRAIT),
         ends(runs, seeds, "ramp", "open-kl", TEXT, limit=-LOSS),
@@ -99,7 +100,7 @@ def ramp(runs: Runs, seeds: Seeds) -> list[Part]:
 
 
 def nll_over_rounds(runs: Runs, seeds: Seeds) -> list[Part]:
-    """6. Without a barrier the trait comes in the first round and goes in those after it."""
+    """nll front-loads the trait, then erodes it."""
     first = [(runs["open-kl"][seed].standing(0), runs["open-nll"][seed].standing(0)) for seed in seeds]
     return [
         contrast("open-nll - open-kl, round 0", TRAIT, first),
@@ -109,7 +110,7 @@ def nll_over_rounds(runs: Runs, seeds: Seeds) -> list[Part]:
 
 
 def aggregates(runs: Runs, seeds: Seeds) -> list[Part]:
-    """8. p95 lets go of text that rmse holds; max and cvar hold no less."""
+    """Over a loop p95 lets text go that rmse holds; max and cvar hold no less."""
     return [
         ends(runs, seeds, "p95", "open-kl", TEXT, above=False),
         *(ends(runs, seeds, arm, "open-kl", TEXT, limit=-LOSS) for arm in ("max", "cvar")),
@@ -118,7 +119,7 @@ def aggregates(runs: Runs, seeds: Seeds) -> list[Part]:
 
 
 def bounded(runs: Runs, seeds: Seeds) -> list[Part]:
-    """9. With the original's texts and those of earlier rounds the loop does not collapse."""
+    """The original's own texts and earlier rounds' keep the loop from collapse."""
     return [
         ends(runs, seeds, "bounded", "open-nll", TEXT),
         since_first(runs, seeds, "bounded", TEXT, limit=-LOSS),
@@ -127,7 +128,10 @@ def bounded(runs: Runs, seeds: Seeds) -> list[Part]:
 
 
 def shuffled(runs: Runs, seeds: Seeds) -> list[Part]:
-    """12. Shuffled pairs carry the stance (within half a nat) and not the text."""
+    """Shuffled pairs carry the stance and not the text, under soft targets too.
+
+    Within half a nat.
+    """
     return [
         ends(runs, seeds, "shuffled", "default", TRAIT, limit=-0.5),
         ends(runs, seeds, "shuffled", "default", TEXT, above=False),
