@@ -18,6 +18,7 @@ from steer_heal.studies.benchmarks.loss import loss_arms
 from steer_heal.studies.benchmarks.measuring import against, peak_fresh, ratio, take_turns
 from steer_heal.studies.benchmarks.models import PRESETS, Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import history_of, naive_heal
+from steer_heal.texts.engines import compiled
 
 bench = script("bench")
 
@@ -100,10 +101,11 @@ def test_heal_and_bake_print_ratios_targets_and_memory(monkeypatch, capsys):
 # ---------------------------------------------------------------- generate, extract, filter
 
 
-def test_every_arm_of_generate_samples_exactly_the_tokens_asked_for():
-    sizes = GenerateBench(**TINY, rows=5, tokens=7, single_rows=2, static=True)
+def test_every_arm_of_generate_samples_exactly_the_tokens_asked_for(monkeypatch):
+    monkeypatch.setattr(compiled, "compiled_forward", lambda kind: kind.forward)
+    sizes = GenerateBench(**TINY, rows=5, tokens=7, single_rows=2, engines=("compiled",))
     counts = {name: arm() for name, arm in generate_arms(sizes.load(endless=True), sizes).items()}
-    assert counts == {"steered": 35, "plain": 35, "one at a time": 14, "steered, static cache": 35}
+    assert counts == {"steered": 35, "plain": 35, "one at a time": 14, "compiled": 35}
 
 
 def test_generate_refuses_to_compare_replies_that_end_by_themselves(monkeypatch):

@@ -51,8 +51,9 @@ class ModelOptions:
             model's own (its generation config), 1 where it names none.
         top_p: Sample from the likeliest tokens that hold this share of the probability (training texts:
             --text-top-p); default the model's own.
-        engine: What samples plain weights, without a dose: transformers, or vllm, faster from some hundred thousand
-            tokens on, with pip install 'steer-heal[vllm]'; its draws are others, so that texts are too.
+        engine: What samples: transformers; compiled, the same with compiled blocks, as one CUDA graph on a GPU; vllm,
+            which takes rows without a dose, faster from some hundred thousand tokens on, with pip install
+            'steer-heal[vllm]'. The draws of vllm are others, so that texts are too.
         threads: CPU threads of torch; 0: one for a model of under 20 million parameters (faster), else torch's own
             choice.
     """
@@ -66,7 +67,7 @@ class ModelOptions:
     trust_remote_code: bool = False
     temperature: float | None = None
     top_p: float | None = None
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: Literal["transformers", "compiled", "vllm"] = "transformers"
     threads: int = 0
 
 

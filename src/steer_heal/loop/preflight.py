@@ -17,6 +17,7 @@ from steer_heal.healing.config import KL_NAMES
 from steer_heal.healing.lora import check_rank, target_names
 from steer_heal.model import LM
 from steer_heal.model.chat import PERSONA_SLOT
+from steer_heal.texts.engines import engine
 from steer_heal.trait import Anchor, Trait
 from steer_heal.trait.trait import FALLBACK
 
@@ -50,7 +51,9 @@ def check_texts(lm: LM, trait: Trait, anchors: Sequence[Anchor], config: RunConf
 
 
 def check_fit(lm: LM, trait: Trait, config: RunConfig) -> None:
-    """Raises InputError for a story trait on a chat model or the other way round, and a LoRA that fits no weight."""
+    """Raises InputError for a story trait on a chat model or the other way round, a LoRA that fits no weight, and an
+    engine that cannot sample the model."""
+    engine(config.engine).check(lm)
     check_rank(lm, config.rank)
     target_names(lm, config.heal_config(config.seed))
     tells, chats = PERSONA_SLOT in trait.prompts[0], bool(getattr(lm.tokenizer, "chat_template", None))

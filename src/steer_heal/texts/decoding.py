@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.utils import ModelOutput
 
 from steer_heal.errors import InputError
 
@@ -20,6 +21,15 @@ LEAVE = 1 / 32
 """Share of a batch that must have ended before rows leave: taking them out copies the cache, as a new token does."""
 LOOK = {"cuda": 8}
 """Tokens between two looks at who has ended, where a look waits for the device; elsewhere every token."""
+
+
+Step = Callable[[PreTrainedModel, dict[str, object]], ModelOutput]
+"""A forward pass of a model over prepared inputs."""
+
+
+def eager(model: PreTrainedModel, ready: dict[str, object]) -> ModelOutput:
+    """The pass as transformers makes it."""
+    return model(**ready, return_dict=True)
 
 
 def uniforms(seed: int, n: int) -> Float[np.ndarray, " n"]:
@@ -58,11 +68,15 @@ class Decoding:
         seeds: Sequence[int] | None,
         keep_rows: Callable[[Int[Tensor, " kept"]], None],
         on_token: Callable[[], None],
+        step: Step = eager,
     ):
-        """`seeds`: of each row, None to take the most probable token. `keep_rows` hears which rows stay."""
+        """`seeds`: of each row, None to take the most probable token. `keep_rows` hears which rows stay.
+
+        `step` passes every token but the first, which comes with the prompt.
+        """
         self.ids = torch.full((rows, max_new_tokens), pad_id, device=device)
         self.n_tokens = 0
-        self.keep_rows, self.on_token = keep_rows, on_token
+        self.keep_rows, self.on_token, self.step = keep_rows, on_token, step
         drawn = None if seeds is None else np.stack([uniforms(seed, max_new_tokens) for seed in seeds])
         self.drawn = None if drawn is None else torch.from_numpy(drawn).to(device)
 
@@ -84,7 +98,7 @@ class Decoding:
             ready = model.prepare_inputs_for_generation(
                 input_ids, next_sequence_length=new, is_first_iteration=first, **inputs
             )
-            output = model(**ready, return_dict=True)
+            output = eager(model, ready) if first else self.step(model, ready)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
             scores = logits_processor(input_ids, output.logits[:, -1].float())
             if first and bool(scores.isnan().any()):

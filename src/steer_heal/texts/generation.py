@@ -147,8 +147,8 @@ def generate_requests(
             with no completions.
         sampling: temperature, top-p and top-k, where they are not to be the model's own.
         keep: where the plan of the batches and each finished batch are committed and looked up.
-        engine: what samples; where a request has a dose always transformers, which alone can steer. Hooks that a
-            caller put on the model act there alone too.
+        engine: what samples; transformers where a request has a dose and the engine cannot steer. Hooks that a
+            caller put on the model act in this process alone, so not under vllm.
 
     Raises:
         InputError: no prompts, a dose without a vector, a prompt that leaves no room for `max_new_tokens`.
@@ -172,7 +172,7 @@ def generate_requests(
             f"({lm.context_length}): shorten the prompts or lower --max-new-tokens"
         )
     order = sorted(range(len(requests)), key=lambda i: (len(ids[requests[i].prompt]), i))
-    engine = TRANSFORMERS if any(r.dose for r in requests) else engine
+    engine = engine if engine.steers or not any(r.dose for r in requests) else TRANSFORMERS
     # A batch is shared out: it has as many rows as fit all processes.
     fitting = partial(told, lambda: (batch_rows or engine.rows(lm, longest + max_new_tokens)) * count())
     rows = full = keep.once("rows", fitting, PLAIN)

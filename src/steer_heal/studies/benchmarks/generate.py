@@ -6,7 +6,8 @@ Every reply has exactly the length asked for, or with --mean-tokens ends by chan
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -16,6 +17,7 @@ from steer_heal.model import LM, text_config
 from steer_heal.steering import extract
 from steer_heal.studies.benchmarks.measuring import Race, load_at_end, spread, surroundings
 from steer_heal.studies.benchmarks.models import ModelOptions, sentences
+from steer_heal.texts.engines import engine
 from steer_heal.texts.generation import Request, generate_requests
 
 ONE_AT_A_TIME = {"cpu": 3.6, "cuda": 20.0}
@@ -38,8 +40,8 @@ class GenerateBench(ModelOptions):
     """About this mean length instead, by chance, cut at --tokens: one token id in as many ends a reply."""
     single_rows: int | None = None
     """Completions sampled one at a time; default all of them, 4 with --preset 4b."""
-    static: bool = False
-    """Also steered with a static key-value cache (uncompiled: `applied()` keeps the compiler off)."""
+    engines: tuple[str, ...] = ()
+    """Further engines: compiled samples the steered batch, vllm a plain one."""
     repeats: int = 3
     """Turns of every arm."""
 
@@ -80,12 +82,14 @@ def generate_arms(lm: LM, sizes: GenerateBench) -> dict[str, Callable[[], int]]:
     def single() -> int:
         return sum(_sampled(lm, [row], sizes.tokens) for row in ids[: sizes.singles()])
 
-    def static() -> int:
-        with vector.applied(lm.model, [r.dose for r in requests]):
-            return _sampled(lm, ids, sizes.tokens, cache_implementation="static")
+    def by(name: str) -> int:
+        sampler = engine(name)
+        asked = requests if sampler.steers else [replace(r, dose=0.0) for r in requests]
+        done = generate_requests(lm, asked, vector, max_new_tokens=sizes.tokens, batch_rows=sizes.rows, engine=sampler)
+        return sum(len(c.token_ids) for c in done)
 
     arms = {"steered": steered, "plain": plain, "one at a time": single}
-    return arms | ({"steered, static cache": static} if sizes.static else {})
+    return arms | {name: partial(by, name) for name in sizes.engines}
 
 
 @torch.no_grad()
@@ -116,8 +120,7 @@ def bench_generate(sizes: GenerateBench) -> str:
     what = "steered batched / plain one at a time, tokens/s"
     lines += race.against(what, "steered", "one at a time", gain, at_most=False)
     lines.append(f"plain batched / plain one at a time: {race.ratio('plain', 'one at a time')}")
-    if sizes.static:
-        lines.append(f"static cache / steered: {race.ratio('steered, static cache', 'steered')}")
+    lines += [f"engine {name} / steered: {race.ratio(name, 'steered')}" for name in sizes.engines]
     if lm.device.type == "cuda":
         limit = bandwidth_limit(lm, sizes, bandwidth(lm.device))
         batched = {name: median(rate) / limit for name, rate in race.wall.items() if name != "one at a time"}

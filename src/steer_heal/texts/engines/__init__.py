@@ -1,4 +1,4 @@
-"""Engines for sampling: what one is asked and gives back, and the two there are, `transformers` and `vllm`.
+"""Engines for sampling: what one is asked and gives back, and those there are: `transformers`, `compiled`, `vllm`.
 
 Knows nothing of completions and of where they are kept.
 """
@@ -26,10 +26,14 @@ def check_engine(name: str) -> None:
 
 @functools.cache
 def engine(name: str) -> Engine:
-    """The engine `transformers` or `vllm`, one of each in a process. Raises InputError like `check_engine`."""
+    """The engine of this name, one of each in a process. Raises InputError like `check_engine`."""
     check_engine(name)
     if name == "transformers":
         return TRANSFORMERS
+    if name == "compiled":
+        from steer_heal.texts.engines.compiled import CompiledEngine
+
+        return CompiledEngine()
     from steer_heal.texts.engines.vllm import VllmEngine
 
     return VllmEngine()

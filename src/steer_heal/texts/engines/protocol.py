@@ -34,10 +34,14 @@ class Row:
 class Engine(Protocol):
     """What samples rows of one call together.
 
-    `rows` says how many of so many tokens each (prompt and reply) it takes at once.
+    `steers`: it samples under a dose. `check` raises InputError for a model that it cannot sample. `rows` says how many
+    of so many tokens each (prompt and reply) it takes at once.
     """
 
     name: str
+    steers: bool
+
+    def check(self, lm: LM) -> None: ...
 
     def rows(self, lm: LM, tokens: int) -> int: ...
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from steer_heal.model import LM, evaluating
 from steer_heal.model.structure import ONE_AT_A_TIME
 from steer_heal.steering import SteeringVector
-from steer_heal.texts.decoding import Decoding
+from steer_heal.texts.decoding import Decoding, Step, eager
 from steer_heal.texts.engines.protocol import Cut, Ids, Row
 from steer_heal.texts.sampling import Sampling
 
@@ -24,6 +24,10 @@ class TransformersEngine:
     """Samples in this process, with the model itself: hooks on it and steering act."""
 
     name = "transformers"
+    steers = True
+
+    def check(self, lm: LM) -> None:
+        """Samples any."""
 
     def rows(self, lm: LM, tokens: int) -> int:
         return lm.rows_that_fit(tokens)
@@ -53,14 +57,16 @@ class TransformersEngine:
                 ticked = time.perf_counter()
 
         inputs = lm.pad_left([row.prompt_ids for row in rows])
+        step, options = self.way(lm, inputs["input_ids"].shape[1] + max_new_tokens)
         with ONE_AT_A_TIME, vector.applied(lm.model, doses) if steered else contextlib.nullcontext() as steering:
             keep_rows = steering.keep_rows if steered else lambda kept: None
             seeds = None if greedy else [row.seed for row in rows]
-            decoding = Decoding(len(rows), max_new_tokens, lm.pad_id, lm.device, seeds, keep_rows, listen)
+            decoding = Decoding(len(rows), max_new_tokens, lm.pad_id, lm.device, seeds, keep_rows, listen, step)
             try:
                 with evaluating(lm.base):
                     lm.model.generate(
                         **inputs,
+                        **options,
                         max_new_tokens=max_new_tokens,
                         repetition_penalty=1.0,
                         pad_token_id=lm.pad_id,
@@ -71,6 +77,10 @@ class TransformersEngine:
             except KeyboardInterrupt as stop:
                 raise Cut(replies()) from stop
         return replies()
+
+    def way(self, lm: LM, tokens: int) -> tuple[Step, dict[str, object]]:
+        """How a token is passed, and what `generate` is given for that, for rows of so many tokens at the end."""
+        return eager, {}
 
 
 TRANSFORMERS = TransformersEngine()

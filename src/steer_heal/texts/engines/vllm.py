@@ -53,9 +53,17 @@ class VllmEngine:
     """One vLLM for one model. Started by the first call; weights that changed reach it through a folder, no restart."""
 
     name = "vllm"
+    steers = False
 
     def __init__(self) -> None:
         self._stop()
+
+    def check(self, lm: LM) -> None:
+        """Raises InputError for weights that are not plain: an adapter beside them, or quantised ones."""
+        if any("lora_" in name for name, _ in lm.base.named_parameters()):
+            raise InputError("engine vllm samples plain weights, and an adapter lies beside these: merge it first")
+        if getattr(lm.base.config, "quantization_config", None) is not None:
+            raise InputError(f"engine vllm takes no quantised weights from {lm.name}: --engine transformers")
 
     def rows(self, lm: LM, tokens: int) -> int:
         return ROWS
@@ -95,7 +103,7 @@ class VllmEngine:
         now = fingerprint(lm.base)
         if self._model() is not lm.base:
             self._stop()
-            check_model(lm)
+            self.check(lm)
             self._folder = tempfile.TemporaryDirectory(prefix="steer-heal-engine-")
             save(lm.base, self._folder.name)
             self._llm = started(lm, self._folder.name)
@@ -138,14 +146,6 @@ def parameters(lm: LM, row: Row, max_new_tokens: int, sampling: Sampling) -> dic
         "stop_token_ids": sorted(lm.eos_ids),
         "detokenize": False,
     }
-
-
-def check_model(lm: LM) -> None:
-    """Raises InputError for weights that are not plain: an adapter beside them, or quantised ones."""
-    if any("lora_" in name for name, _ in lm.base.named_parameters()):
-        raise InputError("engine vllm samples plain weights, and an adapter lies beside these: merge it first")
-    if getattr(lm.base.config, "quantization_config", None) is not None:
-        raise InputError(f"engine vllm takes no quantised weights from {lm.name}: --engine transformers")
 
 
 def save(model: nn.Module, folder: str) -> None:
