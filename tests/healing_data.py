@@ -4,7 +4,7 @@ import torch
 
 from steer_heal.healing import HealConfig
 from steer_heal.healing.adapter import Adapter
-from steer_heal.healing.lora import injected
+from steer_heal.healing.lora import checkpoint_blocks, injected
 from steer_heal.healing.loss import Task, Term, backward_step
 from steer_heal.texts.completion import Completion
 
@@ -62,6 +62,8 @@ def gradients(lm, data, config, references, lam=0.3, weights=None):
     """(loss by row, gradient by factor) of one step over all rows, at a fixed B that is not zero."""
     with injected(lm, config, 0) as lora:
         with_b(lora)
+        if config.gradient_checkpointing == "on":
+            checkpoint_blocks(lm)
         task = task_of(lm, data, config, references, weights)
         stats = backward_step(task, lora, range(len(data)), dict.fromkeys(references, lam))
         return stats, [p.grad.clone() for p in lora.parameters]

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from healing_data import QUICK, completion
@@ -22,6 +23,7 @@ from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 from steer_heal.loop import steps
 from steer_heal.loop.frame import inputs
+from steer_heal.model import memory
 from steer_heal.processes import each, rank, together, told
 from steer_heal.texts.engines import check_engine
 from steer_heal.texts.generation import Request, generate_requests
@@ -103,6 +105,8 @@ def save_stages(folder: Path) -> int:
         except InputError as problem:
             found["failure"] = str(problem), problem.rank
         found["told"] = told(lambda: rank())
+        with mock.patch.object(memory, "free_memory", lambda device: 100.0 - 10 * int(os.environ["RANK"])):
+            found["free"] = memory.free_for(lm.base)
         mesh, halves = init_device_mesh("cpu", (2,)), steer_heal.model.load("tiny-random")
         for block in halves.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)

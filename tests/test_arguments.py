@@ -58,7 +58,7 @@ def test_a_wrong_option_says_what_to_give(name, value, words):
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    (sh.HealConfig, {"epochs": "3"}), (sh.HealConfig, {"kl_agg": 5}), (sh.HealConfig, {"gradient_checkpointing": "no"}),
+    (sh.HealConfig, {"epochs": "3"}), (sh.HealConfig, {"kl_agg": 5}), (sh.HealConfig, {"experts": "no"}),
     (sh.DoseConfig, {"target": "half"}), (sh.DoseConfig, {"batch": True}),
     (sh.Sampling, {"temperature": math.nan}), (sh.Sampling, {"top_k": 2.5}),
 ])  # fmt: skip

@@ -62,16 +62,17 @@ def test_divergence_from_the_cache_vanishes_at_b_zero_in_any_batch_layout(lm, da
         assert losses.divergence.abs().max() < 1e-6
 
 
-def test_dropout_sleeps_in_reference_and_student_whatever_mode_the_model_is_in():
-    lm = make("gpt2")
+@pytest.mark.parametrize("family", ["gpt2", "opt"])  # opt has dropout in the block itself, not in a module of it
+def test_dropout_sleeps_in_reference_and_student_whatever_mode_the_model_is_in(family):
+    lm = make(family)
     data = [completion(lm, i, 9) for i in range(6)]
     lm.model.train()
     states = {"prev": reference_states(lm, data)}
     with injected(lm, QUICK, 0):
         losses, _ = completion_losses(task_of(lm, data, QUICK, states), range(6))
-    assert losses.divergence.abs().max() < 1e-6 and lm.model.transformer.drop.training
+    assert losses.divergence.abs().max() < 1e-6 and lm.blocks[0].training
     _, want = gradients(lm, data, QUICK, states)
-    _, got = gradients(lm, data, replace(QUICK, gradient_checkpointing=True), states)
+    _, got = gradients(lm, data, replace(QUICK, gradient_checkpointing="on"), states)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -216,7 +217,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_really_recomputes(lm, da
     _, want = gradients(lm, data, QUICK, prev)
     calls = []
     lm.blocks[2].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
-    _, got = gradients(lm, data, replace(QUICK, gradient_checkpointing=True), prev)
+    _, got = gradients(lm, data, replace(QUICK, gradient_checkpointing="on"), prev)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
     assert len(calls) == 6  # three batches, forward and once more in backward
@@ -324,7 +325,7 @@ def test_the_model_is_bit_for_bit_as_before_after_a_heal(lm, data, prev):
     flags = [(m.training, dict(m.__dict__).keys()) for m in lm.model.modules()]
     wanted = [p.requires_grad for p in lm.model.parameters()]
     parameters, before, rng = list(lm.model.parameters()), bits(lm.model), torch.get_rng_state()
-    heal(lm, data, replace(QUICK, gradient_checkpointing=True), prev)
+    heal(lm, data, replace(QUICK, gradient_checkpointing="on"), prev)
     assert equal(bits(lm.model), before)
     assert [(m.training, dict(m.__dict__).keys()) for m in lm.model.modules()] == flags
     assert all(a is b for a, b in zip(lm.model.parameters(), parameters, strict=True))

@@ -86,6 +86,10 @@ def test_what_one_process_raises_all_raise(two):
     assert [found["failure"] for found in two] == [("job 1 of ['1', '2']", 1)] * 2
 
 
+def test_all_plan_with_the_least_memory_that_one_of_them_has_of_what_they_share(two):
+    assert [found["free"] for found in two] == [45, 45]
+
+
 def test_what_the_first_process_has_all_are_told(two):
     assert [found["told"] for found in two] == [0, 0]
 

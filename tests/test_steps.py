@@ -161,6 +161,20 @@ def test_the_overfit_check_puts_nats_into_the_event_and_the_console_says_what_th
     assert "Overfit check" not in capsys.readouterr().out
 
 
+def test_what_is_free_is_committed_so_that_a_heal_that_is_resumed_is_fitted_to_the_same(
+    prepared, run, tiny, monkeypatch
+):
+    now, rows = run(), [completion(tiny, i, 10) for i in range(4)]
+    for free in (1e6, 1e12):
+        monkeypatch.setattr(training, "free_for", lambda model, free=free: free)
+        steps.heal_rows(now, 0, prepared[1], walk_of(rows, now), rows)
+        (now.ledger.units.folder / "0.heal.unit").unlink()  # stopped in the midst of it
+        now.ledger.units.used.clear()
+    first, again = now.ledger.events("heal")
+    assert first["figures"]["checkpointing"] and first["figures"] == again["figures"]
+    assert any("little memory" in note for note in first["notes"]) and first["steps"] == again["steps"]
+
+
 def test_without_being_asked_for_there_is_no_overfit_check(prepared, run, tiny, monkeypatch):
     monkeypatch.setattr(training, "overfit_check", lambda *given: pytest.fail("not asked for"))
     now, rows = run(), [completion(tiny, i, 10) for i in range(8)]

@@ -116,6 +116,5 @@ def test_batches_and_their_accumulation_change_nothing(lm, taught, mode):
 
 def test_gradient_checkpointing_changes_nothing(lm, taught):
     config = replace(CONFIG, reference="both", tau_base=0.1, target_strength=1.5, target_plausibility=0.05)
-    plain, checkpointed = (healed_of(lm, taught, replace(config, gradient_checkpointing=on)) for on in (False, True))
-    assert_alike(plain, checkpointed, 1e-6)
-    assert [s["loss"] for s in plain.steps] == pytest.approx([s["loss"] for s in checkpointed.steps], abs=1e-6)
+    plain, checkpointed = (healed_of(lm, taught, replace(config, gradient_checkpointing=on)) for on in ("off", "on"))
+    assert plain.adapter == checkpointed.adapter and plain.steps == checkpointed.steps

@@ -18,6 +18,8 @@ from steer_heal.config import RunConfig, idle_options
 from steer_heal.config.presets import PRESETS, UNTRIED, Shape
 from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
+from steer_heal.healing.barriers.chunked import loss_bytes
+from steer_heal.healing.plan import Fit, fit
 from steer_heal.ledger.clock import duration
 from steer_heal.loop.gate import anchors_of
 from steer_heal.model.loading import read_config, resolve_device, usable
@@ -81,7 +83,7 @@ def count(config: RunConfig, trait: Trait, tasks: Halves) -> list[Work]:
     return [one for one in work if one.most]
 
 
-def seconds(config: RunConfig, work: list[Work], shape: Shape, speed: Speed, most: bool) -> float:
+def seconds(config: RunConfig, work: list[Work], shape: Shape, speed: Speed, fit: Fit, most: bool) -> float:
     """Rough duration: passes of decoding, and training on as many rows as the walk has to bank."""
     decoding = 0.0
     for one in work:
@@ -93,26 +95,32 @@ def seconds(config: RunConfig, work: list[Work], shape: Shape, speed: Speed, mos
     rounds = config.n_rounds * (4 if config.controls == "all" else 1)
     rows = config.n_min * (2 if most else 1) + config.accumulate
     tokens = rows * (PROMPT_TOKENS + config.max_new_tokens)
-    factor = CHECKPOINTED if config.gradient_checkpointing else 1
-    passes = rows * config.epochs / config.batch_size * 3 * shape.blocks * speed.overhead
+    factor = CHECKPOINTED if fit.checkpointing else 1
+    passes = rows * config.epochs / fit.rows * 3 * shape.blocks * speed.overhead
     training = tokens * shape.parameters * (6 * config.epochs * factor + 4) / speed.flops + passes
     return decoding + rounds * training
 
 
-def memory(config: RunConfig, shape: Shape) -> dict[str, float]:
-    """Rough bytes: weights, adapter with its optimiser, training activations, and the cache of 8 replies."""
+def memory(config: RunConfig, shape: Shape, free: float) -> tuple[dict[str, float], Fit]:
+    """Rough bytes: weights, adapter with its optimiser, training activations, and the cache of 8 replies.
+
+    Beside them how a heal's steps fit what is free.
+    """
     item, length = _item(config), PROMPT_TOKENS + config.max_new_tokens
     weights = stored_weights(shape, item, config.load_in)
     adapted = shape.blocks * (config.lora_layers[1] - config.lora_layers[0]) + 1
-    stored = 2 if config.gradient_checkpointing else 34
-    activations = config.batch_size * length * shape.width * shape.blocks * stored * item / 2
-    return {
+    block = length * shape.width * 34 * item / 2  # Korthikanti et al. 2022 (2205.05198), attention scores not kept
+    kept, recomputed = shape.blocks * block, shape.blocks * block / 17 + block
+    parts = {
         "weights": weights,
         "original weights of adapted blocks": 0 if config.load_in else weights * min(1.0, adapted / shape.blocks),
         "adapter and optimiser": 4 * 4 * config.rank * 21 * shape.width * adapted,
-        "training": activations + 5 * 2**25,
         "sampling 8 replies": 8 * 2 * shape.blocks * shape.kv_width * item * length + 8 * 8 * shape.vocabulary,
     }
+    held = sum(parts.values()) - parts["sampling 8 replies"]
+    chosen = fit(config, kept, recomputed, free - held, shape.vocabulary)
+    per_row = recomputed if chosen.checkpointing else kept
+    return parts | {"training": chosen.rows * per_row + loss_bytes(chosen.chunk, shape.vocabulary)}, chosen
 
 
 def check_out(out: str) -> None:
@@ -171,8 +179,9 @@ def show(config: RunConfig, preset: str | None, topics: Mapping[str, Sequence[st
 
 def _print_estimate(out: Console, config: RunConfig, work: list[Work], shape: Shape, device: str) -> None:
     speed = SPEEDS[device]
-    low, high = (seconds(config, work, shape, speed, most) for most in (False, True))
-    parts = memory(config, shape)
+    free = free_memory(device)
+    parts, chosen = memory(config, shape, free)
+    low, high = (seconds(config, work, shape, speed, chosen, most) for most in (False, True))
     if high > LONG:
         out.print(f"That is no job for a {device}: use an accelerator or a smaller model.")
     out.print(
@@ -185,15 +194,18 @@ def _print_estimate(out: Console, config: RunConfig, work: list[Work], shape: Sh
         + ", ".join(f"{name} {value / 1e9:.2g}" for name, value in parts.items())
         + "); sampling takes more rows where more is free."
     )
+    out.print(
+        f"A heal will have gradient checkpointing {'on' if chosen.checkpointing else 'off'}, {chosen.rows} rows in a "
+        f"pass and {chosen.chunk} positions of its loss at a time, by what is free when it begins."
+    )
     stored = {how or "as it is": stored_weights(shape, _item(config), how) for how in (None, *PACKED)}
-    free = free_memory(device)
     out.print(
         "Weights by --load-in: "
         + ", ".join(f"{how} {size / 1e9:.2g} GB" for how, size in stored.items())
         + f"; {free / 1e9:.2g} GB are free here. A run with --load-in keeps its adapters beside the weights, unfolded."
     )
     if total > free:
-        less = [] if config.gradient_checkpointing else ["--gradient-checkpointing"]
+        less = ["--gradient-checkpointing auto"] if config.gradient_checkpointing == "off" else []
         less += [f"--load-in {how}" for how in PACKED if config.load_in is None]
         out.print(f"! {total / 1e9:.2g} GB do not fit: try {', '.join(less) or 'a smaller model'}.", style="yellow")
 

@@ -33,10 +33,9 @@ class Preset:
 
 
 COMMON = {"dtype": "bfloat16", "layers": (0.45, 0.55), "walk_batch": 48, "max_new_tokens": 256}
-CHECKPOINTING = {"gradient_checkpointing": True}
 PRESETS: dict[str, Preset] = {
     "gemma-3-4b": Preset(
-        {"model": "google/gemma-3-4b-it", **COMMON, "batch_size": 4, **CHECKPOINTING},
+        {"model": "google/gemma-3-4b-it", **COMMON, "batch_size": 4},
         Shape(4.3e9, 34, 2560, 4 * 256, 262208, 131072),
         "needs an accepted licence on the hub",
     ),
@@ -46,7 +45,7 @@ PRESETS: dict[str, Preset] = {
         "thinks before it answers, and that is then what the texts hold: compare with a model that does not think",
     ),
     "llama-3.1-8b": Preset(
-        {"model": "meta-llama/Llama-3.1-8B-Instruct", **COMMON, "batch_size": 2, "grad_accum": 2, **CHECKPOINTING},
+        {"model": "meta-llama/Llama-3.1-8B-Instruct", **COMMON, "batch_size": 2, "grad_accum": 2},
         Shape(8.03e9, 32, 4096, 8 * 128, 128256, 131072),
         "needs an accepted licence on the hub",
     ),
@@ -63,6 +62,6 @@ def preset_words(name: str) -> list[str]:
         raise InputError(f"unknown preset {name!r}{nearest(name, tuple(PRESETS))}: give one of {', '.join(PRESETS)}")
     words = []
     for option, value in PRESETS[name].options.items():
-        values = value if isinstance(value, tuple) else () if value is True else (value,)
+        values = value if isinstance(value, tuple) else (value,)
         words += [f"--{option.replace('_', '-')}", *map(str, values)]
     return words

@@ -36,6 +36,7 @@ CHOICES = {
     "barrier_rows": ("all", "replay"),
     "targets": ("tokens", "teacher"),
     "keep_epoch": ("best", "last"),
+    "gradient_checkpointing": ("auto", "on", "off"),
 }
 
 
@@ -109,7 +110,7 @@ class HealConfig:
         target_top_k: Truncate the divergence from the teacher to its k likeliest tokens and a tail bucket; 0: full
             vocabulary.
         token_weight: With a teacher, the weight (0 to 1) of the sampled ids' nll beside it.
-        gradient_checkpointing: Recompute the blocks in the backward pass: less memory, about a third more time.
+        gradient_checkpointing: Recompute blocks in the backward pass (less memory, a third more time): on, off, auto.
         seed: Seed of the initial A, of the held-out split and of the order of rows.
     """
 
@@ -153,7 +154,7 @@ class HealConfig:
     target_temperature: float = 1.0
     target_top_k: int = 0
     token_weight: float = 0.0
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "auto"
     seed: int = 0
 
     __repr__ = brief

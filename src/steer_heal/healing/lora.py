@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from steer_heal.errors import InputError
@@ -273,8 +272,6 @@ def injected(lm: LM, config: HealConfig, seed: int, round: int = 0) -> Iterator[
                 bound = 1 / math.sqrt(a[name].shape[1])  # as peft: Kaiming uniform with a = sqrt(5)
                 a[name].copy_(torch.empty(a[name].shape).uniform_(-bound, bound, generator=generator))
                 b[name].zero_()
-        if config.gradient_checkpointing:
-            _checkpoint_blocks(lm)
         layout = fan_in_fan_out, tuple(experts), experts_transposed
         lora = Lora(a, b, config.rank, config.alpha, lm.name, *layout, reached)
         try:
@@ -292,12 +289,13 @@ def _wrapper(base: nn.Module, parameter: str) -> nn.Module:
     return layer
 
 
-def _checkpoint_blocks(lm: LM) -> None:
-    """Checkpoint each block. Only the block itself goes to training mode, so that no dropout inside it wakes up."""
-    for block in lm.blocks:
-        if not isinstance(block, GradientCheckpointingLayer):
-            raise InputError(f"{lm.name}: its blocks do not support gradient checkpointing: turn it off")
-        block.gradient_checkpointing = True
+def checkpoint_blocks(lm: LM) -> None:
+    """From now on each block is recomputed in the backward pass. Inside `injected`, which undoes it."""
+
+    def recomputed(forward, *given, **named):
         # The non-reentrant kind: with inputs that need no gradient the other one trains nothing.
-        block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        block.training = True
+        return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, **named)
+
+    for block in lm.blocks:
+        # Not transformers' own switch: it needs blocks in training mode, whose dropout would wake up in some families.
+        block.forward = partial(recomputed, block.forward)

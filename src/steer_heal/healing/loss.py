@@ -23,10 +23,12 @@ from steer_heal.healing.barriers import (
 )
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import Lora
-from steer_heal.healing.plan import row_factors
+from steer_heal.healing.plan import Fit, fit, row_factors
 from steer_heal.healing.references import ReferenceStates, by_completion, completion_hidden
 from steer_heal.healing.targets import Teacher
 from steer_heal.model import LM
+from steer_heal.model.depth import pick_layers
+from steer_heal.model.memory import kept_for_backward
 from steer_heal.processes import count, each, sum_gradients
 from steer_heal.texts.completion import Completion
 
@@ -51,6 +53,7 @@ class Task:
     barrier_weights: tuple[float, ...]
     nll_weights: tuple[float, ...]
     teacher: Teacher | None = None
+    fit: Fit | None = None
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -61,6 +64,19 @@ class Task:
     def row_factors(self) -> list[float]:
         """Factor of each row's token-mean nll: its weight, and what `row_weights` makes of its length."""
         return row_factors(self.lengths, self.config.row_weights, self.nll_weights)
+
+
+def fitted(task: Task, lora: Lora, free: float) -> Fit:
+    """How this task's steps fit bytes that are free, from what a pass over its longest row would keep."""
+    lm, config = task.lm, task.config
+    longest = max(task.completions, key=lambda c: len(c.prompt_ids) + len(c.token_ids))
+    kept = kept_for_backward(lambda: completion_hidden(lm, [longest]), lm.base)
+    one = (len(longest.prompt_ids) + len(longest.token_ids)) * lm.width * torch.finfo(lm.dtype).bits / 8
+    blocks = len(lm.blocks) - pick_layers(config.lora_layers, len(lm.blocks))[0]  # those before keep nothing
+    loss = (1 + len(task.terms) + bool(task.teacher)) * one
+    optimiser = 3 * 4 * sum(factor.numel() for factor in lora.parameters)
+    again = min(kept, kept / blocks + blocks * one)  # a block's inputs, and all of the one that is recomputed
+    return fit(config, kept + loss, again + loss, free - optimiser, lm.head.linear.weight.shape[0])
 
 
 def late_terms(task: Task, fired: float) -> set[int]:
@@ -87,7 +103,8 @@ def backward_step(
     """
     config = task.config
     # Rows of similar length share a forward pass; which ones do does not change the sum.
-    size, late = min(config.batch_size, -(-len(rows) // count())), late_terms(task, fired)
+    size = min(task.fit.rows if task.fit else config.batch_size, -(-len(rows) // count()))
+    late = late_terms(task, fired)
 
     def backward(micro: Sequence[int]) -> dict[str, Tensor]:
         losses, lengths = completion_losses(task, micro, late)
@@ -170,7 +187,8 @@ def completion_losses(task: Task, rows: Sequence[int], late: Collection[int] = (
     states = [term.states.rows_of(completions) for term in task.terms]
     divergence = resolve_reg(task.config.reg, task.config.kl_top_k) if task.terms else None
     target = task.teacher.at(completions) if task.teacher else None
-    return position_losses(task.lm.head, hidden, targets, states, divergence, target=target, late=late), lengths
+    chunk = task.fit and task.fit.chunk
+    return position_losses(task.lm.head, hidden, targets, states, divergence, chunk, target, late), lengths
 
 
 def step_figures(task: Task, rows: Sequence[int], stats: Mapping[str, Tensor], lam: Mapping[str, float]) -> dict:

@@ -1,4 +1,5 @@
-"""Which rows train and which are held out, which make up a step, what each weighs, and the learning rate's course.
+"""Which rows train and which are held out, which make up a step, what each weighs, and the learning rate's course;
+how a step fits the memory.
 
 Knows nothing of models and losses.
 """
@@ -7,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from steer_heal.errors import InputError
+from steer_heal.healing.barriers.chunked import LEAST_CHUNK, default_chunk, loss_bytes
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.lora import seeded
 from steer_heal.texts.completion import Completion
@@ -19,6 +22,39 @@ MIN_ROWS = 4
 """Fewest completions of a heal that keeps some of them out of training."""
 POOL_STEPS = 4
 """Optimiser steps whose rows are sorted by length together: less padding, still a new mixture each epoch."""
+ROOM = 0.8
+"""Share of the free memory that a step is planned for; gradients of activations and fragments take some too."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a step's passes fit the memory.
+
+    Attributes:
+        checkpointing: whether the blocks are recomputed in the backward pass.
+        rows: completions per forward pass.
+        chunk: positions of the loss over the vocabulary at a time.
+    """
+
+    checkpointing: bool
+    rows: int
+    chunk: int
+
+
+def fit(config: HealConfig, kept: float, recomputed: float, free: float, vocabulary: int) -> Fit:
+    """The choice for bytes that are free: checkpointing where a pass would not fit, then fewer rows, then less loss.
+
+    Args:
+        kept: bytes that a row keeps for its backward pass. recomputed: the same under checkpointing.
+    """
+    room, chunk, rows = ROOM * free, default_chunk(vocabulary), config.batch_size
+    auto = config.gradient_checkpointing == "auto" and rows * kept + loss_bytes(chunk, vocabulary) > room
+    on = auto or config.gradient_checkpointing == "on"
+    per_row = recomputed if on else kept
+    rows = max(1, int(min(rows, (room - loss_bytes(LEAST_CHUNK, vocabulary)) / per_row)))
+    while chunk > LEAST_CHUNK and rows * per_row + loss_bytes(chunk, vocabulary) > room:
+        chunk = max(LEAST_CHUNK, chunk // 2)
+    return Fit(on, rows, chunk)
 
 
 def split_rows(completions: Sequence[Completion], config: HealConfig, round: int = 0) -> tuple[list[int], list[int]]:

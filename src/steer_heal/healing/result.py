@@ -57,7 +57,8 @@ class Healed:
             distribution; `kl_NAME_before` and `kl_NAME_after`, the token-mean KL(student || NAME) on steered rows,
             whatever the barrier is, and `kl_NAME_replay_...` on the original model's own completions; `NAME_fired` and
             `NAME_ratio`, means over the steps up to the kept epoch; `rows_train`, `rows_heldout`, `steps`; `reach`, the
-            share of the weights in the adapted blocks that are in modules with an adapter.
+            share of the weights in the adapted blocks that are in modules with an adapter; what was chosen for the
+            memory, `checkpointing`, `rows` of a pass, `chunk` of the loss in positions (`plan.Fit`).
         lam: the multiplier of each barrier at the end; pass it on as `lam0` in budget mode.
         tau: the budget of each barrier in nats, also where it was given relative to the steering.
     """
@@ -84,7 +85,7 @@ class Healed:
 
     def notes(self) -> tuple[str, ...]:
         """What SHOULD have been seen and was not, and which epoch was kept if not the last, one line each."""
-        figures, lines = self.figures, []
+        figures, config, lines = self.figures, self.config, []
         key, what = ("nll", "nll") if self.config.targets == "tokens" else ("target", "divergence from the teacher")
         fell = figures[f"train_{key}_before"] - figures[f"train_{key}_after"]
         if fell <= 0:
@@ -95,6 +96,10 @@ class Healed:
             lines.append(
                 f"the held-out {what} rose while the training {what} fell: overfitted; fewer epochs or more completions"
             )
+        rows, on = int(figures.get("rows", config.batch_size)), figures.get("checkpointing", False)
+        if rows < config.batch_size or (on and config.gradient_checkpointing == "auto"):
+            again = "the blocks were recomputed in the backward pass, " if on else ""
+            lines.append(f"little memory was free: {again}{rows} rows at a time")
         if (share := figures.get("reach", 1.0)) < REACHES_LITTLE:
             what = "tensors" if self.config.experts else "experts (but for --experts) and other tensors"
             lines.append(

@@ -19,13 +19,14 @@ from steer_heal.healing.bake import stack_of
 from steer_heal.healing.barriers import scheduled_lam, update_lam
 from steer_heal.healing.config import HealConfig
 from steer_heal.healing.figures import epoch_row, heal_figures
-from steer_heal.healing.lora import Lora, injected, seeded
-from steer_heal.healing.loss import Task, Term, backward_step, held_out, measure, step_figures
+from steer_heal.healing.lora import Lora, checkpoint_blocks, injected, seeded
+from steer_heal.healing.loss import Task, Term, backward_step, fitted, held_out, measure, step_figures
 from steer_heal.healing.plan import lr_factor, split_rows, step_rows
 from steer_heal.healing.references import ReferenceStates, check_rows
 from steer_heal.healing.result import DivergedError, Healed
 from steer_heal.healing.targets import Teacher, make_teacher
 from steer_heal.model import LM, GivenLM, as_lm, check_head
+from steer_heal.model.memory import free_for
 from steer_heal.model.structure import fingerprint
 from steer_heal.steering.injector import refuse_steered
 from steer_heal.texts.completion import Completion
@@ -45,6 +46,7 @@ def heal(
     weights: Sequence[float] | None = None,
     barrier_weights: Sequence[float] | None = None,
     on_step: Callable[[dict], None] | None = None,
+    memory: float | None = None,
     seed: int | None = None,
 ) -> Healed:
     """Train one adapter on the completions; the model itself is afterwards as it was before.
@@ -69,6 +71,7 @@ def heal(
         barrier_weights: a factor per completion on its barrier (hold-outs 4x, say), times `replay_weight` where it is
             the original model's own.
         on_step: called with each row of the history, of steps (`kind` "step") and of epochs (`kind` "epoch").
+        memory: bytes that the heal plans with (`plan.fit`), None: what is free.
         seed: instead of `config.seed`.
 
     Raises:
@@ -94,6 +97,9 @@ def heal(
     train, heldout = split_rows(completions, config, round)
     lam = {term.name: _start_lam(config, term.name, round, lam0) for term in task.terms}
     with injected(lm, config, config.seed, round) as lora, torch.enable_grad():
+        task = replace(task, fit=fitted(task, lora, free_for(lm.base) if memory is None else memory))
+        if task.fit.checkpointing:
+            checkpoint_blocks(lm)
         before = measure(lm, completions, references, references.get("prev"), taught)  # B = 0: the student is prev
         steps, epochs, kept = [], [], {}
         for row in _train(task, lora, train, heldout, lam, round, before):
@@ -104,7 +110,10 @@ def heal(
                 on_step(row)
         lora.load(adapter)
         after = measure(lm, completions, references, teacher=taught)
-    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"]) | {"reach": lora.reach}
+    figures = heal_figures(task, train, heldout, before, after, steps, kept["epoch"]) | {
+        "reach": lora.reach,
+        **vars(task.fit),
+    }
     return Healed(adapter, config, tuple(steps), tuple(epochs), figures, lam, {t.name: t.tau for t in task.terms})
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from steer_heal.errors import library
+from steer_heal.processes import count, each
 
 if TYPE_CHECKING:
     import torch
@@ -59,12 +61,40 @@ def free_memory(device: str) -> float:
     if device.startswith("cuda"):
         import torch
 
-        return float(torch.cuda.mem_get_info(device)[0])
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + unused)
     table = Path("/proc/meminfo")
     if not table.is_file():
         return float("inf")
     rows = dict(line.split(":", 1) for line in table.read_text("ascii").splitlines())
     return 1024.0 * int(rows["MemAvailable"].split()[0])
+
+
+def free_for(model: nn.Module) -> float:
+    """Bytes that a model's work may plan with, the same in all processes: the least that is free for any of them."""
+    devices = {str(parameter.device) for parameter in model.parameters()}
+    sharing = 1 if all(device.startswith("cuda") for device in devices) else count()  # one machine's memory
+    return min(each(range(count()), lambda _: sum(map(free_memory, devices)) / sharing))
+
+
+def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
+    """Bytes that autograd keeps of a forward pass for its backward pass, beside the model's parameters.
+
+    Nothing is kept while it is counted, so that it takes no more memory than a pass without gradients.
+    """
+    import torch
+    from torch.multiprocessing.reductions import StorageWeakRef
+
+    sizes: dict[StorageWeakRef, int] = {}
+
+    def pack(tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        sizes[StorageWeakRef(storage)] = storage.nbytes()  # several views of one count once
+
+    own = {StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
+        forward()
+    return sum(size for storage, size in sizes.items() if storage not in own)
 
 
 def packing(load_in: LoadIn, dtype: torch.dtype | str) -> object:

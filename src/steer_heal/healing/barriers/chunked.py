@@ -17,7 +17,9 @@ from steer_heal.healing.barriers.divergences import Divergence
 from steer_heal.model import Head
 
 CHUNK_ELEMENTS = 2**23
-"""Entries of one [positions, vocabulary] chunk: 32 MiB in float32, of which about five are alive at a time."""
+"""Entries of one [positions, vocabulary] chunk: 32 MiB in float32."""
+LEAST_CHUNK = 16
+"""Positions of the smallest chunk."""
 
 
 @runtime_checkable
@@ -78,7 +80,12 @@ def position_losses(
 
 def default_chunk(vocab: int) -> int:
     """Positions per chunk such that one chunk holds about `CHUNK_ELEMENTS` entries."""
-    return max(16, min(1024, CHUNK_ELEMENTS // vocab))
+    return max(LEAST_CHUNK, min(1024, CHUNK_ELEMENTS // vocab))
+
+
+def loss_bytes(chunk: int, vocab: int) -> float:
+    """Bytes of `position_losses` over chunks of so many positions: about five float32 tensors are alive at a time."""
+    return 5.0 * 4 * chunk * vocab
 
 
 @dataclass(frozen=True)

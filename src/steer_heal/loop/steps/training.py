@@ -28,10 +28,12 @@ from steer_heal.healing import (
 )
 from steer_heal.healing.adapter import Adapter
 from steer_heal.ledger.files import whole_folder
+from steer_heal.ledger.units import PLAIN
 from steer_heal.loop.kinds import STATES, healed_kind
 from steer_heal.loop.steps.rows import shuffled_pairs
 from steer_heal.loop.steps.state import Run, Setting, contexts
 from steer_heal.model import LM
+from steer_heal.model.memory import free_for
 from steer_heal.model.structure import fingerprint
 from steer_heal.steering import SteeringVector
 from steer_heal.steering.direction import mean_states, state_shift
@@ -50,7 +52,8 @@ def heal_rows(run: Run, number: int, vector: SteeringVector, walk: Walk, rows: l
     if config.targets == "teacher":
         config = replace(config, target_temperature=run.heat(config.target_temperature))
     weights = row_weights(run.config.match_lengths, rows, run.filter.calibration["tokens"], walk.completions)
-    compute = partial(_trained, run, number, vector, rows, weights, config)
+    memory = run.keep(number).once("memory", lambda: free_for(run.lm.base), PLAIN)
+    compute = partial(_trained, run, number, vector, rows, weights, config, memory)
     healed, beside = run.keep(number).once("heal", compute, healed_kind(config))
     run.ledger.record(
         "heal",
@@ -80,6 +83,7 @@ def _trained(
     rows: list[Completion],
     weights: list[float] | None,
     config: HealConfig,
+    memory: float,
 ) -> tuple[Healed, dict]:
     """The heal itself, and what is measured beside it: seconds, the steering's own nats, the overfit check."""
     started = time.perf_counter()
@@ -98,7 +102,7 @@ def _trained(
             run.reporter.epoch(row)
 
     lam0 = run.standing[-1].training.lam if run.standing else None
-    given = {"steering_divergence": caused, "lam0": lam0, "weights": weights, "teacher": teacher}
+    given = {"steering_divergence": caused, "lam0": lam0, "weights": weights, "teacher": teacher, "memory": memory}
     try:
         healed = heal(run.lm, rows, config, {"prev": prev, "base": base}, round=number, on_step=on_step, **given)
     except DivergedError as problem:
