@@ -5,8 +5,7 @@ import csv
 import pytest
 from script_modules import script
 
-from steer_heal.studies.carry_over import parse
-from steer_heal.studies.carry_over.table import Cell, means, spread
+from steer_heal.studies.carry_over import Cell, means, parse, spread
 
 
 def cell(arm, **changes):

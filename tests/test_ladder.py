@@ -19,7 +19,8 @@ from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import load
 from steer_heal.pocket import SURGERY
-from steer_heal.studies.ladder import Arguments, operation
+from steer_heal.studies import material
+from steer_heal.studies.ladder import Arguments
 from steer_heal.studies.ladder.climbing import prepare, settings
 from steer_heal.studies.ladder.operation import Attempt, Operation, Setting, attempt, best
 from steer_heal.studies.ladder.rows import end_of_turn, load_tasks, task_rows
@@ -147,13 +148,13 @@ def test_a_harmless_setting_is_kept_and_learns_with_more_steps(op, tmp_path):
 
 def test_replayed_rows_are_the_model_s_own_and_hold_outs_weigh_more(op, tmp_path, monkeypatch):
     seen = {}
-    real = operation.heal
+    real = material.heal
 
     def spy(lm, rows, config, references, *, barrier_weights):
         seen.update(rows=rows, weights=barrier_weights, config=config)
         return real(lm, rows, config, references, barrier_weights=barrier_weights)
 
-    monkeypatch.setattr(operation, "heal", spy)
+    monkeypatch.setattr(material, "heal", spy)
     held = op.pool[0].prompt
     weighted = replace(op, barrier_weights={held: 4.0}, config=replace(op.config, epochs=1))
     attempt(weighted, Setting(0.6, 0.2), 0, tmp_path)

@@ -15,8 +15,7 @@ from steer_heal.ledger import Ledger
 from steer_heal.model import load
 from steer_heal.statistics import Estimate
 from steer_heal.studies import material as study
-from steer_heal.studies.matrix import Arguments, build, cells
-from steer_heal.studies.matrix.table import difference, verdict
+from steer_heal.studies.matrix import PAIRS, Arguments, Column, build, difference, verdict
 from steer_heal.texts.completion import save_completions
 from steer_heal.texts.generation import generate
 from steer_heal.trait import Trait
@@ -47,24 +46,24 @@ def run_dir(tmp_path_factory):
 def built(run_dir, tmp_path_factory):
     """(arguments, columns, heals): one seed; every call of heal as (rows, config)."""
     heals = []
-    own = cells.heal
+    own = study.heal
 
     def spy(lm, rows, config, references):
         heals.append((list(rows), config))
         return own(lm, rows, config, references)
 
     arguments = Arguments(run=run_dir, out=tmp_path_factory.mktemp("out"), **QUICK)
-    cells.heal = spy
+    study.heal = spy
     try:
         columns, _ = build(arguments)
     finally:
-        cells.heal = own
+        study.heal = own
     return arguments, columns, heals
 
 
 def test_every_cell_is_healed_from_the_same_rows_with_the_same_initial_adapter(built):
     _, columns, heals = built
-    assert set(columns[0].cells) == {(p, b) for p in cells.PAIRS for b in ("off", "lam 1", "lam 3")}
+    assert set(columns[0].cells) == {(p, b) for p in PAIRS for b in ("off", "lam 1", "lam 3")}
     assert len({config.seed for _, config in heals}) == 1 and {config.heldout for _, config in heals} == {0.0}
     assert [config.reg for _, config in heals] == ["nll"] * 3 + ["kl_rev"] * 6
     assert [config.lam for _, config in heals[3:]] == [1.0] * 3 + [3.0] * 3
@@ -127,7 +126,7 @@ def test_files_hold_every_cell_and_the_verdict(built):
 )
 def test_one_verdict_over_seeds_and_barriers(probes, opens):
     named = dict(zip(("off", "lam 1"), probes, strict=True))
-    columns = [cells.Column(seed, 9, (), (), {}, named) for seed in (0, 1)]
+    columns = [Column(seed, 9, (), (), {}, named) for seed in (0, 1)]
     assert verdict(columns).startswith(opens)
 
 

@@ -11,9 +11,9 @@ from test_carry_over import SMALL
 
 from steer_heal.evaluation import evaluate
 from steer_heal.healing.bake import AdapterStack
+from steer_heal.studies.material import folded
 from steer_heal.studies.use import command
-from steer_heal.studies.use.measuring import folded
-from steer_heal.studies.use.persisting import NEUTRAL, Pair, neutral_rows, persistence, share, under_prompts
+from steer_heal.studies.use.measuring import NEUTRAL, Pair, neutral_rows, persistence, share, under_prompts
 from steer_heal.studies.use.table import line
 from steer_heal.trait import Trait
 

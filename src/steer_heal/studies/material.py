@@ -1,4 +1,4 @@
-"""The material of a study: the original model, and what a finished run's round kept and measured.
+"""The material of a study: the original model, what a finished run's round kept and measured, and a heal of it.
 
 Knows nothing of what is then compared.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from steer_heal.config import RunConfig
 from steer_heal.config.leave import check_leave
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics
+from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
 from steer_heal.model import LM
@@ -33,6 +36,34 @@ class Material:
     trait: Trait
     stack: AdapterStack
     rows: tuple[Completion, ...] = ()
+
+
+@contextmanager
+def folded(stack: AdapterStack, adapters: Sequence[Adapter], scale: float = 1.0) -> Iterator[None]:
+    """Inside the block the model is what it was + scale * the adapters' sum."""
+    before = len(stack)
+    try:
+        for adapter in adapters:
+            stack.push(adapter, scale)
+        yield
+    finally:
+        while len(stack) > before:
+            stack.pop()
+
+
+@contextmanager
+def healed(
+    lm: LM,
+    stack: AdapterStack,
+    rows: Sequence[Completion],
+    config: HealConfig,
+    references: Mapping[str, ReferenceStates] | None = None,
+    **options: object,
+) -> Iterator[Healed]:
+    """Inside the block the model is healed on the rows; see `heal` for what is given, yielded and raised."""
+    found = heal(lm, rows, config, references or {}, **options)
+    with folded(stack, [found.adapter]):
+        yield found
 
 
 def load_material(config: RunConfig, rows: Sequence[Completion] = ()) -> Material:

@@ -12,6 +12,7 @@ from statistics import median
 from steer_heal.evaluation import Metrics, Shift, compare
 from steer_heal.statistics import N_BOOT
 from steer_heal.studies.arms.reading import ArmRun, State, figures, ratio_to_target
+from steer_heal.studies.writing import grouped
 
 Figures = dict[str, float | None]
 COMPARED = {"free_trait": "trait, share", "log_odds": "log-odds, nats", "coherence": "sentence ok, share"}
@@ -36,10 +37,7 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 def by_arm(runs: Sequence[ArmRun]) -> dict[str, list[ArmRun]]:
     """Runs by arm, both in the order given."""
-    out: dict[str, list[ArmRun]] = {}
-    for run in runs:
-        out.setdefault(run.arm, []).append(run)
-    return out
+    return grouped(runs, lambda run: run.arm)
 
 
 def joined(parts: Sequence[Metrics]) -> Metrics:

@@ -13,6 +13,7 @@ from steer_heal.studies.arms.bar import BarLine, rows_of
 from steer_heal.studies.arms.comparing import COMPARED, Matched, Paired, by_arm, spread
 from steer_heal.studies.arms.definitions import Arm
 from steer_heal.studies.arms.reading import FIGURES, ArmRun, State, TrainedRound, figures
+from steer_heal.studies.writing import grouped
 
 Row = dict[str, str]
 Figures = dict[str, float | None]
@@ -131,8 +132,7 @@ MATCHED = ("trait", "sentence_share", "distinct4_share", "words_share", "entropy
 def matched_rows(found: Sequence[Matched]) -> list[Row]:
     """One row per level and arm, over the seeds that reached it."""
     rows = []
-    for level, arm in dict.fromkeys((one.level, one.arm) for one in found):
-        group = [one for one in found if (one.level, one.arm) == (level, arm)]
+    for (level, arm), group in grouped(found, lambda one: (one.level, one.arm)).items():
         there = [one for one in group if one.round is not None]
         row = {"shift, nats": f"{level:g}", "arm": arm, "reached": f"{len(there)} of {len(group)}"}
         row["round"] = column(there, "round", 0)
@@ -176,8 +176,7 @@ def bar_rows(lines: Sequence[BarLine], seeds: Sequence[int]) -> list[Row]:
 def bar_summary(lines: Sequence[BarLine]) -> str:
     """One line per arm: how many lines of how many are met, and which are missed on how many seeds."""
     out = []
-    for arm in dict.fromkeys(line.arm for line in lines):
-        of_arm = [line for line in lines if line.arm == arm and not line.beside]
+    for arm, of_arm in grouped((line for line in lines if not line.beside), lambda line: line.arm).items():
         judged = [line for line in of_arm if line.seed is not None and line.met is not None]
         names = dict.fromkeys(line.line for line in judged if not line.met)
         seeds = len({line.seed for line in judged})

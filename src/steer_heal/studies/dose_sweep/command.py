@@ -95,7 +95,6 @@ def sweep_doses(arguments: Arguments) -> str:
     options = {name: getattr(arguments, name) for name in names}
     found = sweep(lm, trait, vector, doses, notes=notes, progress=progress, **options)
     out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
     text = write_page(out / "csweep.txt", found.table(), found.texts())
     write_csv(out / "csweep.csv", found.rows())
     plot_sweep(found, out / "csweep.png")

@@ -21,12 +21,13 @@ from steer_heal.evaluation.anchors import (
     decide,
     replayed_rows,
 )
-from steer_heal.healing import HealConfig, heal, reference_states
+from steer_heal.healing import HealConfig, reference_states
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.loss import measure
 from steer_heal.ledger import write_json
 from steer_heal.model import LM
 from steer_heal.model.structure import fingerprint
+from steer_heal.studies.material import healed
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor
 
@@ -147,17 +148,13 @@ def attempt(op: Operation, setting: Setting, seed: int, out: Path) -> Attempt:
     rows = [*op.rows, *replayed_rows(op.pool, len(op.rows), setting.share, seed)]
     weights = [op.barrier_weights.get(row.prompt, 1.0) if row.origin == "base" else 1.0 for row in rows]
     before = fingerprint(lm.base)
-    reference = reference_states(lm, [*op.rows, *anchors])
-    known = {"prev": reference}
+    known = {"prev": reference_states(lm, [*op.rows, *anchors])}
     was = measure(lm, op.rows, {})["nll"]
-    healed = heal(lm, rows, setting.heal_config(op.config, seed, op.equal_steps), known, barrier_weights=weights)
-    op.stack.push(healed.adapter)
-    try:
+    config = setting.heal_config(op.config, seed, op.equal_steps)
+    with healed(lm, op.stack, rows, config, known, barrier_weights=weights) as done:
         new, old = measure(lm, op.rows, known), measure(lm, anchors, known)
         said = answer(lm, op.tasks, op.system, op.max_new_tokens) if op.tasks else []
         checked = check(lm, op.captured, system=op.system, max_new_tokens=op.max_new_tokens)
-    finally:
-        op.stack.pop()
     if fingerprint(lm.base) != before:
         raise RuntimeError("the weights after the revert are not those before the heal")
     right = {"anchors": dict.fromkeys((task.id for task in op.captured.tasks), 1.0)}
@@ -171,7 +168,7 @@ def attempt(op: Operation, setting: Setting, seed: int, out: Path) -> Attempt:
         seed=seed,
         n_new=len(op.rows),
         n_anchor=len(rows) - len(op.rows),
-        steps=int(healed.figures["steps"]),
+        steps=int(done.figures["steps"]),
         nll_before=fmean(was),
         nll_after=fmean(new["nll"]),
         kl_new=fmean(new["prev"]),
@@ -185,7 +182,7 @@ def attempt(op: Operation, setting: Setting, seed: int, out: Path) -> Attempt:
         replies=tuple((c.prompt, c.text) for c in (*said, *lost)),
     )
     folder = out / ("kept" if found.kept else "archive") / f"{setting.name}_s{seed}"
-    healed.adapter.save(folder)
+    done.adapter.save(folder)
     decision.save(folder / "decision.json")
     write_json(folder / "attempt.json", asdict(found))
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from steer_heal.studies.ladder.operation import Attempt, Setting, best
-from steer_heal.studies.writing import markdown, write_csv, write_page
+from steer_heal.studies.writing import grouped, markdown, write_csv, write_page
 
 DECODED = """rows: new + anchor rows. nll: token mean over the new rows before -> after, nats. learned: tasks answered
 right greedily. KL: token-mean KL(student||before) on the new rows and on the model's own replies to ALL anchors, nats.
@@ -22,10 +22,7 @@ are lost and the gate reverts; if nothing is ever lost, the surgery is too gentl
 
 def table(attempts: Sequence[Attempt]) -> str:
     """One line per setting, seeds together, in the order of first appearance."""
-    by_setting: dict[Setting, list[Attempt]] = {}
-    for one in attempts:
-        by_setting.setdefault(one.setting, []).append(one)
-    return markdown([_row(setting, some) for setting, some in by_setting.items()])
+    return markdown([_row(setting, some) for setting, some in grouped(attempts, lambda one: one.setting).items()])
 
 
 def _row(setting: Setting, some: Sequence[Attempt]) -> dict[str, str]:
@@ -78,7 +75,6 @@ def write(out: Path, about: str, attempts: Sequence[Attempt], notes: Sequence[st
     if (top := best(attempts)) is not None:
         last = f"Best kept: {top.setting.name}, seed {top.seed}."
     parts = [f"{about}.", table(attempts), DECODED, last, *notes]
-    out.mkdir(parents=True, exist_ok=True)
     write_page(out / "ladder.md", *parts, "Lost anchors:", regressions(attempts))
     write_csv(out / "ladder.csv", [as_written(one) for one in attempts])
     return "\n\n".join(parts)

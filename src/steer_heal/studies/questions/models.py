@@ -28,7 +28,7 @@ from steer_heal.statistics import Estimate, bootstrap_mean, resamples, tail
 from steer_heal.steering import SteeringVector, extract
 from steer_heal.studies.arms.comparing import compare_states
 from steer_heal.studies.arms.reading import ArmRun, State, figures
-from steer_heal.studies.material import Material, config_of, load_material
+from steer_heal.studies.material import Material, config_of, folded, load_material
 from steer_heal.studies.questions.answers import Part, beside
 from steer_heal.studies.questions.over_rounds import TEXT, Runs, Seeds, contrast
 from steer_heal.studies.writing import say
@@ -220,12 +220,9 @@ def cosine_of(*students: tuple[ArmRun, int]) -> tuple[Estimate, float]:
     states, sums = [reference_states(lm, said)], []
     for run, number in students:
         stands = [r.number for r in run.rounds if r.stands and r.number <= number]
-        for r in stands:
-            stack.push(Adapter.load(run.folder / "rounds" / f"{r:02d}" / "adapter"))
-        states.append(reference_states(lm, said))
-        sums.append(stack.concatenated())
-        for _ in stands:
-            stack.pop()
+        with folded(stack, [Adapter.load(run.folder / "rounds" / f"{r:02d}" / "adapter") for r in stands]):
+            states.append(reference_states(lm, said))
+            sums.append(stack.concatenated())
     products = []
     for row in said:
         logits = [lm.head(one.of(row)) for one in states]

@@ -12,7 +12,7 @@ from pathlib import Path
 from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, evaluate
-from steer_heal.healing import HealConfig, Healed, ReferenceStates, heal, reference_states
+from steer_heal.healing import HealConfig, Healed, ReferenceStates, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.ledger import Ledger
@@ -24,7 +24,7 @@ from steer_heal.model import LM
 from steer_heal.report.console import Reporter
 from steer_heal.steering import SteeringVector
 from steer_heal.studies.entries import number_or_text, read_entry
-from steer_heal.studies.material import config_of, load_material, read_round
+from steer_heal.studies.material import config_of, healed, load_material, read_round
 from steer_heal.texts.completion import Completion, load_completions
 from steer_heal.texts.generation import derive_seed
 from steer_heal.trait import Trait
@@ -136,12 +136,9 @@ def heal_once(setting: Setting, config: HealConfig) -> tuple[Healed, Metrics]:
     vectors = setting.vector, setting.first
     caused, teacher = under_vector(unkept, setting.number, vectors, setting.rows, config, *frozen)
     options |= {"steering_divergence": caused, "teacher": teacher}
-    healed = heal(lm, setting.rows, config, references, round=setting.number, **options)
-    setting.stack.push(healed.adapter)
-    try:
-        return healed, steps.measure(unkept, "healed")
-    finally:
-        setting.stack.pop()
+    rows, round = setting.rows, setting.number
+    with healed(lm, setting.stack, rows, config, references, round=round, **options) as found:
+        return found, steps.measure(unkept, "healed")
 
 
 def heal_seed(seed: int, number: int) -> int:

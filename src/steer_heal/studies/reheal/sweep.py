@@ -100,7 +100,6 @@ def write(
         f"dose {setting.steered.dose:.2f}, unfiltered"
     )
     shown = [*references, *pooled]
-    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "sweep.csv", [as_written(row) for row in (*shown, *single)])
     plot(out / "sweep.png", pooled, single, references, caption)
     table = markdown([as_shown(row) for row in shown])

@@ -17,8 +17,7 @@ from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import LM
 from steer_heal.studies.arms.jobs import finished
 from steer_heal.studies.material import config_of, load_material
-from steer_heal.studies.use.measuring import Subject, Used, use
-from steer_heal.studies.use.persisting import OTHER
+from steer_heal.studies.use.measuring import OTHER, Subject, Used, use
 from steer_heal.studies.use.table import write
 from steer_heal.studies.writing import Stopwatch, say
 from steer_heal.trait import Trait

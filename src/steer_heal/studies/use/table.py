@@ -15,8 +15,7 @@ from steer_heal.evaluation.text import mean
 from steer_heal.ledger import plain
 from steer_heal.report.tables import interval, number
 from steer_heal.studies.arms.reading import State, anchors_kept, figures
-from steer_heal.studies.use.measuring import BOTH, Used
-from steer_heal.studies.use.persisting import NEUTRAL, Pair, share
+from steer_heal.studies.use.measuring import BOTH, NEUTRAL, Pair, Used, share
 from steer_heal.studies.writing import markdown, write_csv, write_page
 
 SOUND = 0.97
@@ -140,6 +139,5 @@ def as_written(done: Sequence[Used]) -> list[dict[str, object]]:
 
 def write(out: Path, about: str, done: Sequence[Used]) -> str:
     """Write use.md and use.csv; returns the page."""
-    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "use.csv", as_written(done))
     return write_page(out / "use.md", about, *tables(done))
