@@ -1,25 +1,31 @@
-"""Shared fixtures: one thread for torch (tiny models are faster so, and other processes disturb them less)."""
+"""Shared fixtures; what needs torch is imported within them, as the process that shares out the tests does without."""
 
 import contextlib
 import fcntl
+import gc
 import io
 import multiprocessing
 import os
 from dataclasses import replace
 
 import pytest
-import resume_runs
-import torch
-from healing_data import completion
-
-import steer_heal.model
-from steer_heal.commands.main import main
-from steer_heal.healing import reference_states
-from steer_heal.ledger import Ledger
-
-torch.set_num_threads(1)
 
 LONGEST = ("test_pocket_run", "test_control_rows", "test_resume", "test_gate", "test_quickstart", "test_types")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Modules and tests are no garbage: none is looked for while they come, and later never among them."""
+    gc.disable()
+    yielded = yield
+    gc.freeze()
+    gc.enable()
+    return yielded
+
+
+def pytest_unconfigure():
+    """Libraries count at the end what was not let go."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):
@@ -27,9 +33,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny models are faster so, and other processes disturb them less."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """`tiny-random`, shared by tests that leave it as it was."""
+    import steer_heal.model
+
     return steer_heal.model.load("tiny-random")
 
 
@@ -39,6 +55,8 @@ def fast_run(tmp_path_factory):
 
     All workers share it: who changes it takes a copy.
     """
+    from steer_heal.commands.main import main
+
     place = tmp_path_factory.getbasetemp()
     place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
     out = place / "fast"
@@ -67,6 +85,8 @@ def processes():
 @pytest.fixture
 def undrawn():
     """Runs write their pages with empty pictures, for tests of something else."""
+    import resume_runs
+
     with resume_runs.undrawn():
         yield
 
@@ -74,24 +94,31 @@ def undrawn():
 @pytest.fixture
 def lm():
     """`tiny-random` of a test's own, to be changed."""
+    import steer_heal.model
+
     return steer_heal.model.load("tiny-random")
 
 
 @pytest.fixture
 def data(lm):
     """A dozen completions of 5 to 14 random tokens."""
+    from healing_data import completion
+
     return [completion(lm, i, 5 + 3 * (i % 4)) for i in range(12)]
 
 
 @pytest.fixture
 def prev(lm, data):
     """Reference states of the model as it is before a heal."""
+    from steer_heal.healing import reference_states
+
     return {"prev": reference_states(lm, data)}
 
 
 @pytest.fixture
 def run(prepared, tmp_path):
     """A module's prepared run, with a ledger and a configuration of its own: `run(match_lengths="none")`."""
+    from steer_heal.ledger import Ledger
 
     def of(**options):
         config = replace(prepared[0].config, **options)

@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def name(page):
     return str(page.relative_to(ROOT)) if page.is_relative_to(ROOT) else page.name
 
 
+@cache
 def tokens(page):
     """The page's Markdown tokens, tables included."""
     return MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))

@@ -74,6 +74,13 @@ def config(folder: Path, **changes) -> RunConfig:
     return RunConfig(trait=str(mini_trait(folder)), out=str(folder / "out"), **{**SETTINGS, **changes})
 
 
+def words(folder: Path, **changes) -> list[str]:
+    """The same as options of a command line."""
+    given = {"trait": mini_trait(folder), "out": folder / "out", **SETTINGS, **changes}
+    named = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    return [word for name, value in named.items() for word in ([name] if value is True else [name, str(value)])]
+
+
 @contextlib.contextmanager
 def undrawn():
     """Runs write their pages with empty pictures: drawing is a third of a small run."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from arm_folders import metrics, write_run
+from resume_runs import mini_trait
 from script_modules import script
 
 from steer_heal.errors import InputError
@@ -222,7 +223,8 @@ GOOD = [
 
 
 def test_a_run_that_the_loop_wrote_is_finished_for_its_job_and_read_with_all_its_rounds(tmp_path, undrawn):
-    (job,) = make_jobs([Arm("fast", ("--fast-dev-run", "--n-rounds", "1", "--tau", "0.3"))], (3,), tmp_path)
+    small = ("--fast-dev-run", "--n-rounds", "1", "--tau", "0.3", "--trait", str(mini_trait(tmp_path)))
+    (job,) = make_jobs([Arm("fast", small)], (3,), tmp_path)
     config = job.arm.config(3)
     result = run_rounds(replace(config, out=str(job.folder)))
     r.write_json(job.folder / "arm.json", {"source": r.source_hash()})

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from failing_disk import Disk
-from resume_runs import SETTINGS, content, folder_of, mini_trait
+from resume_runs import content, folder_of, words
 
 from steer_heal.commands.main import main
 from steer_heal.commands.script import guarded
@@ -13,31 +13,26 @@ from steer_heal.commands.script import guarded
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 
 
-def words(place):
+def command(place):
     """The small run as a command line."""
-    settings = {**SETTINGS, "n_rounds": 1, "trait": mini_trait(place), "out": place / "out"}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    return [
-        "run",
-        *(word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])),
-    ]
+    return ["run", *words(place, n_rounds=1)]
 
 
 @pytest.fixture
 def whole(tmp_path, undrawn):
     """What the run leaves when nothing fails."""
     (tmp_path / "whole").mkdir()
-    assert main(words(tmp_path / "whole")) in (0, 3)
+    assert main(command(tmp_path / "whole")) in (0, 3)
     return content(folder_of(tmp_path / "whole"))
 
 
 def go_on_until_done(place, disk, capsys):
     """Run, then go on, as often as the disk fails; each time one line, exit code 2, nothing lost."""
-    command, committed = words(place), {}
+    first, committed = command(place), {}
     while True:
         before, there = len(disk.failed), [*place.glob("out/*/config.json")]
         with disk:
-            code = main(["run", "--resume", "auto", "--out", str(place / "out")] if there else command)
+            code = main(["run", "--resume", "auto", "--out", str(place / "out")] if there else first)
         told = capsys.readouterr().err
         if code in (0, 3) or (there and not [*place.glob("out/*/units")]):
             return

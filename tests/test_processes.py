@@ -6,7 +6,7 @@ import shlex
 import pytest
 import torch
 from launched import command, healed, launch, sampled, save_heal, save_stages, states
-from resume_runs import SETTINGS, config, folder_of, mini_trait, undrawn
+from resume_runs import config, folder_of, undrawn, words
 
 import steer_heal.model
 from steer_heal.loop.resume import reopen
@@ -24,10 +24,7 @@ def apart(one, other):
     return max(float((mine - their).abs().max()) for mine, their in pairs)
 
 
-def words(trait, out):
-    settings = SETTINGS | {"trait": trait, "out": out, "model": "tiny-random", "n_rounds": 1}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in settings.items()}
-    return [word for flag, value in flags.items() for word in ([flag] if value is True else [flag, str(value)])]
+SMALL = {"model": "tiny-random", "n_rounds": 1}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +95,7 @@ def test_what_the_first_process_has_all_are_told(two):
 def run_alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     with undrawn():
-        return run_rounds(config(folder, n_rounds=1, model="tiny-random"))
+        return run_rounds(config(folder, **SMALL))
 
 
 def same_run(folder, result):
@@ -112,7 +109,7 @@ def same_run(folder, result):
 
 
 def test_the_command_line_in_two_processes_is_one_run_which_the_first_writes_and_prints(processes, tmp_path, run_alone):
-    asked = words(mini_trait(tmp_path), tmp_path / "out")
+    asked = words(tmp_path, **SMALL)
     assert launch(processes, 2, tmp_path, command, [*asked, "--dry-run"]) == [0, 0]
     assert "rounds" in (tmp_path / "0.out").read_text() and not (tmp_path / "1.out").read_text()
     assert launch(processes, 2, tmp_path, command, asked) == [3, 3]
@@ -128,7 +125,7 @@ def one_line(folder):
 
 
 def test_what_only_one_process_finds_wrong_is_one_line_of_its_own(processes, tmp_path):
-    codes = launch(processes, 2, tmp_path, command, words(mini_trait(tmp_path), tmp_path / "out"), "ill")
+    codes = launch(processes, 2, tmp_path, command, words(tmp_path, **SMALL), "ill")
     assert codes == [2, 2]
     assert one_line(tmp_path) == "steer_heal: rank 1 of 2: the second process is ill: see a doctor"
 
@@ -136,7 +133,7 @@ def test_what_only_one_process_finds_wrong_is_one_line_of_its_own(processes, tmp
 def test_when_a_process_is_killed_another_says_so_and_one_process_goes_on_to_the_same_end(
     processes, tmp_path, run_alone
 ):
-    codes = launch(processes, 2, tmp_path, command, words(mini_trait(tmp_path), tmp_path / "out"), "killed")
+    codes = launch(processes, 2, tmp_path, command, words(tmp_path, **SMALL), "killed")
     assert codes == [2, -9]
     line, folder = one_line(tmp_path), folder_of(tmp_path)
     assert line.startswith("steer_heal: rank 0 of 2: another of the 2 processes has ended")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,20 +11,16 @@ import arm_folders
 import numpy as np
 import pytest
 from arm_folders import write_run
-from resume_runs import undrawn
 from script_modules import script
 
-from steer_heal.config import RunConfig
 from steer_heal.errors import InputError
 from steer_heal.evaluation import evaluate
 from steer_heal.healing import HealConfig
 from steer_heal.ledger import Ledger
-from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import load
 from steer_heal.pocket import SURGERY
 from steer_heal.statistics import Estimate, wilson
-from steer_heal.studies.arms.definitions import Arm
-from steer_heal.studies.arms.jobs import finished, make_jobs
+from steer_heal.studies.arms.jobs import finished
 from steer_heal.studies.arms.reading import State, read_run
 from steer_heal.studies.ladder.rows import load_tasks
 from steer_heal.studies.questions import heals, models, over_rounds
@@ -309,13 +306,10 @@ def test_an_unknown_question_and_one_without_runs_are_said_in_a_line(tmp_path, c
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def asked(fast_run, tmp_path_factory):
     """A folder with one finished run, of tiny-random."""
     out = tmp_path_factory.mktemp("asked")
-    options = "--fast-dev-run --targets tokens --n-rounds 1 --gate watch --eval-items 8 --eval-replies 8"
-    (job,) = make_jobs([Arm("tokens", tuple(options.split()))], (20,), out)
-    with undrawn():
-        run_rounds(replace(RunConfig(), **{**job.config, "out": str(job.folder)}))
+    shutil.copytree(fast_run, out / "tokens_s20" / fast_run.name)
     return out
 
 

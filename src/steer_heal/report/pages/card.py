@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from steer_heal.ledger import Ledger
 from steer_heal.report.headline import event, headline
 from steer_heal.report.pages.facts import SHIFT_COLUMNS, Table, options, shift_rows, tables
 from steer_heal.report.pages.folder import base_of, environment_of
-from steer_heal.report.pages.summary import one_line, with_legend
-from steer_heal.report.tables import STATE, in_words, legend, state_legend, state_table
+from steer_heal.report.pages.summary import TEMPLATES
+from steer_heal.report.tables import STATE, legend, state_legend, state_table
 
 ADAPTER, MERGED, BAKED = "adapter", "merged model", "model with the vector in its biases"
 """Kinds of folders that have a card."""
@@ -59,15 +58,7 @@ def card(ledger: Ledger, made: Made) -> str:
     changed, _ = options(ledger)
     versions = environment_of(ledger).get("versions", {})  # of all that was recorded, what tells no folders and users
     made_with = [(name, version or "none") for name, version in versions.items()]
-    environment = Environment(
-        loader=PackageLoader("steer_heal.report.pages", "templates"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-    )
-    environment.filters |= {"in_words": in_words, "markdown": with_legend}
-    return environment.get_template("card.md").render(
+    return TEMPLATES.get_template("card.md").render(
         metadata=Markup(metadata(ledger, made, end["verdict"] if is_pick else judged[made.number]["verdict"])),
         start=event(ledger, "start"),
         end=end,

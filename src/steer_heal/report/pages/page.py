@@ -23,7 +23,12 @@ from steer_heal.report.pages.replies import diary, side_by_side
 from steer_heal.report.plots import DARK, LIGHT, Plot, plots
 from steer_heal.report.tables import TONES, in_words
 
-TEMPLATES = PackageLoader("steer_heal.report.pages", "templates")
+TEMPLATES = Environment(
+    loader=PackageLoader("steer_heal.report.pages", "templates"),
+    autoescape=select_autoescape(),
+    undefined=StrictUndefined,
+)
+TEMPLATES.filters |= {"in_words": in_words, "duration": duration}
 
 
 def html(ledger: Ledger, drawn: Sequence[Plot] | None = None) -> str:
@@ -34,17 +39,15 @@ def html(ledger: Ledger, drawn: Sequence[Plot] | None = None) -> str:
 
     Raises ValueError when the run has no `end` event, InputError when a file of the run is missing or damaged.
     """
-    environment = Environment(loader=TEMPLATES, autoescape=select_autoescape(), undefined=StrictUndefined)
-    environment.filters |= {"in_words": in_words, "duration": duration}
     start, end = event(ledger, "start"), event(ledger, "end")
-    script = environment.get_template("report.js").render()
+    script = TEMPLATES.get_template("report.js").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     changed, usual = options(ledger)
     of_result = {"headline": headline(ledger), "cards": cards(ledger), "tables": tables(ledger)}
     of_rounds = {"verdicts": ledger.events("verdict"), "gates": gate_stories(ledger)}
     of_texts = {"filtered": filtered_rounds(ledger), "shown": side_by_side(ledger), "diary": diary(ledger)}
     made_with = {"changed": changed, "usual": usual, "environment": environment_rows(ledger)}
-    return environment.get_template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         **of_result,
         **of_rounds,
         **of_texts,

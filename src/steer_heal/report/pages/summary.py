@@ -48,22 +48,24 @@ def quoted(text: str) -> Markup:
     return Markup("\n".join("> " + SIGNS.sub(r"\\\1", printable(line)) for line in text.splitlines()))
 
 
+TEMPLATES = Environment(
+    loader=PackageLoader("steer_heal.report.pages", "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
+)
+"""Of pages in Markdown: whatever is put into one is of one line."""
+TEMPLATES.filters |= {"in_words": in_words, "duration": duration, "quoted": quoted, "markdown": with_legend}
+
+
 def summary(ledger: Ledger, plots: Sequence[Plot] = ()) -> str:
     """Verdict, what a reader asks first, the tables, the plots and a few full completions.
 
     Args:
         plots: pictures that lie beside it.
     """
-    loader = PackageLoader("steer_heal.report.pages", "templates")
-    environment = Environment(
-        loader=loader,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-        finalize=lambda value: value if isinstance(value, Markup) else one_line(value),
-    )
-    environment.filters |= {"in_words": in_words, "duration": duration, "quoted": quoted, "markdown": with_legend}
-    return environment.get_template("summary.md").render(
+    return TEMPLATES.get_template("summary.md").render(
         start=event(ledger, "start"),
         end=event(ledger, "end"),
         headline=headline(ledger),
