@@ -8,15 +8,12 @@ Writes arena.md, arena.csv and arena.png (or tuning.md) to OUT; what is finished
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.arena import Arguments, arena
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, print the page; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{arena(given)}"), argv, __doc__, "arena")
+main = partial(run_script, Arguments, lambda given: print(f"\n{arena(given)}"), about=__doc__, name="arena")
 
 
 if __name__ == "__main__":

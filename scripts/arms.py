@@ -11,29 +11,21 @@ method; the arms are options of `python -m steer_heal.run`.
 
 import os
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores belong to the runs
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.arms import Arguments, arms
+from steer_heal.studies.arms.running import AGAIN, told
 
 
-def show(arguments: Arguments) -> int:
+def work(arguments: Arguments) -> int:
     """Print the page and what failed; returns the exit code."""
-    failures, text = arms(arguments)
-    if text:
-        print(f"\n{text}")
-    for failure in failures:
-        print(f"arms: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return told("arms", *arms(arguments))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 some run failed, 2 unusable input, 130 interrupted."""
-    again = "the same command goes on with the runs that are missing"
-    return run_script(Arguments, show, argv, __doc__, "arms", again)
-
+main = partial(run_script, Arguments, work, about=__doc__, name="arms", interrupted=AGAIN)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return guarded(_unknown, [name])
     kind, bench = BENCHES[name]
     about = f"scripts/bench.py {name}: {kind.__doc__}"
-    return run_script(kind, lambda given: print(bench(given), flush=True), rest, about, "bench")
+    return run_script(kind, lambda given: print(bench(given), flush=True), rest, about=about, name="bench")
 
 
 def _unknown(words: list[str]) -> int:

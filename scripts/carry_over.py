@@ -9,15 +9,12 @@ nothing of rounds: everything is a first round.
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.carry_over import Arguments, carry_over
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run every case, print the table; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{carry_over(given)}"), argv, __doc__, "carry_over")
+main = partial(run_script, Arguments, lambda given: print(f"\n{carry_over(given)}"), about=__doc__, name="carry_over")
 
 
 if __name__ == "__main__":

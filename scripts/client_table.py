@@ -11,8 +11,8 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
@@ -58,9 +58,7 @@ def write_page() -> None:
     PAGE.write_text(page(), encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit code."""
-    return run_script(Arguments, lambda given: write_page(), argv, __doc__, "client_table")
+main = partial(run_script, Arguments, lambda given: write_page(), about=__doc__, name="client_table")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ Writes `csweep.txt` (table, knee, one whole reply per dose), `csweep.csv` and `c
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.dose_sweep import Arguments, sweep_doses
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, sweep, print the table; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(sweep_doses(given)), argv, __doc__, "csweep")
+main = partial(run_script, Arguments, lambda given: print(sweep_doses(given)), about=__doc__, name="csweep")
 
 
 if __name__ == "__main__":

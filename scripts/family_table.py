@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
@@ -75,9 +75,7 @@ def write_page() -> None:
     PAGE.write_text("\n".join([ABOUT, *rows, ELSE, *map(refusal, REFUSED)]) + "\n", encoding="utf-8")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page; returns the exit code."""
-    return run_script(Arguments, lambda given: write_page(), argv, __doc__, "family_table")
+main = partial(run_script, Arguments, lambda given: write_page(), about=__doc__, name="family_table")
 
 
 if __name__ == "__main__":

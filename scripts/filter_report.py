@@ -6,7 +6,7 @@ uv run python scripts/filter_report.py --pocket         # what perplexity adds, 
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
@@ -21,9 +21,7 @@ def show(arguments: Arguments) -> None:
         print(line, flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, report; 2 for unusable input."""
-    return run_script(Arguments, show, argv, __doc__, "filter_report")
+main = partial(run_script, Arguments, show, about=__doc__, name="filter_report")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ to RUN/sweep_KK. Knows nothing of how completions were sampled and filtered: it 
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.reheal import Arguments, sweep
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, sweep, print the table; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{sweep(given)[1]}"), argv, __doc__, "heal_sweep")
+main = partial(run_script, Arguments, lambda given: print(f"\n{sweep(given)[1]}"), about=__doc__, name="heal_sweep")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
@@ -70,9 +70,7 @@ def _line(file: Path, room: Path) -> str:
     return f"- `{shown}`: {first_sentence(file)}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the map; returns the exit code."""
-    return run_script(Arguments, lambda given: print(house_map()), argv, __doc__, "house_map")
+main = partial(run_script, Arguments, lambda given: print(house_map()), about=__doc__, name="house_map")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ archive. Writes ladder.md, ladder.csv and the adapters with their decisions to O
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.ladder import Arguments, climb
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, climb, print the table; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{climb(given)[1]}"), argv, __doc__, "ladder")
+main = partial(run_script, Arguments, lambda given: print(f"\n{climb(given)[1]}"), about=__doc__, name="ladder")
 
 
 if __name__ == "__main__":

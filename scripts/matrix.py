@@ -8,15 +8,12 @@ REAL pairs. Writes matrix.md and matrix.csv to OUT. Knows nothing of how complet
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.matrix import Arguments, build
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, build, print the tables; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{build(given)[1]}"), argv, __doc__, "matrix")
+main = partial(run_script, Arguments, lambda given: print(f"\n{build(given)[1]}"), about=__doc__, name="matrix")
 
 
 if __name__ == "__main__":

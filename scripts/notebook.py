@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -133,9 +134,7 @@ def run_one(path: Path, arguments: Arguments) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_script(Arguments, run, argv, __doc__, "notebook")
+main = partial(run_script, Arguments, run, about=__doc__, name="notebook")
 
 
 if __name__ == "__main__":

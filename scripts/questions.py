@@ -10,28 +10,21 @@ method.
 
 import os
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the cores belong to the runs
 
 from steer_heal.commands.script import run_script
+from steer_heal.studies.arms.running import AGAIN, told
 from steer_heal.studies.questions import Arguments, ask
 
 
-def show(arguments: Arguments) -> int:
+def work(arguments: Arguments) -> int:
     """Print the page and what failed; returns the exit code."""
-    failures, text = ask(arguments)
-    print(f"\n{text}")
-    for failure in failures:
-        print(f"questions: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return told("questions", *ask(arguments))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 some run failed, 2 unusable input, 130 interrupted."""
-    again = "the same command goes on with the runs that are missing"
-    return run_script(Arguments, show, argv, __doc__, "questions", again)
-
+main = partial(run_script, Arguments, work, about=__doc__, name="questions", interrupted=AGAIN)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,6 +17,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steer_heal.commands.script import run_script
@@ -294,9 +295,7 @@ def refresh(arguments: Arguments) -> int:
     return 1 if different and arguments.check else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    return run_script(Arguments, refresh, argv, __doc__, "readme")
+main = partial(run_script, Arguments, refresh, about=__doc__, name="readme")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Writes `steering_vector.png`, `steering_dose.png`, `steering_walk.png` and `stee
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -163,9 +163,7 @@ def draw(arguments: Arguments) -> None:
     filter_picture(pocket_proof(), arguments.out / "steering_filter.png")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, draw; 2 for unusable input."""
-    return run_script(Arguments, draw, argv, __doc__, "steering_pictures")
+main = partial(run_script, Arguments, draw, about=__doc__, name="steering_pictures")
 
 
 if __name__ == "__main__":

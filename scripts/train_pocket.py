@@ -11,7 +11,7 @@ docs/pocket.md. Knows nothing of the library's own steering and evaluation.
 
 import os
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
 """Keep freed memory: else small CPUs spend much of a step on page faults. Read at start-up, hence the re-exec."""
@@ -22,10 +22,7 @@ from pocket_training.rebuild import Arguments, rebuild  # noqa: E402
 
 from steer_heal.commands.script import run_script  # noqa: E402
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, rebuild; exit code 1 if a target is missed, 2 for unusable input."""
-    return run_script(Arguments, rebuild, argv, __doc__, "train_pocket")
+main = partial(run_script, Arguments, rebuild, about=__doc__, name="train_pocket")
 
 
 if __name__ == "__main__":

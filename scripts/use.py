@@ -8,15 +8,12 @@ there. Knows nothing of how adapters are trained.
 """
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from steer_heal.commands.script import run_script
 from steer_heal.studies.use import Arguments, use_adapters
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, measure, print the tables; 2 for unusable input."""
-    return run_script(Arguments, lambda given: print(f"\n{use_adapters(given)[1]}"), argv, __doc__, "use")
+main = partial(run_script, Arguments, lambda given: print(f"\n{use_adapters(given)[1]}"), about=__doc__, name="use")
 
 
 if __name__ == "__main__":

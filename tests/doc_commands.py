@@ -161,7 +161,7 @@ def read_by_script(path, words):
     def plain(parser, args=None, namespace=None):
         raise Parsed(None if words is None else parse_args(parser, words), parser._option_string_actions)
 
-    def house(kind, work, argv, about, name, *more):
+    def house(kind, work, argv=None, *, name, **more):
         patch.setattr(tyro, "cli", cli)
         given = words if argv is None else argv
         raise Parsed(None if words is None else parse(kind, given, f"scripts/{name}.py"), options_of(kind))

@@ -80,7 +80,8 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str], interrupte
 def run_script(
     kind: type[Arguments],
     work: Callable[[Arguments], int | None],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
+    *,
     about: str,
     name: str,
     interrupted: str = "what is written so far is kept",

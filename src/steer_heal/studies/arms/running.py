@@ -5,6 +5,7 @@ Knows nothing of figures and of where runs run. Each has one thread: more thread
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,19 @@ class Failure:
 
     def __str__(self) -> str:
         return f"{self.name} failed with exit code {self.code} ({self.log}): {self.tail}"
+
+
+AGAIN = "the same command goes on with the runs that are missing"
+"""What a command that is interrupted says."""
+
+
+def told(name: str, failures: Sequence[Failure], page: str) -> int:
+    """Print the page of a command, and the runs that failed on stderr; returns its exit code, 1 where some did."""
+    if page:
+        print(f"\n{page}")
+    for failure in failures:
+        print(f"{name}: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def run_jobs(
