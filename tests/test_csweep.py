@@ -12,10 +12,9 @@ from steer_heal.evaluation import evaluate
 from steer_heal.model import load
 from steer_heal.statistics import Estimate
 from steer_heal.steering import extract
-from steer_heal.studies.dose_sweep.command import doses_of, layers_of
 from steer_heal.studies.dose_sweep.drawing import plot_sweep
 from steer_heal.studies.dose_sweep.found import DosePoint, Sweep
-from steer_heal.studies.dose_sweep.measuring import automatic_doses, sweep
+from steer_heal.studies.dose_sweep.measuring import automatic_doses, doses_of, layers_of, sweep
 from steer_heal.studies.writing import write_csv
 from steer_heal.texts.coherence import CoherenceFilter
 from steer_heal.trait import Trait

@@ -16,8 +16,7 @@ from steer_heal.statistics import Estimate
 from steer_heal.studies.material import read_round
 from steer_heal.studies.reheal import Arguments, sweep
 from steer_heal.studies.reheal.again import heal_once, heal_seed, load_setting, parse
-from steer_heal.studies.reheal.sweep import DEFAULT_GRID
-from steer_heal.studies.reheal.table import Row, as_shown, ranked
+from steer_heal.studies.reheal.sweep import DEFAULT_GRID, Row, as_shown, ranked
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,9 @@ from steer_heal.model import load
 from steer_heal.pocket import SURGERY
 from steer_heal.studies import material
 from steer_heal.studies.ladder import Arguments
-from steer_heal.studies.ladder.climbing import prepare, settings
+from steer_heal.studies.ladder.climbing import prepare, regressions, settings, table
 from steer_heal.studies.ladder.operation import Attempt, Operation, Setting, attempt, best
 from steer_heal.studies.ladder.rows import end_of_turn, load_tasks, task_rows
-from steer_heal.studies.ladder.table import regressions, table
 from steer_heal.texts.completion import Completion, save_completions
 from steer_heal.texts.generation import generate
 from steer_heal.trait import Anchor, Trait

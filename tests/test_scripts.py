@@ -81,7 +81,7 @@ def test_a_scripts_exit_code_is_that_of_its_work(capsys):
     def stopped(arguments):
         raise KeyboardInterrupt
 
-    assert run_script(kind, lambda given: None, [], "", "any") == 0
+    assert run_script(kind, lambda given: None, [], about="", name="any") == 0
     assert run_script(kind, lambda given: 1, [], "", "any") == 1
     assert run_script(kind, stopped, [], "", "any", "go on") == 130
     assert capsys.readouterr().err == "steer_heal: interrupted; go on\n"

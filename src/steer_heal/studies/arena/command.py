@@ -19,11 +19,11 @@ from steer_heal.studies.arena.arms import ARMS, PRODUCT, PROMPT
 from steer_heal.studies.arena.equal import at_equal_coherence
 from steer_heal.studies.arena.ground import Sizes
 from steer_heal.studies.arena.measuring import Curve, measured
-from steer_heal.studies.arena.plot import draw
 from steer_heal.studies.arena.table import (
     LEGEND,
     csv_rows,
     curve_table,
+    draw,
     main_table,
     recipe_table,
     verdict,

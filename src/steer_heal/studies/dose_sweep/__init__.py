@@ -3,6 +3,6 @@
 Knows nothing of training and rounds.
 """
 
-from steer_heal.studies.dose_sweep.command import Arguments, sweep_doses
+from steer_heal.studies.dose_sweep.measuring import Arguments, sweep_doses
 
 __all__ = ["Arguments", "sweep_doses"]
