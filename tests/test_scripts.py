@@ -82,6 +82,6 @@ def test_a_scripts_exit_code_is_that_of_its_work(capsys):
         raise KeyboardInterrupt
 
     assert run_script(kind, lambda given: None, [], about="", name="any") == 0
-    assert run_script(kind, lambda given: 1, [], "", "any") == 1
-    assert run_script(kind, stopped, [], "", "any", "go on") == 130
+    assert run_script(kind, lambda given: 1, [], about="", name="any") == 1
+    assert run_script(kind, stopped, [], about="", name="any", interrupted="go on") == 130
     assert capsys.readouterr().err == "steer_heal: interrupted; go on\n"
