@@ -12,7 +12,7 @@ from unittest import mock
 
 import torch
 from healing_data import QUICK, completion
-from resume_runs import undrawn
+from resume_runs import config, undrawn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
@@ -23,7 +23,9 @@ from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 from steer_heal.loop import steps
 from steer_heal.loop.frame import inputs
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.model import memory
+from steer_heal.model.structure import fingerprint
 from steer_heal.processes import each, rank, together, told
 from steer_heal.texts.engines import check_engine
 from steer_heal.texts.generation import Request, generate_requests
@@ -107,9 +109,7 @@ def save_stages(folder: Path) -> int:
         found["told"] = told(lambda: rank())
         with mock.patch.object(memory, "free_memory", lambda device: 100.0 - 10 * int(os.environ["RANK"])):
             found["free"] = memory.free_for(lm.base)
-        mesh, halves = init_device_mesh("cpu", (2,)), steer_heal.model.load("tiny-random")
-        for block in halves.blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        halves = sharded()
         # Inside `each` a process is alone: both do the whole heal, side by side, each with half of every block.
         found["sharded"] = each(range(2), lambda number: healed(halves).adapter)
         found["refused"] = []
@@ -119,6 +119,27 @@ def save_stages(folder: Path) -> int:
             except InputError as problem:
                 found["refused"].append(str(problem))
         torch.save(found, folder / f"stages-{rank()}")
+    return 0
+
+
+def sharded():
+    """The model with a share of every block in each process."""
+    mesh, lm = init_device_mesh("cpu", (2,)), steer_heal.model.load("tiny-random")
+    for block in lm.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    return lm
+
+
+@undrawn()
+def run_sharded(folder: Path) -> int:
+    """A user's script: each process shards the model itself, and has a run on it."""
+    lm = sharded()
+    before = fingerprint(lm.base)
+    result = run_rounds(config(folder, n_rounds=1, model="tiny-random"), lm=lm)
+    stack = result.run.stack
+    with stack.unfolded():
+        found = {"rounds": len(stack), "same": fingerprint(lm.base) == before}
+    torch.save(found | {"verdict": result.verdict.name}, folder / f"sharded-{os.environ['RANK']}")
     return 0
 
 

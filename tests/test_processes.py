@@ -5,10 +5,12 @@ import shlex
 
 import pytest
 import torch
-from launched import command, healed, launch, sampled, save_heal, save_stages, states
+from launched import command, healed, launch, run_sharded, sampled, save_heal, save_stages, states
 from resume_runs import config, folder_of, undrawn, words
 
 import steer_heal.model
+from steer_heal.healing.adapter import Adapter
+from steer_heal.loop import steps
 from steer_heal.loop.resume import reopen
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.texts.completion import load_completions
@@ -73,7 +75,7 @@ def test_a_base_sharded_over_processes_heals_to_the_bits_of_a_whole_one(two, alo
         assert [apart(adapter, alone.adapter) for adapter in found["sharded"]] == [0, 0]
 
 
-def test_a_run_on_a_base_sharded_over_processes_and_vllm_in_several_are_refused(two):
+def test_a_run_of_processes_that_share_work_refuses_a_sharded_base_and_vllm(two):
     for found in two:
         base, engine = found["refused"]
         assert "sharded over processes" in base and "one process only, 2 were started" in engine
@@ -118,6 +120,17 @@ def test_the_command_line_in_two_processes_is_one_run_which_the_first_writes_and
     assert not (tmp_path / "0.err").read_text() and not (tmp_path / "1.err").read_text()
 
 
+def test_a_run_on_a_base_sharded_over_processes_is_that_of_one(processes, tmp_path, run_alone):
+    assert launch(processes, 2, tmp_path, run_sharded, tmp_path) == [0, 0]
+    same_run(folder_of(tmp_path), run_alone)
+    for found in read(tmp_path, "sharded", 2):
+        assert found == {"rounds": len(run_alone.run.stack), "same": True, "verdict": run_alone.verdict.name}
+    mine, theirs = (
+        Adapter.load(place / "rounds" / "00" / "adapter") for place in (folder_of(tmp_path), run_alone.folder)
+    )
+    assert apart(mine, theirs) < 1e-6
+
+
 def one_line(folder):
     """What was said on stderr in all."""
     (line,) = ((folder / "0.err").read_text() + (folder / "1.err").read_text()).splitlines()
@@ -130,14 +143,17 @@ def test_what_only_one_process_finds_wrong_is_one_line_of_its_own(processes, tmp
     assert one_line(tmp_path) == "steer_heal: rank 1 of 2: the second process is ill: see a doctor"
 
 
-def test_when_a_process_is_killed_another_says_so_and_one_process_goes_on_to_the_same_end(
-    processes, tmp_path, run_alone
+def test_when_a_process_is_killed_another_says_so_and_one_goes_on_and_then_two_to_the_same_end(
+    processes, tmp_path, monkeypatch, run_alone
 ):
     codes = launch(processes, 2, tmp_path, command, words(tmp_path, **SMALL), "killed")
     assert codes == [2, -9]
     line, folder = one_line(tmp_path), folder_of(tmp_path)
     assert line.startswith("steer_heal: rank 0 of 2: another of the 2 processes has ended")
     assert line.endswith(f"--resume {shlex.quote(str(folder))}")
-    with undrawn():
+    with monkeypatch.context() as patch, undrawn(), pytest.raises(KeyboardInterrupt):
+        patch.setattr(steps, "heal_rows", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
         run_rounds(resume=reopen(folder))
+    assert list(folder.glob("units/*steered*")) and not list(folder.glob("units/*heal*"))
+    assert launch(processes, 2, tmp_path, command, ["--resume", str(folder)]) == [3, 3]
     same_run(folder, run_alone)

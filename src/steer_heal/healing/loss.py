@@ -70,7 +70,7 @@ def fitted(task: Task, lora: Lora, free: float) -> Fit:
     """How this task's steps fit bytes that are free, from what a pass over its longest row would keep."""
     lm, config = task.lm, task.config
     longest = max(task.completions, key=lambda c: len(c.prompt_ids) + len(c.token_ids))
-    kept = kept_for_backward(lambda: completion_hidden(lm, [longest]), lm.base)
+    kept = kept_for_backward(lambda: completion_hidden(lm, [longest]))
     one = (len(longest.prompt_ids) + len(longest.token_ids)) * lm.width * torch.finfo(lm.dtype).bits / 8
     blocks = len(lm.blocks) - pick_layers(config.lora_layers, len(lm.blocks))[0]  # those before keep nothing
     loss = (1 + len(task.terms) + bool(task.teacher)) * one

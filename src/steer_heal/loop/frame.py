@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch.distributed.tensor import DTensor
-
 from steer_heal import model as models
 from steer_heal.config import RunConfig, idle_options
 from steer_heal.errors import InputError
@@ -27,8 +25,8 @@ from steer_heal.loop.preflight import check_barrier, check_fit, check_texts
 from steer_heal.loop.steps import Run, RunResult, Setting
 from steer_heal.model import LM
 from steer_heal.model.memory import choose_threads
-from steer_heal.model.structure import fingerprint
-from steer_heal.processes import count, first
+from steer_heal.model.structure import fingerprint, is_sharded
+from steer_heal.processes import alike, count, first
 from steer_heal.report.console import Reporter
 from steer_heal.trait import Trait, default_trait
 
@@ -69,7 +67,7 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     trait = trait or Trait.load(config.trait or default_trait(config.model_name))
     tasks = gate.anchors_of(config, trait)
     lm = lm or models.load(config.model_name, **{name: getattr(config, name) for name in MODEL_OPTIONS})
-    _check_whole(lm)
+    _check_whole(lm, config.engine)
     choose_threads(lm.model, config.threads)
     anchors = (*tasks.counted, *tasks.replayed)
     check_fit(lm, trait, config)
@@ -79,12 +77,11 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
     return lm, replace(trait, anchors=tasks.not_replayed(trait.anchors)), tasks
 
 
-def _check_whole(lm: LM) -> None:
-    """Every process has the whole model, on one device if there are several. Raises InputError where it has not."""
-    parameters = list(lm.model.parameters())
-    if any(isinstance(parameter, DTensor) for parameter in parameters):
-        raise InputError(f"{lm.name} is sharded over processes, and a run folds into whole weights: heal it alone")
-    if count() > 1 and len({parameter.device for parameter in parameters}) > 1:
+def _check_whole(lm: LM, engine: str) -> None:
+    """Processes that share work out have a whole model each, on one device. Raises InputError where they have not."""
+    if is_sharded(lm.base) and not (alike() and engine == "transformers"):
+        raise InputError(f"{lm.name} is sharded over processes: give it to run_rounds, with engine transformers")
+    if count() > 1 and len({parameter.device for parameter in lm.model.parameters()}) > 1:
         raise InputError(f"{lm.name} lies on several devices, and each process needs a whole one: start one process")
 
 

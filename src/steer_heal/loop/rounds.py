@@ -19,6 +19,7 @@ from steer_heal.loop.frame import asked, begin, finish, inputs, new_ledger, prep
 from steer_heal.loop.resume import recorded_config, resumable
 from steer_heal.loop.steps import Round, Run, RunResult
 from steer_heal.model import GivenLM, as_lm
+from steer_heal.model.structure import is_sharded
 from steer_heal.processes import first, together
 from steer_heal.report.console import Reporter
 from steer_heal.report.tracking import check_tracker, tracker
@@ -56,7 +57,7 @@ def run_rounds(
     trait = trait if trait is None or isinstance(trait, Trait) else Trait.load(trait)
     in_memory = lm is not None or trait is not None
     with ExitStack() as held:
-        held.enter_context(together())
+        held.enter_context(together(alike=lm is not None and is_sharded(lm.base)))
         if reporter is None or not first():
             reporter = Reporter(Terminal(quiet=not first()), quiet=True)
         ledger = resume and held.enter_context(resumable(resume, in_memory))

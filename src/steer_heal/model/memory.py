@@ -77,8 +77,8 @@ def free_for(model: nn.Module) -> float:
     return min(each(range(count()), lambda _: sum(map(free_memory, devices)) / sharing))
 
 
-def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
-    """Bytes that autograd keeps of a forward pass for its backward pass, beside the model's parameters.
+def kept_for_backward(forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward pass for its backward pass, beside parameters.
 
     Nothing is kept while it is counted, so that it takes no more memory than a pass without gradients.
     """
@@ -88,13 +88,13 @@ def kept_for_backward(forward: Callable[[], object], model: nn.Module) -> int:
     sizes: dict[StorageWeakRef, int] = {}
 
     def pack(tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        sizes[StorageWeakRef(storage)] = storage.nbytes()  # several views of one count once
+        if not isinstance(tensor if tensor._base is None else tensor._base, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            sizes[StorageWeakRef(storage)] = storage.nbytes()  # several views of one count once
 
-    own = {StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
         forward()
-    return sum(size for storage, size in sizes.items() if storage not in own)
+    return sum(sizes.values())
 
 
 def packing(load_in: LoadIn, dtype: torch.dtype | str) -> object:

@@ -103,10 +103,24 @@ def is_quantised(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and not module.weight.is_floating_point()
 
 
+def takes_no_delta(module: nn.Module) -> bool:
+    """Whether nothing can be folded into a linear layer's weight: it is packed, or this process has a share of it."""
+    return isinstance(module, nn.Linear) and (is_quantised(module) or isinstance(module.weight, DTensor))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process has a share of some weights, as FSDP2 keeps them."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _whole(weight: Tensor) -> Tensor:
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
 def full_weight(model: nn.Module, name: str) -> Float[Tensor, "*expert rows columns"]:
     """A layer's weight as numbers, as `weight_of` finds it: as it is, or as its packed numbers stand for."""
     weight, _ = weight_of(model, name)
-    return weight.detach() if weight.is_floating_point() else unpacked(bare(model.get_submodule(name)))
+    return _whole(weight).detach() if weight.is_floating_point() else unpacked(bare(model.get_submodule(name)))
 
 
 def unpacked(layer: nn.Module) -> Float[Tensor, "rows columns"]:
@@ -168,8 +182,7 @@ def fingerprint(model: nn.Module) -> str:
     digest, sums = hashlib.sha256(), []
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter  # a process has its share
-        flat = whole.data.reshape(-1)
+        flat = _whole(parameter).data.reshape(-1)
         total = flat.sum(dtype=torch.float32 if flat.device.type == "mps" else torch.float64).reshape(1)
         sums.append(torch.cat([total, flat[:: max(1, len(flat) // 16)][:16].to(total.dtype)]))
     # One transfer for all parameters.

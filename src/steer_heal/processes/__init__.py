@@ -5,6 +5,7 @@ Knows nothing of models and runs.
 
 from steer_heal.processes.team import (
     LostError,
+    alike,
     count,
     each,
     first,
@@ -19,6 +20,7 @@ from steer_heal.processes.team import (
 
 __all__ = [
     "LostError",
+    "alike",
     "count",
     "each",
     "first",

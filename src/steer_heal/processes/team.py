@@ -37,6 +37,8 @@ class _Team:
     words: Any
     """Group of torch.distributed for all but gradients; on the CPU, so that it takes none of an accelerator's memory.
     """
+    alike: bool
+    """Whether every process does all the work, side by side, as a model needs of which each has a share."""
 
 
 _team: _Team | None = None
@@ -55,8 +57,13 @@ def rank() -> int:
 
 
 def count() -> int:
-    """Processes that work together now."""
-    return _team.size if _team else 1
+    """Processes that share work out now."""
+    return _team.size if _team and not _team.alike else 1
+
+
+def alike() -> bool:
+    """Whether all processes do the same work now, side by side."""
+    return _team is not None and _team.alike
 
 
 def first() -> bool:
@@ -77,8 +84,10 @@ def says(problem: BaseException) -> str | None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(alike: bool = False) -> Iterator[None]:
     """Inside, the launcher's processes are one; each has to call the same functions of this file in the same order.
+
+    alike: no work is shared out, all do all of it; the first one has the folder and the screen.
 
     Raises InputError when they do not meet, LostError when one of them ends before its time.
     """
@@ -88,8 +97,10 @@ def together() -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    store = _meet()
-    _team = _Team(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=PATIENCE))
+    met = dist.is_initialized()  # by the user, to shard a model
+    store = dist.distributed_c10d._get_default_store() if met else _meet()
+    words = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _team = _Team(dist.get_rank(), dist.get_world_size(), words, alike)
     try:
         yield
     except BaseException:
@@ -100,7 +111,8 @@ def together() -> Iterator[None]:
         raise
     finally:
         _team = None
-        dist.destroy_process_group()
+        if not met:
+            dist.destroy_process_group()
 
 
 def _meet() -> Any:
@@ -138,10 +150,10 @@ def told(give: Callable[[], T]) -> T:
 def each(jobs: Sequence[Job], work: Callable[[Job], T]) -> list[T]:
     """`work(job)` of every job in order, done by the processes in turn and known to all; tensors come on the CPU.
 
-    What one process raises all raise. With one process it is the loop.
+    What one process raises all raise. With one process, or where all do the same, it is the loop.
     """
     global _team
-    if _team is None:
+    if _team is None or _team.alike:
         return [work(job) for job in jobs]
     team = _team
     try:
@@ -171,7 +183,7 @@ def spread(rows: Sequence[Job], work: Callable[[Sequence[Job]], Sequence[T]]) ->
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Make each gradient its sum over the processes, the same bits on all; the parameters are on one device."""
-    if _team is None:
+    if _team is None or _team.alike:
         return
     import torch
     import torch.distributed as dist

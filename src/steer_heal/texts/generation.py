@@ -224,7 +224,7 @@ def generate_requests(
             rows = len(picked) // 2
             keep.halved(rows)
         except KeyboardInterrupt as stop:
-            mine = picked[rank() :: count()]
+            mine = picked[rank() % count() :: count()]
             replies = zip(mine, stop.replies if isinstance(stop, Cut) else (), strict=False)
             ended = [completion(i, reply) for i, reply in replies if reply and reply[-1] in lm.eos_ids]
             raise Interrupted([out[i] for i in sorted(out)], ended) from stop

@@ -16,6 +16,7 @@ from types import EllipsisType
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from steer_heal.arguments import checked
 from steer_heal.errors import InputError
@@ -25,7 +26,7 @@ from steer_heal.healing.bake.export import write_merged, write_peft
 from steer_heal.healing.bake.guards import in_use
 from steer_heal.model import LM, unwrap
 from steer_heal.model.names import reference
-from steer_heal.model.structure import bare, full_weight, is_quantised, weight_of
+from steer_heal.model.structure import bare, full_weight, takes_no_delta, weight_of
 
 ROUNDING_WARNING = 0.3
 """Share of the intended change lost to the weights' dtype from which on a bake warns."""
@@ -73,7 +74,8 @@ class AdapterStack:
     forward pass is plain weights, without hooks. Pristine tensors are kept by reference, never copied; the stack must
     outlive its folds, and a model can have one non-empty stack at a time.
 
-    A quantised weight takes no delta: the sum is computed beside it, exactly as `export_peft` writes it.
+    A quantised weight takes no delta, nor does one of which FSDP keeps a share in each process: the sum is computed
+    beside it, exactly as `export_peft` writes it.
     """
 
     def __init__(self, model: nn.Module | LM) -> None:
@@ -273,7 +275,7 @@ class AdapterStack:
                 self._folded.pop(name, None)
                 self._place({name: self._pristine.pop(name)})
                 continue
-            packed = self._quantised(name)
+            packed = self._left_alone(name)
             stored = self._pristine[name] if packed is None else full_weight(self.model, name)
             folded = torch.empty_like(stored)
             # An expert at a time: in float64, all of them may not fit the memory.
@@ -302,19 +304,19 @@ class AdapterStack:
         relative = math.sqrt(intended / size) if size else 0.0
         return FoldReport(len(self) - 1, self.doses[-1], loss, gain, relative)
 
-    def _quantised(self, name: str) -> nn.Linear | None:
-        """The layer of this name if its weight is packed."""
+    def _left_alone(self, name: str) -> nn.Linear | None:
+        """The layer of this name if its weight is packed or sharded."""
         module = bare(self.model.get_submodule(name.rpartition(".")[0]))
         module = bare(getattr(module, name.rpartition(".")[2]))
-        return module if is_quantised(module) else None
+        return module if takes_no_delta(module) else None
 
     def _held(self, name: str) -> Held:
-        packed = self._quantised(name)
+        packed = self._left_alone(name)
         return self._weight(name).data if packed is None else factors_of(packed)
 
     def _place(self, held: dict[str, Held]) -> None:
         for name, what in held.items():
-            if (packed := self._quantised(name)) is not None:
+            if (packed := self._left_alone(name)) is not None:
                 put_beside(packed, what)
             else:
                 self._weight(name).data = what
@@ -329,8 +331,8 @@ class AdapterStack:
             weight, transposed = weight_of(self.model, name)
         except AttributeError as problem:
             raise InputError(f"{made_for}: there is no {what} {name} in {type(self.model).__name__}") from problem
-        packed = self._quantised(name)
-        if packed is None and not weight.is_floating_point():
+        packed = self._left_alone(name)
+        if packed is None and (isinstance(weight, DTensor) or not weight.is_floating_point()):
             raise InputError(f"{made_for}: {what} {name} has no weight that an adapter can change")
         if transposed != adapter.is_transposed(name):
             raise InputError(f"{made_for}: {what} {name} stores its weight the other way round")

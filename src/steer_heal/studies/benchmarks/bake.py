@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, peaks, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import Sizes, make
@@ -28,8 +29,8 @@ def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
         lm, rows, adapters = make(sizes)
         ids = torch.tensor([[*rows[-1].prompt_ids, *rows[-1].token_ids]])
         stack = AdapterStack(lm.model)
-        for adapter in adapters if name in ("baked", "exported") else ():
-            stack.push(adapter)
+        if name in ("baked", "exported"):
+            stack.push(joined(adapters))
         if name == "exported":
             with tempfile.TemporaryDirectory() as folder:
                 whole = stack.concatenated()
@@ -37,7 +38,7 @@ def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
                     stack.pop()
                 whole.save(folder)
                 PeftModel.from_pretrained(lm.base, folder)  # puts its layers into the model that it is given
-        history = history_of(lm, adapters) if name == "copied" else {}
+        history = history_of(lm, [joined(adapters)]) if name == "copied" else {}
 
         @torch.no_grad()
         def run(lm=lm, ids=ids, history=history, stack=stack) -> None:
@@ -47,6 +48,14 @@ def bake_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
         arms[name] = run
     return arms
+
+
+def joined(adapters: Sequence[Adapter]) -> Adapter:
+    """Rounds as one adapter, whose delta is their sum: to push them one by one takes the square of their number."""
+    a = {name: torch.cat([one.a[name] for one in adapters]) for name in adapters[0].a}
+    b = {name: torch.cat([one.scaling * one.b[name] for one in adapters], dim=1) for name in adapters[0].b}
+    rank = sum(one.rank for one in adapters)
+    return Adapter(a, b, rank, float(rank), adapters[0].base_model)
 
 
 def bench_bake(sizes: Sizes) -> str:
@@ -63,11 +72,11 @@ def bench_bake(sizes: Sizes) -> str:
     lm, _, adapters = make(sizes)
     before = {name: p.detach().clone() for name, p in lm.base.named_parameters()}
     stack = AdapterStack(lm.model)
-    left = iter(adapters)
-    pushes = take_turns({"": lambda: stack.push(next(left))}, len(adapters))[0][""]
-    pops = take_turns({"": stack.pop}, len(adapters))[0][""]
+    left, some = iter(adapters), min(3, len(adapters))
+    pushes = take_turns({"": lambda: stack.push(next(left))}, some)[0][""]
+    pops = take_turns({"": stack.pop}, some)[0][""]
     same = all(torch.equal(before[name], p) for name, p in lm.base.named_parameters())
     back = f"original weights back bit for bit: {'yes' if same else 'NO'}"
-    lines.append(f"push {spread(pushes)} s, pop {spread(pops)} s; {back}")
+    lines.append(f"the first {some} rounds: push {spread(pushes)} s, pop {spread(pops)} s; {back}")
     lines.append(f"peak memory over the prepared model, fresh processes: {peaks('bake', names, sizes)}")
     return "\n".join([*lines, load_at_end()])
