@@ -18,8 +18,7 @@ from steer_heal.commands.script import run_script
 from steer_heal.errors import InputError
 from steer_heal.studies.dose_sweep.drawing import plot_sweep
 from steer_heal.studies.dose_sweep.measuring import sweep
-from steer_heal.studies.filter_report import pocket_proof
-from steer_heal.texts.coherence.proof import ALL, FREE, LABELS, TIGHT, Proof
+from steer_heal.studies.filter_report import ALL, FREE, LABELS, TIGHT, Proof, pocket_proof
 from steer_heal.texts.generation import Request, generate_requests
 
 DOSES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)

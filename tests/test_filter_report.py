@@ -6,8 +6,17 @@ import random
 import pytest
 from script_modules import script
 
-from steer_heal.studies.filter_report import pocket_proof, proof_lines
-from steer_heal.texts.coherence.proof import ALL, FREE, SURPRISE, TIGHT, filters, label_of, prove
+from steer_heal.studies.filter_report import (
+    ALL,
+    FREE,
+    SURPRISE,
+    TIGHT,
+    filters,
+    label_of,
+    pocket_proof,
+    proof_lines,
+    prove,
+)
 from steer_heal.texts.coherence.rules import RULES
 from steer_heal.texts.completion import Completion
 

@@ -25,8 +25,8 @@ from steer_heal.studies.arms.reading import State, read_run
 from steer_heal.studies.ladder.rows import load_tasks
 from steer_heal.studies.questions import heals, models, over_rounds
 from steer_heal.studies.questions.answers import CONFIRMED, OPEN, REFUTED, Answer, Part, beside, share_difference, table
-from steer_heal.studies.questions.command import QUESTIONS
-from steer_heal.studies.questions.definitions import ARMS, COMMON
+from steer_heal.studies.questions.command import ARMS, COMMON, QUESTIONS
+from steer_heal.texts.completion import load_completions, save_completions
 from steer_heal.texts.generation import generate
 from steer_heal.trait import Trait
 
@@ -310,6 +310,9 @@ def asked(fast_run, tmp_path_factory):
     """A folder with one finished run, of tiny-random."""
     out = tmp_path_factory.mktemp("asked")
     shutil.copytree(fast_run, out / "tokens_s20" / fast_run.name)
+    rows = out / "tokens_s20" / fast_run.name / "rounds" / "00" / "completions.jsonl"
+    said = load_completions(rows)  # of a teacher's texts none is dropped
+    save_completions([replace(c, judged=True, dropped_by="soup" if i < 4 else None) for i, c in enumerate(said)], rows)
     return out
 
 
@@ -321,6 +324,11 @@ def test_a_finished_run_is_asked_and_its_answer_stays_in_the_table(asked, capsys
     assert rows == sorted(rows) and len(rows) == 3  # kept, with the parts of the others, with all of them
     text = (asked / "questions.md").read_text()
     assert "| 1 |" in text and "| 14 |" in text and "parts - kept" in text
+
+
+def test_a_run_that_dropped_no_text_has_no_sound_part_of_one(fast_run):
+    with pytest.raises(InputError, match="dropped no text"):
+        heals.masked({"tokens": {20: SimpleNamespace(folder=fast_run)}}, (20,))
 
 
 def test_a_student_makes_the_same_change_as_itself(asked):

@@ -12,14 +12,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steer_heal.errors import InputError
+from steer_heal.studies.arms.definitions import BUILT_IN, OPEN, WATCH, Arm
 from steer_heal.studies.arms.jobs import finished, make_jobs
 from steer_heal.studies.arms.places import Local
 from steer_heal.studies.arms.reading import read_run
 from steer_heal.studies.arms.running import Failure, alone, run_jobs
 from steer_heal.studies.questions import heals, models, over_rounds
 from steer_heal.studies.questions.answers import RULE, Answer, Part, table
-from steer_heal.studies.questions.definitions import ARMS, COMMON
 from steer_heal.studies.writing import Stopwatch, say, write_page
+
+SIZES = ("--n-rounds", "2", "--n-min", "40", "--walk-batch", "56", "--eval-items", "24", "--eval-replies", "40")
+COMMON = (*WATCH, *SIZES)
+"""Small runs of which nothing is taken back: a minute and a half each on an idle core."""
+
+LONGER = ("--n-rounds", "3")
+BARRIER = ("--reg", "kl_rev", *OPEN)
+
+ARMS = (
+    Arm("open-nll", ("--reg", "nll", *OPEN, *LONGER)),
+    Arm("open-kl", (*BARRIER, *LONGER)),
+    Arm("prev", (*BARRIER, "--reference", "prev", *LONGER)),
+    Arm("bounded", ("--reg", "nll", *OPEN, "--replay", "0.3", "--accumulate", "128")),
+    Arm("ramp", (*BARRIER, "--lam-power", "-0.5")),
+    Arm("cvar", (*BARRIER, "--kl-agg", "cvar")),
+    Arm("p95", (*BARRIER, "--kl-agg", "p95")),
+    Arm("max", (*BARRIER, "--kl-agg", "max")),
+    BUILT_IN["tokens"],
+    BUILT_IN["default"],
+    BUILT_IN["shuffled"],
+)
+"""open-nll and open-kl: sampled tokens, no coherence filter and doses past the knee, so that the barrier has something
+to hold. prev, ramp and the aggregates differ from open-kl in one option, bounded from open-nll in its rows. tokens has
+the filter and the walk; default and shuffled learn from a teacher."""
 
 
 @dataclass(frozen=True)

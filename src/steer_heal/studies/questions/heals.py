@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from steer_heal.errors import InputError
 from steer_heal.evaluation import Metrics, judge
 from steer_heal.healing import reference_states
 from steer_heal.model import LM
@@ -111,6 +112,8 @@ def masked(runs: Runs, seeds: Seeds) -> list[Part]:
         setting = replace(setting, config=replace(setting.config, **sizes))
         sampled = load_completions(setting.folder / "rounds" / "00" / "completions.jsonl")
         kept, dropped = ([c for c in sampled if c.kept is ok][:ROWS] for ok in (True, False))
+        if not dropped:
+            raise InputError(f"round 0 of {setting.folder} dropped no text: ask a run of --targets tokens")
         parts = sound_parts(setting.lm, dropped, ordinary_sentence(setting))
         sound += [row.sentence_ok for row in judge(setting.trait, parts) if row.sentence_ok is not None]
         used.append(sum(len(c.token_ids) for c in parts) / sum(len(c.token_ids) for c in dropped))
