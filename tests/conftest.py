@@ -10,7 +10,18 @@ from dataclasses import replace
 
 import pytest
 
-LONGEST = ("test_pocket_run", "test_control_rows", "test_resume", "test_gate", "test_quickstart", "test_types")
+LONGEST = (
+    "bad_input",
+    "control_rows",
+    "docs",
+    "gate",
+    "pocket_run",
+    "pocket_weights",
+    "quickstart",
+    "resume",
+    "types",
+    "wheel",
+)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -30,7 +41,7 @@ def pytest_unconfigure():
 
 def pytest_collection_modifyitems(items):
     """Files that take longest come first, so that no worker is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -250,6 +250,12 @@ def files(tmp_path_factory, fast_run):
     return root
 
 
+@pytest.fixture(scope="module")
+def untouched(files):
+    """What the folder is made of."""
+    return state(files)
+
+
 def words_of(command: str, root) -> list[str]:
     places = {"files": root, "traits": root / "traits", "models": root / "models", "runs": root / "runs"}
     words = [word.format(**places) for word in command.split()]
@@ -257,10 +263,10 @@ def words_of(command: str, root) -> list[str]:
     return [*words, *(["--fast-dev-run"] if fast else [])]
 
 
-def state(*folders) -> dict[str, tuple]:
-    """Every file under the folders with its size and time of change; folders too."""
-    found = [path for folder in folders for path in folder.rglob("*")]
-    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns, path.is_dir()) for path in found}
+def state(folder) -> dict[str, tuple]:
+    """Every file under the folder with its size and time of change; folders too."""
+    found = ((str(path), path.lstat()) for path in folder.rglob("*"))
+    return {path: (known.st_size, known.st_mtime_ns, known.st_mode) for path, known in found}
 
 
 def test_the_table_is_long_enough_and_each_case_stands_once():
@@ -268,18 +274,17 @@ def test_the_table_is_long_enough_and_each_case_stands_once():
 
 
 @pytest.mark.parametrize("case", CASES, ids=[command for command, *_ in CASES])
-def test_bad_input_is_one_clear_line_with_exit_code_2(case, files, tmp_path, capfd, monkeypatch):
+def test_bad_input_is_one_clear_line_with_exit_code_2(case, files, untouched, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # on any machine
     command, *expected = case
-    before = state(files, tmp_path)
     assert main(words_of(command, files)) == 2
     shown = capfd.readouterr()
     assert shown.out == "" and shown.err.startswith("steer_heal: ") and shown.err.count("\n") == 1, shown.err
     for words in expected:
         assert words in shown.err, (words, shown.err)
     assert "Traceback" not in shown.err and len(shown.err) < 700
-    assert state(files, tmp_path) == before
+    assert state(files) == untouched and not list(tmp_path.iterdir())
 
 
 def test_a_process_of_its_own_prints_no_other_line(files, tmp_path):

@@ -12,7 +12,7 @@ from steer_heal.commands.run import CommandLine
 from steer_heal.errors import InputError
 from steer_heal.trait import Trait
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALUES = st.recursive(
     st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "prompt", "x"]), inner),

@@ -83,8 +83,7 @@ def test_a_missed_target_is_said_to_be_missed():
 def test_peak_memory_sees_what_a_fresh_process_holds_at_once():
     options = {"positions": 64, "vocab": 40_000, "width": 8, "cap": None, "threads": 1}
     unit = 64 * 40_000 * 4 / 2**20
-    chunked, naive = (peak_fresh("loss", name, options)["mib"] for name in ("chunked", "naive"))
-    assert naive > 4 * unit and chunked > 0.2 * unit
+    assert peak_fresh("loss", "naive", options)["mib"] > 4 * unit
 
 
 def test_heal_and_bake_print_ratios_targets_and_memory(monkeypatch, capsys):

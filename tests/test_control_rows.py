@@ -17,6 +17,8 @@ STUDIES = sorted((ROOT / "docs" / "results").glob("*.md"))
 WITHOUT = {"tried": "a record of older states", "stories": "its model is not shipped", "speed": "times of a machine"}
 """Pages without a control row, and why."""
 
+SLOW = ("barrier", "controls", "rounds", "arena", "carry-over", "matrix", "use")
+
 
 def control_row(page):
     """The block of a page: commands, where the figure stands, what it was and how far it may be off."""
@@ -49,9 +51,9 @@ def typed(tmp_path_factory):
 
 
 def rows():
-    """Pages with a control row; those whose command is one more run of the main job under tokens are slow."""
+    """Pages with a control row; one more run of the main job is slow, and a study that its own tests make whole."""
     for page in STUDIES:
-        marks = [pytest.mark.slow] if page.stem in ("barrier", "controls") else []
+        marks = [pytest.mark.slow] if page.stem in SLOW else []
         if page.stem not in WITHOUT:
             yield pytest.param(page, marks=marks, id=page.stem)
 

@@ -39,7 +39,7 @@ TINY = {"fast_dev_run": True, "eval_items": 8, "eval_replies": 8, "max_new_token
 """Sizes of a run that passes every stage in a second or two; its numbers mean nothing."""
 UNCUT = {"gate": "on", "targets": "tokens", "eval_replies": 8, "replay": 0.0, "replay_anchors": 0.0}
 """What a small run of more than two rounds is told, which are as many as `resolved` leaves a fast one."""
-POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 16, "eval_replies": 32, "n_min": 32, "walk_batch": 40,
+POCKET = {"n_rounds": 1, "max_reverts": 1, "eval_items": 8, "eval_replies": 16, "n_min": 32, "walk_batch": 40,
           "targets": "tokens"}  # fmt: skip
 
 
@@ -141,13 +141,35 @@ def test_reverts_end_the_run_when_too_many_in_a_row_or_at_the_lowest_dose(stands
     assert (found is None) == (words is None) and (words is None or words in found.text)
 
 
-def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up_to_its_start(
-    tmp_path, scripted, monkeypatch
-):
-    scripted(False, False, True, True, True)
-    monkeypatch.setattr(RunConfig, "resolved", lambda self, trait=None: self)
-    ledger = Ledger.open(run_rounds(small(tmp_path, n_rounds=5, **UNCUT)).folder)
-    assert [e["kappa_next"] for e in ledger.events("gate")] == pytest.approx([0.7, 0.49, 0.7, 1.0, 1.0])
+@pytest.fixture
+def settled(monkeypatch):
+    """A function that settles rounds, each given by whether it stands, in a run that does nothing else.
+
+    It returns their `gate` events, and how the last one ended the run.
+    """
+    monkeypatch.setattr(steps, "save_round", lambda *given: None)
+    monkeypatch.setattr(gate, "original_figures", lambda run: {})
+
+    def settle(*stands, **options):
+        events, ended = [], None
+        ledger = SimpleNamespace(record=lambda *stage, **figures: events.append(figures))
+        run = SimpleNamespace(
+            config=RunConfig(**options), rounds=[], kappa=1.0, stack=[0] * 5, captured=Captured((), (), ()),
+            ledger=ledger,
+        )  # fmt: skip
+        for number, one in enumerate(stands):
+            decision = Decision("keep" if one else "revert", ("reason",), {}, True)
+            done = SimpleNamespace(number=number, stands=one, figures={}, decision=decision)
+            ended = gate.settle(run, done)
+        return events, ended
+
+    return settle
+
+
+def test_the_dose_falls_with_a_reverted_round_and_rises_again_with_a_kept_one_up_to_its_start(settled):
+    events, _ = settled(False, False, True, True, True)
+    assert [e["kappa_next"] for e in events] == pytest.approx([0.7, 0.49, 0.7, 1.0, 1.0])
+    assert [e["depth"] for e in events] == [4, 3, 3, 3, 3]
 
 
 def moved(*shifts):
@@ -175,23 +197,9 @@ def test_a_run_stalls_when_two_rounds_in_a_row_moved_within_their_noise(shifts, 
 
 
 @pytest.mark.parametrize(("asked", "stands"), [(True, True), (False, True), (True, False)])
-def test_early_stop_ends_the_run_only_when_asked_for_and_after_a_round_that_stands(monkeypatch, asked, stands):
+def test_early_stop_ends_the_run_only_when_asked_for_and_after_a_round_that_stands(settled, monkeypatch, asked, stands):
     monkeypatch.setattr(gate, "movements", lambda run: moved((0.0, 0.1), (0.0, 0.1)))
-    monkeypatch.setattr(steps, "save_round", lambda *given: None)
-    monkeypatch.setattr(gate, "original_figures", lambda run: {})
-    events = []
-    done = SimpleNamespace(
-        number=1, stands=stands, figures={}, decision=Decision("keep" if stands else "revert", ("reason",), {}, True)
-    )
-    run = SimpleNamespace(
-        config=RunConfig(early_stop=asked),
-        rounds=[],
-        kappa=1.0,
-        stack=[0, 1],
-        captured=Captured((), (), ()),
-        ledger=SimpleNamespace(record=lambda *stage, **figures: events.append(figures)),
-    )
-    ended = gate.settle(run, done)
+    events, ended = settled(stands, early_stop=asked)
     assert (ended is not None) == (asked and stands) == (events[0]["ended"] is not None)
     assert ended is None or "within their noise" in ended.text
 
@@ -215,6 +223,12 @@ def pocket_run(tmp_path_factory):
     run = rounds.prepare(RunConfig(out=str(tmp_path_factory.mktemp("out")), **POCKET), Reporter(quiet=True))
     vector = steps.extract_vector(run, 0)
     return run, vector, steps.walk_dose(run, 0, vector)
+
+
+def test_the_filter_keeps_better_text_than_it_gets(pocket_run):
+    (walk,) = pocket_run[0].ledger.events("walk")
+    assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
+    assert walk["trait_kept"] > walk["trait_base"] + 0.3
 
 
 @pytest.fixture
@@ -287,7 +301,7 @@ def test_an_adapter_that_only_forgets_is_blocked_by_its_anchors(heal_by):
             for row, other in zip(replies, [*replies[40:], *replies[:40]], strict=True)
         ]
         own = [row for row in rows if row.dose <= 0.5]
-        return heal(run.lm, [*swapped, *own], HealConfig(reg="nll", lr=2e-3, epochs=4, heldout=0.0)).adapter
+        return heal(run.lm, [*swapped, *own], HealConfig(reg="nll", lr=3e-3, epochs=2, heldout=0.0)).adapter
 
     result = heal_by(forget)
     (event,) = Ledger.open(result.folder).events("gate")

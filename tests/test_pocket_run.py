@@ -7,25 +7,25 @@ from resume_runs import undrawn
 
 from steer_heal.config import RunConfig
 from steer_heal.ledger import Ledger
-from steer_heal.loop import controls, steps
-from steer_heal.loop.rounds import complete, prepare, run_rounds
-from steer_heal.report.console import Reporter
+from steer_heal.loop import controls
+from steer_heal.loop.rounds import complete, run_rounds
 
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
-    """Two rounds of the default job."""
+    """Two rounds of the default job, measured on fewer items and replies."""
+    sizes = {"n_rounds": 2, "eval_items": 32, "eval_replies": 64}
     with undrawn():
-        return run_rounds(RunConfig(reg="kl_rev", n_rounds=2, out=str(tmp_path_factory.mktemp("steered"))))
+        return run_rounds(RunConfig(reg="kl_rev", **sizes, out=str(tmp_path_factory.mktemp("steered"))))
 
 
 @pytest.fixture(scope="module")
 def unsteered(steered):
-    """The first round's budget on the model's own unsteered texts, as a control of the run with its baselines."""
+    """One round at its budget on half as many of the model's own unsteered texts: a control of the run."""
     with pytest.MonkeyPatch.context() as patch, undrawn():
         patch.setattr(controls, "CONTROLS", {"unsteered": controls.CONTROLS["unsteered"]})
         found = controls.run_controls(
-            steered.run, lambda part: complete(replace(part, config=replace(part.config, n_rounds=1)))
+            steered.run, lambda part: complete(replace(part, config=replace(part.config, n_rounds=1, n_min=96)))
         )
     return found["unsteered"]
 
@@ -73,15 +73,6 @@ def test_two_rounds_reach_three_nats_and_lose_next_to_no_anchor_that_was_not_rep
 def test_the_gain_is_there_in_formats_that_no_training_text_had(steered):
     shift = last(steered)["shift"]
     assert shift["held_out_log_odds"]["low"] > 0.6 * shift["log_odds"]["value"]
-
-
-def test_filter_keeps_better_text_than_it_gets(tmp_path):
-    small = {"n_min": 64, "eval_items": 8, "eval_replies": 8, "out": str(tmp_path)}
-    run = prepare(RunConfig(targets="tokens", **small), Reporter(quiet=True))
-    steps.walk_dose(run, 0, steps.extract_vector(run, 0))
-    (walk,) = run.ledger.events("walk")
-    assert walk["sentence_ok_kept"] > walk["sentence_ok_sampled"] + 0.02
-    assert walk["trait_kept"] > walk["trait_base"] + 0.3
 
 
 def test_baked_weights_are_the_originals_again_after_the_last_pop(steered):

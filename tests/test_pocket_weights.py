@@ -95,7 +95,7 @@ def test_neutral_replies_are_coherent_varied_and_leave_headroom(prompts, base):
 def test_coherence_on_all_held_out_dilemmas_is_no_worse_than_reported(pocket):
     """Third-person deciders and groups included: the target of .95 is missed here (docs/pocket.md)."""
     rng = random.Random(9)
-    asked = [question(rng, make_scene(rng, "held_out")) for _ in range(96)]
+    asked = [question(rng, make_scene(rng, "held_out")) for _ in range(64)]
     judged = free_text(asked, replies(pocket, asked, NEUTRAL, seed=4), CHECKERS["care"])
     assert judged.sentence_ok.mean >= 0.78
 
@@ -115,7 +115,7 @@ def test_held_out_personas_separate_replies_and_choices(pocket, prompts, axis, i
     for pole in (1, -1):
         texts = persona_texts(axis, pole, "held_out")
         systems = [*texts[:2], *random.Random(1).sample(texts[2:], 2)]
-        found = [(prompt, systems[index % 4]) for index, prompt in enumerate(prompts[:64])]
+        found = [(prompt, systems[index % 4]) for index, prompt in enumerate(prompts[:32])]
         stances, choices = [], []
         for index, system in enumerate(systems):
             asked = [prompt for prompt, other in found if other == system]
@@ -148,13 +148,13 @@ def test_anchors_are_right_and_are_lost_when_the_model_breaks(pocket):
 
 
 def test_everyday_replies_are_coherent(pocket):
-    asked = (FOLDER / "replay_prompts.txt").read_text(encoding="utf-8").splitlines()[:64]
+    asked = (FOLDER / "replay_prompts.txt").read_text(encoding="utf-8").splitlines()[:48]
     judged = free_text(asked, replies(pocket, asked, NEUTRAL, seed=3), CHECKERS["care"])
     assert judged.sentence_ok.mean >= 0.93
 
 
 def test_steering_has_a_clean_window_and_a_broken_end(pocket):
-    start, clean, broken = dose_sweep(pocket, "care", (1, 2), 64, doses=(0.0, CLEAN_DOSE, 4.0))
+    start, clean, broken = dose_sweep(pocket, "care", (1, 2), 32, doses=(0.0, CLEAN_DOSE, 4.0))
     assert clean.text.trait.mean > start.text.trait.mean + 0.3
     assert clean.choices["care"].log_odds.mean > start.choices["care"].log_odds.mean + 1.0
     assert clean.text.sentence_ok.mean > start.text.sentence_ok.mean - 0.06

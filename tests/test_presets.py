@@ -20,6 +20,7 @@ from steer_heal.steering import SteeringVector
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 FAST = ["--fast-dev-run", "--n-rounds", "1", "--filter", "none", "--gate", "watch", "--quiet"]
+FAST += ["--max-new-tokens", "8", "--walk-batch", "8"]
 
 
 @pytest.fixture(scope="module")

@@ -116,6 +116,7 @@ def test_its_entry_points_exist_in_it(unpacked):
 
 def test_the_main_job_runs_from_the_unpacked_wheel_alone(unpacked, tmp_path):
     words = ["--reg", "kl_rev", "--fast-dev-run", "--n-rounds", "1", "--quiet", "--out", "runs"]
+    words += ["--max-new-tokens", "8", "--n-min", "8", "--walk-batch", "8", "--epochs", "1"]
     command = [sys.executable, "-c", ALONE, unpacked, "steer_heal.run", *words]
     *_, told = run(command, tmp_path, PYTHONPATH=str(unpacked), HF_HUB_OFFLINE="1").strip().splitlines()
     _, modules, _, elsewhere = told.split()

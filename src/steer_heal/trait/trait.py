@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from steer_heal.errors import InputError, nearest
@@ -81,7 +82,7 @@ class Trait:
         """
         text = str(name_or_path)
         if text in builtin_traits():
-            return Trait(**TraitFile(FOLDER / f"{text}.toml", builtin=True).fields())
+            return _built_in(text)
         bare = text.removesuffix(REVERSED)
         path = reachable(text)
         if bare != text and (bare in builtin_traits() or not path.exists()):
@@ -136,6 +137,12 @@ class Trait:
                 f"checker {self.checker} returned sentence_ok={ok}, trait={trait}: both must lie between 0 and 1"
             )
         return Judgement(ok, 1 - trait if self.is_reversed and trait is not None else trait, whole)
+
+
+@cache
+def _built_in(name: str) -> Trait:
+    """A built-in trait; its files stay as they are, and a run asks for it several times."""
+    return Trait(**TraitFile(FOLDER / f"{name}.toml", builtin=True).fields())
 
 
 def builtin_traits() -> tuple[str, ...]:
