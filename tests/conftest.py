@@ -45,11 +45,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """Tiny models are faster so, and other processes disturb them less."""
+def quick():
+    """One thread, as tiny models are faster so; and no waiting for the disk, as no test takes the power away."""
     import torch
 
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture(scope="session")
