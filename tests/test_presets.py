@@ -20,7 +20,6 @@ from steer_heal.steering import SteeringVector
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 FAST = ["--fast-dev-run", "--n-rounds", "1", "--filter", "none", "--gate", "watch", "--quiet"]
-FAST += ["--max-new-tokens", "8", "--walk-batch", "8"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def test_a_preset_runs_through_every_stage(name, models, tmp_path, monkeypatch):
         return healed
 
     monkeypatch.setattr(steps, "heal_rows", watched)
-    assert main(words(name, models, tmp_path)) in (0, 3)
+    assert main([*words(name, models, tmp_path), "--max-new-tokens", "8", "--walk-batch", "8"]) in (0, 3)
     ((lm, rows, healed),) = seen
     ledger, options = Ledger.open(folder_of(tmp_path)), PRESETS[name].options
     as_they_are = options.keys() - {"model", "max_new_tokens", "walk_batch"}  # sizes are cut down
