@@ -16,7 +16,9 @@ from wrong_inputs import JSON_VALUES, called, damages, places, retyped, told
 
 import steer_heal as sh
 from steer_heal.commands.main import main
+from steer_heal.errors import InputError
 from steer_heal.healing.adapter import Adapter
+from steer_heal.ledger.files import write_json
 from steer_heal.report.pages import writing
 from steer_heal.report.plots import drawing
 from steer_heal.steering import SteeringVector
@@ -138,7 +140,9 @@ def try_stopped(stopped, whole, tmp_path, share):
     draw, tried = random.Random(5), 0
     for file in sorted(path.relative_to(stopped) for path in stopped.rglob("*") if path.is_file()):
         for how, damage in damages(6).items():
-            if file.name == "lock" or draw.random() > share:
+            # A lock that is gone or full of something else is taken all the same.
+            kinds = ("folder", "pipe", "device", "circle")
+            if (file.name == "lock" and how not in kinds) or draw.random() > share:
                 continue
             folder = copy_of(stopped, tmp_path)
             before = (folder / file).read_bytes()
@@ -152,6 +156,21 @@ def try_stopped(stopped, whole, tmp_path, share):
 
 def test_a_damaged_unfinished_run_is_refused_or_ends_as_it_would_have(stopped, finished, tmp_path):
     assert try_stopped(stopped, content(finished), tmp_path, 0.015) >= 4
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "lock", "config.json"])
+@pytest.mark.parametrize("how", ["folder", "pipe", "device"])
+def test_what_is_no_file_in_an_unfinished_run_is_refused_and_not_waited_for(stopped, tmp_path, name, how):
+    folder = copy_of(stopped, tmp_path)
+    (folder / name).touch()
+    damages(6)[how](folder / name)
+    assert told(command("resume", folder), folder) == "refused"
+
+
+def test_a_pipe_in_the_way_of_a_file_that_is_written_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "base.json.partial")
+    with pytest.raises(InputError, match="base.json.partial: is a folder, pipe or device"):
+        write_json(tmp_path / "base.json", {})
 
 
 @pytest.mark.slow

@@ -28,12 +28,17 @@ def reachable(given: str | Path) -> Path:
     return path
 
 
+def check_plain(path: Path, shown: str | None = None) -> None:
+    """Raises InputError where something is that is no file: opening a pipe waits, a device takes and gives anything."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{shown or path}: is a folder, pipe or device: give a file")
+
+
 def read_bytes(path: str | Path, shown: str | None = None) -> bytes:
     """The content of a file, which a complaint calls `shown`. Raises InputError."""
     path, shown = reachable(path), shown or str(path)
+    check_plain(path, shown)
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{shown}: is a folder, pipe or device: give a file")
         return path.read_bytes()
     except OSError as problem:
         raise InputError(f"{shown}: cannot be read ({problem.strerror}): check the path") from problem

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steer_heal.errors import NotWrittenError
+from steer_heal.reading import check_plain
 
 PARTIAL = ".partial"
 """Suffix of what is not written to its end; it never counts as a result."""
@@ -79,7 +80,8 @@ def append_whole(path: Path, line: str) -> None:
 
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file without a torn last one; empty without the file."""
-    content = path.read_bytes() if path.is_file() else b""
+    check_plain(path)
+    content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1].decode("utf-8", "replace").split("\n")[:-1]
 
 
@@ -118,6 +120,7 @@ def whole_folder(final: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, mode: str, content: bytes) -> None:
+    check_plain(path)
     with open(path, mode) as file:
         file.write(content)
         file.flush()

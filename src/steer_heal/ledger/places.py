@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from steer_heal.errors import InputError
+from steer_heal.reading import check_plain
 
 
 def made_folder(root: Path, label: str) -> Path:
@@ -36,6 +37,7 @@ class FolderLock:
 
     def take(self) -> None:
         """Take the folder for this process, until `release`. Raises InputError when another one has it."""
+        check_plain(self.folder / "lock")
         self._file = open(self.folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
