@@ -57,8 +57,12 @@ GATE = {"regressed": {"anchors": ["a1", "a2"]}, "anchors": 94}
 def test_the_table_of_models_has_a_column_only_for_what_was_measured():
     plain_ones = [("base", metrics().summary()), ("healed", metrics(1.0).summary())]
     columns, rows = state_table(plain_ones)
-    assert columns[:3] == ["model", "trait", "log-odds"] and "vignettes" not in columns and "closed" not in columns
-    assert rows[1][:3] == ["healed", "0.50", "+1.10"] and all(len(row) == len(columns) for row in rows)
+    assert (
+        columns[:4] == ["model", "trait", "stance", "log-odds"]
+        and "vignettes" not in columns
+        and "closed" not in columns
+    )
+    assert rows[1][:4] == ["healed", "0.50", "1.00", "+1.10"] and all(len(row) == len(columns) for row in rows)
     assert "raters" not in state_legend(plain_ones)
 
     human = tuple(float(name == "Care") for name in FOUNDATIONS)

@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import resume_runs
 import torch
 from families import make
 from healing_data import QUICK, bits, completion, equal
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import steer_heal as sh
+from steer_heal.errors import InputError
 from steer_heal.healing.lora import linear_names
 from steer_heal.loop import calibration, rounds
 from steer_heal.loop.gate import must_block_adapter
@@ -224,6 +226,30 @@ def test_options_that_follow_the_model_follow_the_one_given():
     plain, other = sh.RunConfig(epochs=9), sh.RunConfig(epochs=9, model="mine")
     assert plain.for_model("mine") == other and plain.max_new_tokens != other.max_new_tokens
     assert other.for_model("mine") is other
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_does_not_come_to_its_end_gives_the_model_back_as_it_was(lm, tmp_path, stop):
+    before = {name: p.clone() for name, p in lm.base.named_parameters()}
+    folded = []
+
+    def on_event(event):
+        if event["stage"] == "gate":
+            folded.append(not all(torch.equal(before[name], p) for name, p in lm.base.named_parameters()))
+            raise stop
+
+    mine = resume_runs.config(tmp_path, model=None, n_rounds=1)
+    with pytest.raises(stop):
+        sh.run_rounds(mine, lm=lm, on_event=on_event)
+    assert folded == [True] and all(torch.equal(before[name], p) for name, p in lm.base.named_parameters())
+
+
+def test_a_model_with_adapters_folded_in_is_refused_before_there_is_a_folder(lm, tmp_path):
+    stack = sh.AdapterStack(lm.model)
+    stack.push(must_block_adapter(lm))
+    with pytest.raises(InputError, match="already has a stack of 1"):
+        sh.run_rounds(sh.RunConfig(fast_dev_run=True, out=tmp_path / "out"), lm=lm)
+    assert not (tmp_path / "out").exists() and len(stack) == 1
 
 
 def test_rounds_begin_with_the_model_and_the_trait_given(lm, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from steer_heal.loop.rounds import run_rounds
 from steer_heal.report import html, markdown_table, plots, summary, write_pages
 from steer_heal.report.expectations import judged
 from steer_heal.report.pages.facts import cards, options
-from steer_heal.report.pages.filtering import filtered_rounds
+from steer_heal.report.pages.filtering import borderline, filtered_rounds
 from steer_heal.report.pages.folder import base_of, measured
 from steer_heal.report.pages.handover import snippets
 from steer_heal.report.pages.replies import diary, side_by_side
@@ -428,7 +428,22 @@ def test_options_are_told_apart_from_their_defaults(folder):
     changed, usual = options(Ledger.open(folder))
     names = {name: (value, default) for name, value, default in changed}
     assert names["gate"] == ("watch", "on") and names["fast_dev_run"] == ("True", "False")
-    assert "lr" in dict(usual) and not set(names) & set(dict(usual))
+    assert {"lr", "replay", "replay_anchors"} <= set(dict(usual)) and not set(names) & set(dict(usual))
+
+
+def test_texts_that_are_only_flagged_are_not_said_to_be_dropped(folder):
+    ledger = Ledger.open(folder)
+    (event,) = [e for e in ledger.events("walk") if e["round"] == 1]
+    assert event["texts"] == "own" and event["dropped"] == {}
+    assert not any("dropped" in name for name, _ in borderline(ledger))
+    (*_, last) = filtered_rounds(ledger)
+    assert last.done == "flagged" and "Dropped by gate" not in (folder / "report.html").read_text("utf-8")
+
+
+def test_a_text_is_borderline_by_the_limit_only_beyond_which_it_is(folder):
+    for name, completion in borderline(Ledger.open(folder), each=10**6):
+        if limit := re.search(r"borderline, (\w+) .*limit (.*)\)", name):
+            assert (completion.scores["nll"] > float(limit[2])) == (limit[1] != "kept")
 
 
 def test_a_run_that_starved_in_its_first_round_has_a_page_of_what_there_is(tmp_path):

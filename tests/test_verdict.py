@@ -193,6 +193,13 @@ def test_the_text_says_what_was_compared_and_how_sure_it_is():
     assert "\n" not in text
 
 
+def test_the_text_counts_the_clusters_of_each_model_and_says_when_retain_is_unknown():
+    few = replace(HEALED, steered=Estimate(0.0, -1.0, 1.0, 7))
+    found = judge_round(few)
+    assert found.name == "healed" and "over 7 clusters of the steered model and 64 of the student" in found.text
+    assert "retain unknown" in found.text
+
+
 def test_floors_are_settings():
     strict = Rules(floors=Floors(coherence=0.995))
     assert judge_round(HEALED, strict).name == "collapsed"

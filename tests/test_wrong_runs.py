@@ -169,7 +169,7 @@ def test_what_is_no_file_in_an_unfinished_run_is_refused_and_not_waited_for(stop
 
 def test_a_pipe_in_the_way_of_a_file_that_is_written_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "base.json.partial")
-    with pytest.raises(InputError, match="base.json.partial: is a folder, pipe or device"):
+    with pytest.raises(InputError, match=r"base\.json\.partial: is a folder, pipe or device"):
         write_json(tmp_path / "base.json", {})
 
 

@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from numbers import Integral, Number, Real
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from steer_heal.errors import InputError
@@ -52,26 +52,35 @@ def checked_scale(c: float) -> float:
 def check_fields(given: object, but: Sequence[str] = ()) -> None:
     """Raises InputError for the first field of a dataclass whose value is none of its annotation; a default is one.
 
-    A number of numpy, and a list for a tuple, become what JSON gives back: records compare and hash by it.
+    A number of numpy, a path, and a list for a tuple become what JSON gives back: records compare and hash by it.
     """
     hints = _hints_of(type(given))
     for one in fields(given):
         value = getattr(given, one.name)
+        value = str(value) if isinstance(value, PurePath) else value
         if one.name not in but and not (one.default is not MISSING and value is one.default):
             check_value(one.name, value, hints[one.name])
             object.__setattr__(given, one.name, _plain(value))
 
 
 def checked(function: Function) -> Function:
-    """The function, which first looks at its arguments: InputError for one that is none of its annotation."""
+    """The function, which first looks at its arguments: InputError for one that is none of its annotation.
+
+    A number of numpy becomes Python's: what is drawn, saved and compared by it takes no other.
+    """
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def looked_at(*args, **options):
-        for name, value in signature.bind(*args, **options).arguments.items():
-            if value is not signature.parameters[name].default:
-                check_value(name, value, _hint(function, signature.parameters[name].annotation))
-        return function(*args, **options)
+        given = signature.bind(*args, **options)
+        for name, value in given.arguments.items():
+            parameter = signature.parameters[name]
+            for one in value if parameter.kind is parameter.VAR_POSITIONAL else [value]:
+                if one is not parameter.default:
+                    check_value(name, one, _hint(function, parameter.annotation))
+            if isinstance(value, Number):
+                given.arguments[name] = _plain(value)
+        return function(*given.args, **given.kwargs)
 
     return looked_at
 
@@ -109,7 +118,7 @@ def fits(value: object, hint: object) -> bool:
     if kind is Sequence and inner:
         return isinstance(value, Sequence) and fits(value, Iterable[inner])
     if kind is Iterable and inner:  # an iterator cannot be looked at without being used up
-        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
             return False
         return not isinstance(value, Sequence) or all(fits(one, inner[0]) for one in value)
     if kind is Mapping and inner:

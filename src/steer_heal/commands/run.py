@@ -38,8 +38,8 @@ from steer_heal.trait.rows import read_rows
 
 STOPPED_BY_METHOD = ("starved", "diverged", "collapsed", "unfit", "shorter", "reverted")
 PURPOSE = (
-    "Grow a trait in a model's weights over rounds while its text stays coherent. Without options: four rounds on "
-    "`pocket`, about a minute on a CPU."
+    "Grow a trait in a model's weights over rounds while its text stays coherent. Without options: three rounds on "
+    "`pocket`, about two minutes on a CPU."
 )
 MAIN = ("reg", "model", "trait", "preset", "n_rounds", "lam", "tau", "doses", "layers", "seed", "out", "device")
 MAIN += ("resume", "fast_dev_run", "dry_run", "quiet", "verbose")

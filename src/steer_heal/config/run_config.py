@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, fields, replace
 
-from steer_heal.arguments import check_fields
+from steer_heal.arguments import check_fields, checked
 from steer_heal.config.follows_model import defaults, mixed_in
 from steer_heal.config.options import (
     EvaluationOptions,
@@ -132,10 +132,12 @@ class RunConfig(LoopOptions, GateOptions, EvaluationOptions, WalkOptions, Steeri
         """How training texts, and those that the filter is calibrated on, are sampled; None: the model's own way."""
         return Sampling(self.text_temperature, self.text_top_p, min_p=self.text_min_p)
 
+    @checked
     def heal_config(self, seed: int) -> HealConfig:
         """The heal's own options with a seed of their own."""
         return HealConfig(**{f.name: getattr(self, f.name) for f in fields(HealConfig)} | {"seed": seed})
 
+    @checked
     def for_model(self, name: str) -> RunConfig:
         """The same for a model in memory: options that follow the model and stand at a default follow this one's.
 

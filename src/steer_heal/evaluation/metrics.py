@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import ChoiceRow
 from steer_heal.evaluation.text import distinct_ngrams, mean
@@ -253,6 +254,7 @@ class Metrics:
         """One JSON object: the rows and, for readers, the summary."""
         return json.dumps({"summary": self.summary(), **asdict(self)}, indent=1, ensure_ascii=False)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write `to_json` in one step."""
         write_whole(Path(path), self.to_json().encode("utf-8"))

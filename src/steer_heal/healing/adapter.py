@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from steer_heal.arguments import fits
+from steer_heal.arguments import checked, fits
 from steer_heal.errors import InputError
 from steer_heal.ledger.files import readable
 from steer_heal.reading import from_json, reachable, read_bytes
@@ -87,12 +87,17 @@ class Adapter:
         inputs = self.a[module].shape[-1]
         return (*experts, inputs, outputs) if self.is_transposed(module) else (*experts, outputs, inputs)
 
+    @checked
     def compressed(self, rank: int) -> Adapter:
         """The nearest adapter of this rank: per module the truncated SVD of its delta (Eckart and Young 1936).
 
         The delta is never formed: with B = Q_b R_b and A^T = Q_a R_a its singular values are those of the core
         R_b R_a^T. A rank of at least the smaller side of every module loses nothing but rounding to float32.
+
+        Raises InputError for a rank under 1.
         """
+        if rank < 1:
+            raise InputError(f"rank {rank}: give at least 1")
         a, b = {}, {}
         for name in self.modules:
             q_b, r_b = torch.linalg.qr(self.scaling * self.b[name].double())
@@ -124,6 +129,7 @@ class Adapter:
         if not any(b.any() for b in self.b.values()):
             raise InputError("the adapter is empty: every B is zero, so it adds nothing to the model")
 
+    @checked
     def cosine(self, other: Adapter) -> float:
         """Cosine of the two flattened deltas, through r x r cores: <B A, B' A'> = sum (B'^T B) * (A' A^T)."""
         own, foreign = math.sqrt(self._inner(self)), math.sqrt(other._inner(other))
@@ -138,6 +144,7 @@ class Adapter:
             total += (left * right).sum().item()
         return self.scaling * other.scaling * total
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`, as plain `peft` reads them.
 
@@ -174,6 +181,7 @@ class Adapter:
                 raise OSError(f"adapter folder {folder} was read back different from what was written")
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path) -> Adapter:
         """Read a LoRA adapter in PEFT's format. Raises InputError for a missing or damaged file and other types."""
         folder = reachable(folder)

@@ -28,7 +28,7 @@ from steer_heal.texts.completion import Completion
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReferenceStates:
     """Last hidden states of a frozen model at the positions that predict each completion's tokens.
 

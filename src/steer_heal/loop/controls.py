@@ -30,7 +30,7 @@ def run_controls(run: Run, complete: Callable[[Run], RunResult]) -> dict[str, Ru
         for name, settings in CONTROLS.items():
             part = prepare_control(run, name, settings)
             found[name] = complete(part)
-            _empty(run.stack)
+            run.stack.clear()
     return found
 
 
@@ -88,18 +88,13 @@ def _row(run: Run, name: str, verdict, rounds, control: Metrics | None, student:
 def _original_weights(stack: AdapterStack) -> Iterator[None]:
     """The stack is empty inside the block, so that another can fold; after it the same adapters give the same bits."""
     folded = list(zip(stack.adapters, stack.doses, strict=True))
-    _empty(stack)
+    stack.clear()
     try:
         yield
     finally:
-        _empty(stack)
+        stack.clear()
         for adapter, dose in folded:
             stack.push(adapter, dose)
-
-
-def _empty(stack: AdapterStack) -> None:
-    while len(stack):
-        stack.pop()
 
 
 def _figures(event: Mapping) -> dict:

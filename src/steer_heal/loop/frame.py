@@ -16,7 +16,7 @@ from steer_heal.errors import InputError
 from steer_heal.evaluation.anchors import Halves
 from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
-from steer_heal.healing.bake import AdapterStack
+from steer_heal.healing.bake import AdapterStack, refuse_folded
 from steer_heal.ledger import Ledger, led
 from steer_heal.ledger.clock import time_passed
 from steer_heal.loop import gate, steps
@@ -78,7 +78,11 @@ def inputs(config: RunConfig, lm: LM | None = None, trait: Trait | None = None) 
 
 
 def _check_whole(lm: LM, engine: str) -> None:
-    """Processes that share work out have a whole model each, on one device. Raises InputError where they have not."""
+    """Processes that share work out have a whole model each, on one device, and nothing is folded in.
+
+    Raises InputError where it is otherwise.
+    """
+    refuse_folded(lm.model)
     if is_sharded(lm.base) and not (alike() and engine == "transformers"):
         raise InputError(f"{lm.name} is sharded over processes: give it to run_rounds, with engine transformers")
     if count() > 1 and len({parameter.device for parameter in lm.model.parameters()}) > 1:

@@ -44,7 +44,8 @@ def run_rounds(
 
     Args:
         lm: a model in memory, instead of one that `config` names; options that follow the model follow it. Afterwards
-            it has the standing rounds folded in (`RunResult.run`).
+            it has the standing rounds folded in (`RunResult.run`); when the run does not come to its end, for an
+            exception or Ctrl-C, its own weights as they were.
         trait: one in memory or a name, instead of the one that `config` names.
         on_event: called with every event of the run as it is recorded, those of a resumed one from its start; not with
             those of its controls. Of a launcher's processes, which are one run, only the first one's is called.
@@ -72,7 +73,12 @@ def run_rounds(
             ledger.listeners.append(tracker(config.track, ledger.folder, config.to_dict()))
         if on_event is not None and first():
             ledger.listeners.append(on_event)
-        result = complete(begin(config, lm, trait, tasks, ledger, reporter))
+        run = begin(config, lm, trait, tasks, ledger, reporter)
+        try:
+            result = complete(run)
+        except BaseException:
+            run.stack.clear()  # nobody gets the stack, and the model may be the caller's
+            raise
         ledger.settle()
         reporter.written(result.folder)
     return result

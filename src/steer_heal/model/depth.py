@@ -35,4 +35,4 @@ def pick_layers(layers: int | Sequence[float], n_layers: int) -> tuple[int, ...]
         raise InputError("no layers were given: name block indices or a band of two fractions")
     if not all(fits(x, int) and -n_layers <= x < n_layers for x in layers):
         raise InputError(f"layers {shortened(tuple(layers))}: give some of the model's blocks 0 to {n_layers - 1}")
-    return tuple(sorted({x % n_layers for x in layers}))
+    return tuple(sorted({int(x) % n_layers for x in layers}))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from steer_heal.arguments import ELSEWHERE
+from steer_heal.arguments import ELSEWHERE, checked
 from steer_heal.errors import InputError, TooLongError
 from steer_heal.model.chat import check_known, fill_persona, render
 from steer_heal.model.soundness import check_model
@@ -129,6 +129,7 @@ class LM:
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(1, min(limit, int(free * 0.5 / per_row)))
 
+    @checked
     def chat_ids(self, user: str, system: str | None = None) -> tuple[int, ...]:
         """Token ids of one rendered chat prompt, up to and including the assistant tag; exactly one BOS at most.
 
@@ -161,6 +162,7 @@ class LM:
             )
         return ids
 
+    @checked
     def encode_chat(self, users: Sequence[str], system: str | None = None) -> dict[str, Int[Tensor, "batch position"]]:
         """Left-padded `input_ids` and `attention_mask` of rendered chat prompts, ready for `model.generate`."""
         if isinstance(users, str):

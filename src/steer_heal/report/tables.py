@@ -99,7 +99,8 @@ def _of_vignettes(*path: str) -> Figure:
 
 
 STATE = (
-    Column("trait", itemgetter("free_trait"), "share of held-out free-text replies on the trait's side"),
+    Column("trait", itemgetter("free_trait"), "share on the trait's side, of held-out free-text replies with a stance"),
+    Column("stance", itemgetter("decided"), "share of those replies that take a stance at all"),
     Column("log-odds", itemgetter("log_odds"), "of the trait's answer in forced choice, nats, all orders", signed=True),
     Column(
         "unseen formats",
@@ -181,13 +182,13 @@ def vignette_table(events: Sequence[Mapping]) -> tuple[list[str], list[list[str]
 
 ROUND_LEGEND = (
     "doses: times the vector, lowest to highest of the kept texts; survival: share of sampled texts that the filter "
-    "kept; trait and sound of kept: by the checker; tokens: per training row, as they are -> as weighted; nll held- "
-    "out: of kept texts not trained on, before -> after, nats per token; fired: share of the rows over the "
-    "barrier's budget, per reference (none: plain fine-tuning); KL: mean over the tokens of the kept texts (on "
-    "replay: of the original model's own), KL(student || reference), nats; cosines: this round's vector and adapter "
-    "with round 0's, and the shift of the student's mean states with the vector; shift as dose: the dose of "
-    "steering that moves the mean states as far along the vector; rounding loss: share of the intended change lost "
-    "to the weights' dtype; gate: what was decided, and what followed where that differs."
+    "kept; trait and sound of kept: by the checker; tokens: per training row, as they are -> as weighted; nll "
+    "held-out: of kept texts not trained on, before -> after, nats per token; fired: share of the rows over the "
+    "barrier's budget, per reference (none: plain fine-tuning); KL: mean over the kept texts of each one's mean per "
+    "token (on replay: over the original model's own), KL(student || reference), nats; cosines: this round's vector "
+    "and adapter with round 0's, and the shift of the student's mean states with the vector; shift as dose: the "
+    "dose of steering that moves the mean states as far along the vector; rounding loss: share of the intended "
+    "change lost to the weights' dtype; gate: what was decided, and what followed where that differs."
 )
 
 

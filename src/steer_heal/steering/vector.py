@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from steer_heal.arguments import check_fields, checked
+from steer_heal.arguments import check_fields, checked, fits
 from steer_heal.errors import InputError, library, writing
 from steer_heal.ledger.files import readable
 from steer_heal.model import LM, GivenLM, as_lm, text_config, unwrap
@@ -101,7 +101,7 @@ class SteeringVector:
         """
         lm = as_lm(lm)
         vectors = getattr(vectors, "layer_activations", getattr(vectors, "directions", vectors))
-        if not isinstance(vectors, Mapping):
+        if not isinstance(vectors, Mapping) or not all(fits(i, int) for i in vectors):
             raise InputError(
                 f"from_tensors takes tensors by block, not {type(vectors).__name__}: give {{block: tensor}}"
             )
@@ -114,6 +114,7 @@ class SteeringVector:
         vectors = {i: v.clone() for i, v in self._items()}
         return library("steering_vectors", "steering-vectors").SteeringVector(vectors, layer_type="decoder_block")
 
+    @checked
     def to_repeng(self, model_type: str) -> object:
         """The same as a `repeng.ControlVector` for `model.config.model_type`; its strength is the dose.
 
@@ -162,15 +163,19 @@ class SteeringVector:
         """L2 norm over all blocks."""
         return float(self.flat().norm())
 
+    @checked
     def cosine(self, other: SteeringVector) -> float:
         """Cosine with another vector over the same blocks."""
         self._check_same_shape(other)
         return float(torch.cosine_similarity(self.flat(), other.flat(), dim=0))
 
     def unit(self) -> SteeringVector:
-        """Each block's direction with L2 norm 1."""
+        """Each block's direction with L2 norm 1. Raises InputError where one is zero."""
+        if zero := [i for i, v in self._items() if not v.any()]:
+            raise InputError(f"the steering vector is zero at block {zero[0]}: it has no direction there")
         return self._derived({i: v / v.norm() for i, v in self._items()})
 
+    @checked
     def scaled_like(self, other: SteeringVector) -> SteeringVector:
         """Each block's direction with the L2 norm that `other` has there."""
         self._check_same_shape(other)
@@ -186,14 +191,17 @@ class SteeringVector:
 
     def __add__(self, other: SteeringVector) -> SteeringVector:
         """The sum at blocks that both have, either's own at the others: both at once."""
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
         if (self.provenance.n_blocks, self.provenance.width) != (other.provenance.n_blocks, other.provenance.width):
             raise InputError(f"vectors of {self.provenance.model} and {other.provenance.model} do not combine")
         both = {i: self.vectors[i] + other.vectors[i] for i in self.vectors.keys() & other.vectors.keys()}
         return self._derived({**self.vectors, **other.vectors, **both})
 
     def __sub__(self, other: SteeringVector) -> SteeringVector:
-        return self + (-other)
+        return self + (-other) if isinstance(other, SteeringVector) else NotImplemented
 
+    @checked
     def random_like(self, seed: int) -> SteeringVector:
         """Random directions of the same norm per block: the control for "any push of this size does it"."""
         generator = torch.Generator().manual_seed(seed)
@@ -212,6 +220,7 @@ class SteeringVector:
         if back.layers != self.layers or not torch.equal(back.flat(), self.flat()):
             raise OSError(f"{path}: the vector read back differs from the one written")
 
+    @checked
     def to_gguf(self, path: str | Path) -> None:
         """Write a control vector for llama.cpp: `direction.N` is added to the output of block N, times its scale.
 
@@ -234,6 +243,7 @@ class SteeringVector:
         writer.close()
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> SteeringVector:
         """The inverse of `save`. Raises InputError when the file is missing or no steering vector."""
         if not reachable(path).is_file():

@@ -62,6 +62,7 @@ class Completion:
     __repr__ = brief
 
     @staticmethod
+    @checked
     def from_text(
         lm: GivenLM,
         prompt: str,

@@ -107,6 +107,8 @@ def generate(
     lm = as_lm(lm)
     if samples < 1:
         raise InputError(f"samples {samples}: give at least 1")
+    if not len(doses):
+        raise InputError("no doses were given: pass at least one, 0 for the plain model")
     requests = [Request(p, float(d), i) for i, p in enumerate(prompts) for d in doses for _ in range(samples)]
     return generate_requests(
         lm, requests, vector, system, max_new_tokens, seed, greedy, batch_rows, origin, on_batch, sampling, keep, engine

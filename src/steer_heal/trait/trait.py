@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError, nearest
 from steer_heal.reading import reachable
 from steer_heal.shown import brief
@@ -73,6 +74,7 @@ class Trait:
     __repr__ = brief
 
     @staticmethod
+    @checked
     def load(name_or_path: str | Path, code: bool = True) -> Trait:
         """A built-in trait by name, or a TOML file by path; either with `-reversed` appended.
 

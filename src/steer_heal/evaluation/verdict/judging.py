@@ -201,12 +201,15 @@ def _as_broad(evidence: Evidence) -> str:
 
 
 def _shift(evidence: Evidence) -> str:
-    kept = "" if evidence.retained is None else f", retain {evidence.retained:.2f}"
+    kept = ", retain unknown" if evidence.retained is None else f", retain {evidence.retained:.2f}"
+    over = f"{evidence.student.n} clusters"
+    if evidence.steered.n != evidence.student.n:
+        over = f"{evidence.steered.n} clusters of the steered model and {evidence.student.n} of the student"
     retain = evidence.retain
     sure = "" if retain is None or math.isinf(retain.low) else f" [{retain.low:.2f}, {retain.high:.2f}]"
     return (
         f"Trait {evidence.where} against base: steered {evidence.steered}, student {evidence.student} {evidence.unit}"
-        f"{kept}{sure} (95 % intervals over {evidence.student.n} clusters)."
+        f"{kept}{sure} (95 % intervals over {over})."
     )
 
 

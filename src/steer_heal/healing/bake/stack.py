@@ -80,11 +80,7 @@ class AdapterStack:
 
     def __init__(self, model: nn.Module | LM) -> None:
         self.model = unwrap(model)
-        other = stack_of(self.model)
-        if other is not None and len(other):
-            raise InputError(
-                f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first"
-            )
+        refuse_folded(self.model)
         self._rounds: list[tuple[Adapter, float]] = []
         self._pristine: dict[str, Held] = {}
         self._folded: dict[str, Held] = {}
@@ -143,6 +139,11 @@ class AdapterStack:
         self._refold(adapter.modules)
         return adapter
 
+    def clear(self) -> None:
+        """Take all adapters out; the weights are the original ones, bit for bit."""
+        while self._rounds:
+            self.pop()
+
     @contextmanager
     def unfolded(self) -> Iterator[None]:
         """The original weights, bit for bit, inside the block; the folded ones are back after it, also on an exception.
@@ -189,6 +190,7 @@ class AdapterStack:
             self._rounds = kept
             self._refold(names)
 
+    @checked
     def compress(self, rank: int) -> Adapter:
         """Replace the rounds by one adapter, the nearest of this rank to their sum, and return it.
 
@@ -203,6 +205,7 @@ class AdapterStack:
         self.push(adapter)
         return adapter
 
+    @checked
     def export_peft(
         self, folder: str | Path, lm: LM | None = None, *, base: str | None = None, card: str | None = None
     ) -> Adapter:
@@ -254,6 +257,7 @@ class AdapterStack:
         whole = Adapter(a, b, rank, float(rank), first.base_model, first.fan_in_fan_out, experts, transposed)
         return whole if rank <= whole.full_rank else whole.compressed(whole.full_rank)
 
+    @checked
     def export_merged(self, folder: str | Path, lm: LM, *, card: str | None = None) -> None:
         """Write the baked model with its tokenizer as a plain transformers folder.
 
@@ -359,6 +363,13 @@ class AdapterStack:
 
 def _place_in_memory(held: Held) -> tuple[int, ...]:
     return tuple(tensor.data_ptr() for tensor in ((held,) if isinstance(held, Tensor) else held or ()))
+
+
+def refuse_folded(model: nn.Module) -> None:
+    """Raises InputError for a model that has adapters folded in by a stack that is still there."""
+    other = stack_of(model)
+    if other is not None and len(other):
+        raise InputError(f"the model already has a stack of {len(other)} folded adapters: use it, or pop them first")
 
 
 def stack_of(model: nn.Module) -> AdapterStack | None:

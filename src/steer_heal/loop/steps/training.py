@@ -87,6 +87,7 @@ def _trained(
 ) -> tuple[Healed, dict]:
     """The heal itself, and what is measured beside it: seconds, the steering's own nats, the overfit check."""
     started = time.perf_counter()
+    run.reporter.progress("references", 0, 1)
     prev = reference_states(run.lm, rows)
     with run.stack.unfolded():
         base = reference_states(run.lm, rows) if len(run.stack) else prev

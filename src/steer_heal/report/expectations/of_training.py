@@ -67,7 +67,7 @@ def prompted(e: Mapping, events: Events) -> Seen:
 
 @expected(
     "extract",
-    "split-half cosine and held-out AUC near 1 in the steered blocks",
+    "split-half cosine near 1 in every steered block, held-out AUC in one of them",
     "no reliable direction separates the personas: other blocks (--layers), more contexts, clearer personas",
 )
 def direction(e: Mapping, events: Events) -> Seen:
@@ -76,7 +76,7 @@ def direction(e: Mapping, events: Events) -> Seen:
     aucs = [q["auc"] for q in steered if q["auc"] is not None]
     if e["kind"] != "real" or not (cosines and aucs):
         return None
-    seen = f"split-half cosine {min(cosines):.2f}, AUC {max(aucs):.2f}"
+    seen = f"split-half cosine at least {min(cosines):.2f}, AUC up to {max(aucs):.2f}"
     return min(cosines) >= RELIABLE and max(aucs) >= SEPARATES, seen
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 from steer_heal.config import RunConfig
+from steer_heal.config.follows_model import mixed_in
 from steer_heal.evaluation.verdict import OF_BASE
 from steer_heal.evaluation.wording import Term, most, wording
 from steer_heal.ledger import Ledger, plain
@@ -187,6 +188,7 @@ def options(ledger: Ledger) -> tuple[list[tuple[str, str, str]], list[tuple[str,
     named = {name: ledger.config[name] for name in ("model", "fast_dev_run")}
     of_model = plain(RunConfig(**named).to_dict())  # defaults that follow the model are its own, not pocket's
     usual |= {name: value for name, value in of_model.items() if name not in named}
+    usual |= mixed_in(RunConfig(**named).model_name, usual["targets"])  # settled with the trait
     ours = {name: value for name, value in ledger.config.items() if name not in NOT_OPTIONS}
     other = [(name, _told(value), _told(usual.get(name))) for name, value in ours.items() if value != usual.get(name)]
     return other, [(name, _told(value)) for name, value in ours.items() if value == usual.get(name)]

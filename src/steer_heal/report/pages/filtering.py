@@ -37,6 +37,14 @@ class Filtered:
     examples: tuple[Completion, ...]
 
     @property
+    def done(self) -> str:
+        """What befell the texts that a gate claimed: own texts are only flagged."""
+        if self.report.kept == self.report.n:
+            return "flagged"
+        only_dropped = self.report.kept + sum(self.report.by_gate.values()) == self.report.n
+        return "dropped" if only_dropped else "dropped or flagged"
+
+    @property
     def drawn(self) -> list[Borderline]:
         """Thresholds that texts lie beyond."""
         return [entry for entry in self.report.borderline if entry.outside is not None]
@@ -74,7 +82,9 @@ def borderline(ledger: Ledger, each: int = 2) -> list[tuple[str, Completion]]:
     out = [("kept", c) for c in kept[:each]]
     out += [(f"{'flagged' if c.kept else 'dropped'}: {c.named_by}", c) for c in dropped[:each]]
     if limit is not None:
-        for name, side in (("borderline, kept", kept), ("borderline, dropped", dropped)):
-            near = sorted((c for c in side if "nll" in c.scores), key=lambda c: abs(c.scores["nll"] - limit))
-            out += [(f"{name} (nll {c.scores['nll']:.4f}, limit {limit:.4f})", c) for c in near[:each]]
+        for claimed, side in ((False, kept), (True, dropped)):
+            beyond = [c for c in side if "nll" in c.scores and (c.scores["nll"] > limit) == claimed]
+            for c in sorted(beyond, key=lambda c: abs(c.scores["nll"] - limit))[:each]:
+                what = "kept" if not claimed else "flagged" if c.kept else "dropped"
+                out.append((f"borderline, {what} (nll {c.scores['nll']:.4f}, limit {limit:.4f})", c))
     return out

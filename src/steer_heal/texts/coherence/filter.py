@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from steer_heal.arguments import checked
 from steer_heal.errors import InputError
 from steer_heal.ledger.units import FORGET, Keep
 from steer_heal.model import GivenLM, as_lm
@@ -58,10 +59,12 @@ class CoherenceFilter:
 
     # -- which gates ------------------------------------------------------------------------------------------------
 
+    @checked
     def only(self, *gates: str) -> CoherenceFilter:
         """The same filter with these gates alone."""
         return replace(self, gates=frozenset(gates))
 
+    @checked
     def without(self, *gates: str) -> CoherenceFilter:
         """The same filter with these gates off. Raises InputError for an unknown name."""
         self.only(*gates)
@@ -74,6 +77,7 @@ class CoherenceFilter:
     # -- fitting ----------------------------------------------------------------------------------------------------
 
     @classmethod
+    @checked
     def calibrate(
         cls,
         lm: GivenLM,
@@ -135,6 +139,7 @@ class CoherenceFilter:
         return replace(fitted, calibration={**fitted.calibration, "model": lm.name, "seed": seed, "tokens": tokens})
 
     @classmethod
+    @checked
     def fit(
         cls, scored: Sequence[Completion], *, false_drop: float = 0.05, thresholds: Mapping[str, float] | None = None
     ) -> CoherenceFilter:
@@ -146,6 +151,7 @@ class CoherenceFilter:
 
     # -- judging ----------------------------------------------------------------------------------------------------
 
+    @checked
     def score(self, lm: GivenLM | None, completions: Sequence[Completion]) -> list[Completion]:
         """Copies with all figures measured, not judged; lm=None leaves perplexity out."""
         surprise = perplexity_figures(as_lm(lm), completions) if lm is not None else [{} for _ in completions]
@@ -155,6 +161,7 @@ class CoherenceFilter:
             out.append(replace(completion, scores={**text_figures(completion.text), **nll, **own}))
         return out
 
+    @checked
     def judge(self, scored: Sequence[Completion]) -> list[Completion]:
         """Copies with the verdict of this filter on figures that are already there."""
         out = []
@@ -171,10 +178,12 @@ class CoherenceFilter:
         """
         return self.judge(self.score(lm if "perplexity" in self.gates else None, completions))
 
+    @checked
     def judge_text(self, text: str) -> tuple[Rule, ...]:
         """The rules that a bare text breaks, most telling first; empty if it passes. No model, no length."""
         return tuple(breaches(text_figures(text), self.limits, self.gates))
 
+    @checked
     def reason(self, completion: Completion) -> str:
         """Why a judged completion was dropped, in words; empty if it was kept."""
         broken = breaches(completion.scores, self.limits, self.gates)
@@ -182,6 +191,7 @@ class CoherenceFilter:
             f"{rule.words}: {completion.scores[rule.figure]:.3g}, limit {self.limits[rule.key]:.3g}" for rule in broken
         )
 
+    @checked
     def report(self, judged: Sequence[Completion]) -> FilterReport:
         """Counts per gate, kept share per dose, and the completions nearest to every limit on both sides."""
         return make_report(judged, self.limits, self.gates)

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Protocol, runtime_checkable
 
 from steer_heal.arguments import checked
+from steer_heal.errors import InputError
 from steer_heal.shown import brief, plot, table
 from steer_heal.texts.dose.config import DoseConfig
 from steer_heal.texts.dose.controllers import Plan, Step, controller
@@ -96,11 +97,14 @@ def walk_c(
     Returns a `Walk` with everything sampled, `starved` included: running dry is a result. Raises ValueError if
     `survive` or `sample_together` returns another number of items than it was given. Deterministic if they are.
     """
+    if sample is None and sample_together is None:
+        raise InputError("walk_c needs sample or sample_together: give one of them")
     config = config or DoseConfig()
     state = controller(config)
     completions: list[Judged] = []
     while plan := state.plan():
         entries = sample_together(plan) if sample_together else [sample(kappa, n) for kappa, n in plan]
+        entries = [list(entry) for entry in entries]
         if len(entries) != len(plan):
             raise ValueError(f"{len(plan)} kappas were to be sampled but {len(entries)} came back")
         drawn = [completion for entry in entries for completion in entry]
