@@ -229,12 +229,37 @@ def test_many_rounds_need_no_higher_rank_than_their_modules_and_lose_nothing(lm)
     assert len(stack) == 1 and stack.adapters[0].rank == 8 and not torch.equal(logits(lm), before)
 
 
+def test_a_card_tells_the_figures_of_what_is_in_its_folder(fast_run, tmp_path):
+    """Its table counts c from what was trained, and marks what was written; loaded again, that has the figure."""
+    for rank in ([], ["--rank", "2"]):
+        to = tmp_path / f"half{len(rank)}"
+        assert main(["export", str(fast_run), "--to", str(to), "--c", "0.5", *rank, *LEAST]) == 0
+        text = (to / "README.md").read_text("utf-8")
+        assert "1 what is in this folder, which is 0.5 of what was trained" in text
+        heads, _, *rows = [
+            line.strip("| ").split(" | ") for line in text.split("## Dose")[1].splitlines() if "|" in line
+        ]
+        (row,) = [row for row in rows if "this folder" in row[0]]
+        ledger = open_run(fast_run)
+        lm = sh.load(to)
+        measuring = doses.Measuring(ledger, lm, sh.AdapterStack(lm.model), doses.trait_of(ledger, None))
+        assert row[0].split()[0] == "0.5" and f"{measuring.state()['log_odds']:+.2f}" == row[heads.index("log-odds")]
+
+
+def test_an_export_leaves_the_callers_draws_alone(lm, tmp_path):
+    stack = sh.AdapterStack(lm.model)
+    stack.push(random_adapter(lm, 0, rank=2, modules=lm_modules(lm)))
+    before = torch.get_rng_state()
+    stack.export_peft(tmp_path / "a", lm)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_rank_is_said_with_what_it_loses(fast_run, tmp_path, capsys):
     found = {}
     for rank in (1, 500):
         assert main(["export", str(fast_run), "--to", str(tmp_path / str(rank)), "--rank", str(rank), *LEAST]) == 0
         shown = capsys.readouterr().out
-        assert "Whole -> compressed: log-odds" in shown
+        assert "Whole -> compressed, at c = 1: log-odds" in shown
         assert shown.splitlines()[0] in (tmp_path / str(rank) / "README.md").read_text("utf-8")
         found[rank] = float(shown.split("is ")[1].split(" nats")[0])
     assert found[1] > 1e-3 and found[500] == pytest.approx(0, abs=1e-5)

@@ -7,6 +7,7 @@ from families import FAMILIES, make
 from steer_heal.errors import InputError
 from steer_heal.model import completion_logprobs, length_batches, load, position_ids, takes_system
 from steer_heal.model.depth import pick_layers
+from steer_heal.model.soundness import check_model
 
 
 def test_rendered_prompt_has_exactly_one_bos(tiny):
@@ -42,6 +43,20 @@ def test_a_prompt_is_rendered_once_and_anew_under_another_template(tiny):
     assert lm.chat_ids("Why?", "Be bold.") != plain
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
     assert lm.chat_ids("Why?", "Be kind.") != plain
+
+
+def test_a_template_that_asks_for_the_day_gets_the_same_one_and_a_random_one_is_refused(lm):
+    lm.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    assert lm.tokenizer.decode(lm.chat_ids("Why?")) == "26 Jul 2024<Why?>"
+    lm.tokenizer.chat_template = "{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}<{{ messages[0]['content'] }}>"
+    with pytest.raises(InputError, match="writes another prompt each time"):
+        check_model(lm.base, lm.tokenizer, "x")
+
+
+def test_a_configuration_that_does_not_hold_together_is_refused(lm):
+    vars(lm.base.config)["_output_attentions"] = True
+    with pytest.raises(InputError, match=r"its config\.json does not hold together .*output_attentions"):
+        check_model(lm.base, lm.tokenizer, "x")
 
 
 def test_left_padding_aligns_rows_at_the_right(tiny):
@@ -121,7 +136,7 @@ def test_length_batches_cover_every_row_once_within_the_budget(tiny):
     [
         (lambda lm: lm.chat_ids("  "), "empty"),
         (lambda lm: lm.encode_chat([]), "no prompts"),
-        (lambda lm: lm.encode_chat("one string"), "list of prompts"),
+        (lambda lm: lm.encode_chat("one string"), "users .*: give a list of texts"),
         (lambda lm: lm.chat_ids("word " * 3000), "does not fit"),
         (lambda lm: completion_logprobs(lm, [(1, 2)], [()]), "no tokens"),
     ],

@@ -132,7 +132,7 @@ DAMAGE = {
     "no units": (lambda folder: shutil.rmtree(folder / "units"), "without --resume"),
     "a folder that cannot be written": (
         lambda folder: ((folder / "lock").unlink(), (folder / "lock").mkdir()),
-        "cannot be written",
+        "is a folder, pipe or device",
     ),
 }
 
@@ -175,6 +175,7 @@ def content_of_events(place):
     ("options", "words"),
     [
         (["--seed", "5"], "--seed 5 is not what"),
+        (["--out", "elsewhere"], "--out elsewhere is not where"),
         (["--reg", "nll"], "--reg nll is not what"),
         (["--model", "pocket"], "--model"),
         (["--n-rounds=1"], "--n-rounds 1"),

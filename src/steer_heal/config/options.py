@@ -237,7 +237,8 @@ class LoopOptions:
         accumulate: Earlier rounds' kept completions that stay in the training set, at most this many.
         seed: Of everything: same seed, same machine, same run.
         out: Folder that gets the run's folder.
-        fast_dev_run: Every stage in seconds on a random model; the numbers mean nothing.
+        fast_dev_run: Every stage in seconds on a random model, with at most 2 rounds, 2 epochs and 16 tokens, whatever
+            else is asked for; the numbers mean nothing.
         quiet: Print the final table only.
         track: Also log every figure to an experiment tracker, with pip install 'steer-heal[wandb]' and so on.
         overfit_check: After each heal, train on its most trait-laden completion alone: tells "cannot express it" from

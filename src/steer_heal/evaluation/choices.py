@@ -17,6 +17,7 @@ from jaxtyping import Float
 from steer_heal.errors import InputError
 from steer_heal.evaluation.thinking import Thinking, think
 from steer_heal.model import LM, by_batch
+from steer_heal.model.chat import templated
 from steer_heal.trait import Item, Trait
 from steer_heal.trait.items import CONTINUATION
 
@@ -133,8 +134,8 @@ class AnswerSlot:
         if not getattr(tokenizer, "chat_template", None):
             return AnswerSlot((), "a", " ")
         turns = [{"role": "user", "content": "a"}]
-        before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": "qzx"}], tokenize=False)
+        before = templated(tokenizer, turns, assistant=True)
+        whole = templated(tokenizer, [*turns, {"role": "assistant", "content": "qzx"}])
         if not whole.startswith(before) or "qzx" not in whole[len(before) :]:
             return AnswerSlot((), before, "")
         lead = whole[len(before) :].split("qzx")[0]

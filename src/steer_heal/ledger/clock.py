@@ -12,6 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 LEGS = ("extract", "walk", "heal", "bake", "evaluate", "gate")
 """Events that end a part of a round, in their order."""
 SETUP = ("start", "calibrate", "capture", "baseline")
+_SET = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """Seconds since the epoch, which never go backwards in a process: a wall clock that is set again does not count."""
+    return _SET + time.monotonic()
 
 
 class Clock:
@@ -24,7 +30,7 @@ class Clock:
     there is no such guess, so there is no estimate before the first heal is under way.
     """
 
-    def __init__(self, now: Callable[[], float] = time.time):
+    def __init__(self, now: Callable[[], float] = now):
         self.now, self.started = now, now()
         self.n_rounds, self.parts, self.part, self.round = 0, 1, -1, 0
         self.since = self.started

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 from steer_heal.errors import InputError, NotWrittenError, printable
+from steer_heal.ledger.clock import now
 from steer_heal.ledger.environment import environment
 from steer_heal.ledger.event_log import EventLog
 from steer_heal.ledger.files import (
@@ -201,7 +201,7 @@ class Ledger:
         In a run that goes on, events that are there already are not written again. Raises InputError when one is not
         what was recorded.
         """
-        event = self._log.add({"stage": stage, "round": round, "time": time.time(), **figures})
+        event = self._log.add({"stage": stage, "round": round, "time": now(), **figures})
         for listener in self.listeners:
             listener(event)
         return event

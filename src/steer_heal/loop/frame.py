@@ -6,7 +6,6 @@ Knows nothing of what a round does.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from steer_heal.evaluation.shift import summary
 from steer_heal.evaluation.verdict import Verdict
 from steer_heal.healing.bake import AdapterStack, refuse_folded
 from steer_heal.ledger import Ledger, led
-from steer_heal.ledger.clock import time_passed
+from steer_heal.ledger.clock import now, time_passed
 from steer_heal.loop import gate, steps
 from steer_heal.loop.controls import CONTROLS, against
 from steer_heal.loop.preflight import check_barrier, check_fit, check_texts
@@ -151,7 +150,7 @@ def finish(
         best_round=best,
         folded=[r.number for r in run.standing[: len(run.stack)]],
         ended_by=ended and ended.text,
-        seconds=time_passed(run.ledger.events(), since, time.time()),
+        seconds=time_passed(run.ledger.events(), since, now()),
         trajectory=[{"name": name, "state": state} for name, state in states.items()],
         against=compared,
         controls=run.config.controls,

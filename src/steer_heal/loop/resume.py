@@ -111,9 +111,11 @@ def check_given(ledger: Ledger, given: Mapping[str, object], preset: str | None 
     `preset` names the preset that gave the options, if it was not the user.
     """
     config = recorded_config(ledger)
+    if "out" in given and Path(str(given["out"])).resolve() != ledger.folder.parent.resolve():
+        raise InputError(f"--out {given['out']} is not where {str(ledger.folder)!r} lies: leave it out to resume")
     wanted = replace(config, **{k: v for k, v in given.items() if k not in NOT_BITS}).resolved()
     for name in differing(plain(config.to_dict()), wanted):
-        option = f"--{name.replace('_', '-')} {getattr(wanted, name)}"
+        option = f"--{name.replace('_', '-')} {given.get(name, getattr(wanted, name))}"
         said = f"--preset {preset} ({option})" if preset else option
         raise InputError(
             f"{said} is not what {str(ledger.folder)!r} was started with "

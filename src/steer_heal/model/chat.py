@@ -6,7 +6,11 @@ Knows nothing of models and traits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
 from functools import partial
+from unittest.mock import patch
+
+from transformers.utils import chat_template_utils
 
 from steer_heal.errors import InputError
 from steer_heal.user_function import called
@@ -16,6 +20,14 @@ PERSONA_SLOT = "{persona}"
 but "there was a {persona} girl" is a text it knows how to go on from."""
 UNKNOWN_LIMIT = 0.5
 """Share of unknown tokens in a user turn from which on a prompt is refused."""
+
+
+class Day(datetime):
+    """The day for a chat template that asks: what Llama 3's own writes where it has no clock."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime(2024, 7, 26, tzinfo=tz)
 
 
 def fill_persona(user: str, system: str | None) -> tuple[str, str | None]:
@@ -47,10 +59,21 @@ def render(tokenizer, user: str, system: str | None) -> tuple[int, ...]:
     return tuple(tokenizer.encode(shown_turns(tokenizer, turns), add_special_tokens=False))
 
 
+def templated(tokenizer, turns: Sequence[Mapping[str, str]], assistant: bool = False) -> str:
+    """Turns as the chat template writes them, up to the assistant tag with `assistant`; a template's today is `Day`.
+
+    A prompt with the day in it would make the same seed another run tomorrow.
+    """
+    options = {"tokenize": False, "add_generation_prompt": assistant}
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return tokenizer.apply_chat_template(turns, **options)
+    with patch.object(chat_template_utils, "datetime", Day):  # what is given beside the turns becomes text there
+        return tokenizer.apply_chat_template(turns, **options)
+
+
 def shown_turns(tokenizer, turns: Sequence[Mapping[str, str]]) -> str:
-    """Turns as the chat template writes them, with the assistant tag. Raises InputError where it fails."""
-    template = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-    return called(template, "the model's chat template", turns)
+    """Turns with the assistant tag. Raises InputError where the template fails."""
+    return called(partial(templated, tokenizer, assistant=True), "the model's chat template", turns)
 
 
 def takes_system(tokenizer) -> bool:
@@ -61,7 +84,7 @@ def takes_system(tokenizer) -> bool:
 
     def shows() -> bool:
         try:
-            return "qzx" in tokenizer.apply_chat_template(turns, tokenize=False)
+            return "qzx" in templated(tokenizer, turns)
         except TemplateError:
             return False
 

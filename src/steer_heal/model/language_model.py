@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from steer_heal.arguments import ELSEWHERE, checked
 from steer_heal.errors import InputError, TooLongError
-from steer_heal.model.chat import check_known, fill_persona, render
+from steer_heal.model.chat import check_known, fill_persona, render, templated
 from steer_heal.model.soundness import check_model
 from steer_heal.model.structure import (
     ONE_AT_A_TIME,
@@ -106,7 +106,7 @@ class LM:
         if not getattr(self.tokenizer, "chat_template", None):
             return self.tokenizer.eos_token_id
         turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
-        shown = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        shown = templated(self.tokenizer, turns)
         ends = [i for i in self.tokenizer.encode(shown, add_special_tokens=False) if i in self.eos_ids]
         return ends[-1] if ends else self.tokenizer.eos_token_id
 
@@ -165,8 +165,6 @@ class LM:
     @checked
     def encode_chat(self, users: Sequence[str], system: str | None = None) -> dict[str, Int[Tensor, "batch position"]]:
         """Left-padded `input_ids` and `attention_mask` of rendered chat prompts, ready for `model.generate`."""
-        if isinstance(users, str):
-            raise InputError("encode_chat takes a list of prompts, not one string: wrap it in [ ]")
         if not users:
             raise InputError("no prompts were given: pass at least one")
         return self.pad_left([self.chat_ids(user, system) for user in users])

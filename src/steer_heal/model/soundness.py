@@ -44,12 +44,25 @@ def check_model(model: nn.Module, tokenizer: object, name: str) -> None:
         if not bool((values if layer is None else unpacked(layer)).isfinite().all()):
             raise InputError(f"model {name!r}: its weight {weight} is not finite (nan or inf): save a sound one")
     check_generation(model, name)
+    try:
+        model.config.validate()
+    except Exception as problem:  # whatever class of error its validators raise
+        raise InputError(f"model {name!r}: its config.json does not hold together ({problem}): correct it") from problem
+    if shown_turns_differ(tokenizer):
+        raise InputError(f"model {name!r}: its chat template writes another prompt each time: take out what is random")
     if not render(tokenizer, SAID, None):
         raise InputError(f"model {name!r}: its tokenizer makes nothing of a word: use the model's own")
     if getattr(tokenizer, "chat_template", None) is not None:
         asked = shown_turns(tokenizer, [{"role": "user", "content": SAID}])
         if SAID not in asked:
             raise InputError(f"model {name!r}: its chat template does not show what the user says: correct it")
+
+
+def shown_turns_differ(tokenizer: object) -> bool:
+    """Whether a chat template writes the same turns otherwise when it is asked again."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return False
+    return len({shown_turns(tokenizer, [{"role": "user", "content": SAID}]) for _ in range(4)}) > 1
 
 
 def check_generation(model: nn.Module, name: str) -> None:

@@ -141,8 +141,9 @@ class Export:
             return replace(made, notes=notes, doses=found, unmeasured=str(problem))
         if self.rank is not None:
             whole, found[1.0] = found[1.0], measuring.state()
-            notes.append(f"Whole -> compressed: {doses.told(whole, found[1.0])}.")
+            notes.append(f"Whole -> compressed, at c = 1: {doses.told(whole, found[1.0])}.")
             print(notes[1])
+        scales = sorted({*scales, self.c} - {*found})  # what is written is measured as well
         if scales:
             print(f"measuring {len(scales)} more strengths for the card; --scales 1 measures none")
         return replace(made, notes=notes, doses=found | measuring.at(scales))

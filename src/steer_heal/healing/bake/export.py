@@ -46,7 +46,8 @@ def write_peft(
     with written_whole(folder) as partial:
         adapter.save(partial)
         _write_beside(partial, tokenizer, card)
-        with unfolded(), preserved(model):
+        # peft draws the factors that it then overwrites, and the caller's draws are not to hang on that.
+        with unfolded(), preserved(model), torch.random.fork_rng():
             beside = _logits(PeftModel.from_pretrained(model, str(partial)))
         _compare_logits(baked, beside, tolerance, f"adapter {folder}")
 

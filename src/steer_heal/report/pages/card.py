@@ -69,19 +69,20 @@ def card(ledger: Ledger, made: Made) -> str:
         state=Table(*state_table(states), state_legend(states)),
         shift=Table(SHIFT_COLUMNS, shifts),
         against=tables(ledger)["against"] if is_pick else None,
-        doses=dose_table(made.doses or {}),
+        doses=dose_table(made.doses or {}, made.c),
         headline=headline(ledger) if is_pick else [],
         options=Table(["option that is not the default", "value", "default"], changed),
         environment=Table(["made with", ""], made_with),
     )
 
 
-def dose_table(doses: Mapping[float, Mapping]) -> Table:
-    """Trait and coherence by strength."""
+def dose_table(doses: Mapping[float, Mapping], here: float) -> Table:
+    """Trait and coherence by strength; `here` is the strength of what was exported."""
     states = [doses[c] for c in sorted(doses)]
     columns = [column for column in STATE if column.head in OF_DOSE and column.shown(states)]
-    rows = [[f"{c:g}", *(column.told(doses[c]) for column in columns)] for c in sorted(doses)]
-    return Table(["c", *(column.head for column in columns)], rows, f"c: factor on the adapter; {legend(columns)}")
+    named = {c: f"{c:g} (this folder)" if c == here != 1 else f"{c:g}" for c in sorted(doses)}
+    rows = [[name, *(column.told(doses[c]) for column in columns)] for c, name in named.items()]
+    return Table(["c", *(column.head for column in columns)], rows, f"c: factor on what was trained; {legend(columns)}")
 
 
 def metadata(ledger: Ledger, made: Made, verdict: str) -> str:

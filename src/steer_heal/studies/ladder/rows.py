@@ -11,6 +11,7 @@ from pathlib import Path
 from steer_heal.errors import InputError
 from steer_heal.evaluation.choices import AnswerSlot
 from steer_heal.model import LM
+from steer_heal.model.chat import templated
 from steer_heal.texts.completion import Completion
 from steer_heal.trait import Anchor
 from steer_heal.trait.rows import json_lines, read_text
@@ -52,7 +53,7 @@ def end_of_turn(lm: LM) -> int:
     """The token that ends a reply: the one the chat template writes, else the tokenizer's EOS."""
     if getattr(lm.tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
-        ids = lm.tokenizer.encode(lm.tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)
+        ids = lm.tokenizer.encode(templated(lm.tokenizer, turns), add_special_tokens=False)
         if ends := [i for i in ids if i in lm.eos_ids]:
             return ends[-1]
     if lm.tokenizer.eos_token_id is None:
