@@ -30,6 +30,7 @@ def pytest_collection():
     gc.disable()
     yielded = yield
     gc.freeze()
+    gc.set_threshold(10_000)  # small runs make little garbage; to look for it every 700 objects costs 7 % of them
     gc.enable()
     return yielded
 

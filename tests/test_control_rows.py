@@ -17,7 +17,7 @@ STUDIES = sorted((ROOT / "docs" / "results").glob("*.md"))
 WITHOUT = {"tried": "a record of older states", "stories": "its model is not shipped", "speed": "times of a machine"}
 """Pages without a control row, and why."""
 
-SLOW = ("barrier", "controls", "rounds", "arena", "carry-over", "matrix", "use")
+SLOW = ("barrier", "controls", "rounds", "ten-rounds", "arena", "carry-over", "heal-sweep", "matrix", "use")
 
 
 def control_row(page):
