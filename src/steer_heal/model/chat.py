@@ -10,8 +10,6 @@ from datetime import datetime, tzinfo
 from functools import partial
 from unittest.mock import patch
 
-from transformers.utils import chat_template_utils
-
 from steer_heal.errors import InputError
 from steer_heal.user_function import called
 
@@ -67,6 +65,8 @@ def templated(tokenizer, turns: Sequence[Mapping[str, str]], assistant: bool = F
     options = {"tokenize": False, "add_generation_prompt": assistant}
     if "strftime_now" not in str(tokenizer.chat_template):
         return tokenizer.apply_chat_template(turns, **options)
+    from transformers.utils import chat_template_utils  # who reads a trait file needs no transformers
+
     with patch.object(chat_template_utils, "datetime", Day):  # what is given beside the turns becomes text there
         return tokenizer.apply_chat_template(turns, **options)
 
