@@ -30,6 +30,11 @@ quantised:
 engine:
     python -m pytest -m slow -n 0 -s tests/test_vllm.py
 
+# all that is asked of a GPU, on a random 4 B-parameter model: sampling, a heal's step beside TRL's, a round by stage
+gpu *options:
+    mkdir -p out
+    uv run --group clients python scripts/bench.py gpu {{options}} | tee out/gpu.txt
+
 # a hundred rounds: memory and files per round stay, and a run stopped after any of them goes on to the same bits
 test-rounds:
     uv run pytest -m slow -n 0 tests/test_many_rounds.py

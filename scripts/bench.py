@@ -7,6 +7,7 @@
     uv run python scripts/bench.py bake                    # a forward pass with three rounds baked in, or copied in
     uv run python scripts/bench.py loss-memory --positions 256 1024
     uv run python scripts/bench.py generate --preset 4b --device cuda --engines compiled  # on a GPU, bf16
+    uv run python scripts/bench.py gpu                     # all that is asked of a GPU
 
 Arms take turns (A B C A B C ...); a ratio is that of neighbours, shown as median (min to max). Peak memory is read in
 a fresh process per arm. A target that is missed is said to be missed. Models are random and built in memory.

@@ -1,16 +1,19 @@
 """The benches: baselines compute what the package computes, copies and tokens are counted, misses are called misses."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+import resume_runs
 import torch
 from script_modules import script
 
 from steer_heal.errors import InputError
 from steer_heal.healing import heal, reference_states
 from steer_heal.healing.bake import AdapterStack
+from steer_heal.loop.rounds import run_rounds
+from steer_heal.studies.benchmarks import gpu, measuring
 from steer_heal.studies.benchmarks import heal as heal_bench
-from steer_heal.studies.benchmarks import measuring
 from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
 from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter, filter_arms
 from steer_heal.studies.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
@@ -105,6 +108,29 @@ def test_every_arm_of_generate_samples_exactly_the_tokens_asked_for(monkeypatch)
     sizes = GenerateBench(**TINY, rows=5, tokens=7, single_rows=2, engines=("compiled",))
     counts = {name: arm() for name, arm in generate_arms(sizes.load(endless=True), sizes).items()}
     assert counts == {"steered": 35, "plain": 35, "one at a time": 14, "compiled": 35}
+
+
+def test_the_bench_of_a_gpu_runs_its_parts_on_a_cpu_too_and_leaves_the_model_as_it_was(monkeypatch):
+    monkeypatch.setattr(compiled, "compiled_forward", lambda kind: kind.forward)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    sizes = gpu.GpuBench(**TINY | {"repeats": 1}, device="cpu", rows=3, tokens=4, single_rows=1, texts=12, reply=8)
+    made = sizes.load(endless=True)
+    before = {name: p.clone() for name, p in made.base.named_parameters()}
+    monkeypatch.setattr(gpu.GpuBench, "load", lambda self, endless=False: made)
+    asked = []
+
+    def rounds(config, lm):
+        asked.append(config)
+        small = resume_runs.mini_trait(Path(config.out))
+        return run_rounds(replace(config, **resume_runs.SETTINGS, out=config.out), lm=lm, trait=str(small))
+
+    monkeypatch.setattr(gpu, "run_rounds", rounds)
+    shown = gpu.bench_gpu(sizes)
+    assert "engine compiled / steered" in shown and "gradient of one step, kl_rev / nll" in shown
+    assert "a round of 12 texts of 8 tokens" in shown and "  heal " in shown
+    (config,) = asked
+    assert (config.n_min, config.max_new_tokens, config.engine) == (12, 8, "compiled")
+    assert all(torch.equal(before[name], p) for name, p in made.base.named_parameters())
 
 
 def test_generate_refuses_to_compare_replies_that_end_by_themselves(monkeypatch):

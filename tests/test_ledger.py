@@ -106,3 +106,8 @@ def test_plain_keeps_finite_numbers_and_refuses_objects():
     assert plain({1: (math.nan, 2.5, math.inf)}) == {"1": [None, 2.5, None]}
     with pytest.raises(TypeError, match="object"):
         plain(object())
+
+
+@pytest.mark.parametrize(("was", "now"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_a_switch_that_has_three_values_now_is_read_from_runs_of_before(tmp_path, was, now):
+    assert Ledger.create(tmp_path, "run", {"gradient_checkpointing": was}).config["gradient_checkpointing"] == now

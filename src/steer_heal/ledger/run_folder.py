@@ -193,7 +193,10 @@ class Ledger:
 
     @property
     def config(self) -> dict:
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        found = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        if isinstance(was := found.get("gradient_checkpointing"), bool):  # so runs of 0.1.0 have it
+            found["gradient_checkpointing"] = "on" if was else "off"
+        return found
 
     def record(self, stage: str, round: int | None = None, **figures) -> dict:
         """Append one event (stage, round, seconds since the epoch, figures) and hand it to the listeners.

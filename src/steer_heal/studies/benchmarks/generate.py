@@ -24,6 +24,8 @@ ONE_AT_A_TIME = {"cpu": 3.6, "cuda": 20.0}
 """Least gain over one completion at a time."""
 PLAIN = 0.97
 """Least share of the tokens per second of plain batched sampling."""
+BANDWIDTH = 0.5
+"""Least share of the memory-bandwidth limit on a GPU, compiled."""
 UNEQUAL = 1.4
 """The same where replies end by chance: rows that have ended leave the batch."""
 
@@ -126,6 +128,9 @@ def bench_generate(sizes: GenerateBench) -> str:
         batched = {name: median(rate) / limit for name, rate in race.wall.items() if name != "one at a time"}
         shares = ", ".join(f"{name} {share:.0%}" for name, share in batched.items())
         lines.append(f"memory-bandwidth limit of decoding: {limit:.0f} tokens/s; share reached: {shares}")
+        if (share := batched.get("compiled")) is not None:
+            reached = "reached" if share >= BANDWIDTH else "MISSED"
+            lines.append(f"compiled, steered / that limit: {share:.2f}; target at least {BANDWIDTH}: {reached}")
     return "\n".join([*lines, load_at_end()])
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from steer_heal.healing import heal, reference_states
+from steer_heal.healing import HealConfig, heal, reference_states
 from steer_heal.healing.adapter import Adapter
 from steer_heal.healing.bake import AdapterStack
 from steer_heal.healing.lora import injected
 from steer_heal.healing.loss import Task, Term, backward_step, measure
 from steer_heal.healing.plan import split_rows
-from steer_heal.model import position_ids
+from steer_heal.model import LM, position_ids
 from steer_heal.studies.benchmarks.measuring import Arm, Race, load_at_end, peaks, spread, surroundings, take_turns
 from steer_heal.studies.benchmarks.models import Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import WeightCopies, history_of, naive_heal
+from steer_heal.texts.completion import Completion
 
 
 @dataclass(frozen=True)
@@ -53,25 +54,24 @@ def heal_arms(sizes: Sizes, names: Sequence[str]) -> dict[str, Arm]:
 
 
 @contextmanager
-def step_arms(sizes: Sizes) -> Iterator[dict[str, Arm]]:
+def step_arms(lm: LM, rows: Sequence[Completion], config: HealConfig) -> Iterator[dict[str, Arm]]:
     """Arms of one optimiser step's gradient on the same rows, with the barrier and without.
 
     *kl_rev* has no row over its budget, *over* has every row over it. *bare* is what any trainer pays at least: a
     forward pass through the same LoRA layers with the model's own logits at every position, the mean cross-entropy of
     the completions, and its gradient.
     """
-    lm, rows, _ = make(sizes)
-    states, picked = reference_states(lm, rows), range(min(config_of(sizes).batch_size, len(rows)))
+    states, picked = reference_states(lm, rows), range(min(config.batch_size, len(rows)))
     one = (1.0,) * len(rows)
     batch = lm.pad_left([(*rows[i].prompt_ids, *rows[i].token_ids) for i in picked])
     labels = torch.full_like(batch["input_ids"], -100)
     for row, i in enumerate(picked):
         labels[row, -len(rows[i].token_ids) :] = batch["input_ids"][row, -len(rows[i].token_ids) :]
-    with injected(lm, config_of(sizes), 0) as lora, torch.enable_grad():
+    with injected(lm, config, 0) as lora, torch.enable_grad():
 
         def step(reg: str, tau: float = 0.5, fired: float = 0.0) -> None:
             terms = (Term("prev", states, tau),) if reg != "nll" else ()
-            backward_step(Task(lm, rows, config_of(sizes, reg), terms, one, one), lora, picked, {"prev": 1.0}, fired)
+            backward_step(Task(lm, rows, replace(config, reg=reg), terms, one, one), lora, picked, {"prev": 1.0}, fired)
 
         def bare() -> None:
             logits = lm.base(**batch, position_ids=position_ids(batch["attention_mask"]), use_cache=False).logits
@@ -94,7 +94,8 @@ def bench_heal(sizes: Sizes) -> str:
     turns = zip(*(race.wall[name] for name in ("naive", "kl_rev", "measuring")), strict=True)
     bare = [naive / (whole - measuring) for naive, whole, measuring in turns]
     lines.append(f"naive heal, which measures nothing / kl_rev heal less its measuring: {spread(bare)}")
-    with step_arms(sizes) as arms:
+    lm, rows, _ = make(sizes)
+    with step_arms(lm, rows, config_of(sizes)) as arms:
         take_turns(arms, 1)
         steps = Race.run(arms, 5 * sizes.repeats)
     lines += steps.against("gradient of one step, kl_rev / nll", "kl_rev", "nll", 1.15, at_most=True)
