@@ -14,13 +14,12 @@ from steer_heal.healing.bake import AdapterStack
 from steer_heal.loop.rounds import run_rounds
 from steer_heal.studies.benchmarks import gpu, measuring
 from steer_heal.studies.benchmarks import heal as heal_bench
-from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
-from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter, filter_arms
 from steer_heal.studies.benchmarks.generate import GenerateBench, bandwidth_limit, bench_generate, generate_arms
 from steer_heal.studies.benchmarks.loss import loss_arms
 from steer_heal.studies.benchmarks.measuring import against, peak_fresh, ratio, take_turns
 from steer_heal.studies.benchmarks.models import PRESETS, Sizes, config_of, make
 from steer_heal.studies.benchmarks.naive import history_of, naive_heal
+from steer_heal.studies.benchmarks.passes import ExtractBench, FilterBench, bench_extract, bench_filter, filter_arms
 from steer_heal.texts.engines import compiled
 
 bench = script("bench")

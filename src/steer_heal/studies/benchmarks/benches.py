@@ -12,14 +12,13 @@ import sys
 import torch
 
 from steer_heal.studies.benchmarks.bake import BakeBench, bake_arms, bench_bake
-from steer_heal.studies.benchmarks.extract import ExtractBench, bench_extract
-from steer_heal.studies.benchmarks.filter import FilterBench, bench_filter
 from steer_heal.studies.benchmarks.generate import GenerateBench, bench_generate
 from steer_heal.studies.benchmarks.gpu import GpuBench, bench_gpu
 from steer_heal.studies.benchmarks.heal import HealBench, bench_heal, heal_arms
 from steer_heal.studies.benchmarks.loss import LossBench, bench_loss, loss_arms
 from steer_heal.studies.benchmarks.measuring import peak_here
 from steer_heal.studies.benchmarks.models import Sizes
+from steer_heal.studies.benchmarks.passes import ExtractBench, FilterBench, bench_extract, bench_filter
 
 BENCHES = {
     "gpu": (GpuBench, bench_gpu),
