@@ -1,4 +1,4 @@
-"""`bench.py extract` and `bench.py filter`: passes over given tokens, in batches against whole passes and one by one."""
+"""`bench.py extract` and `bench.py filter`: batched passes over given tokens, against whole passes and one by one."""
 
 from __future__ import annotations
 
