@@ -7,7 +7,8 @@ import re
 import pytest
 from rich.console import Console
 
-from steer_heal.ledger import Ledger
+from steer_heal.config import RunConfig
+from steer_heal.loop.rounds import run_rounds
 from steer_heal.report.console import Reporter
 from steer_heal.report.expectations import EXPECTATIONS, Found, judge, judged, outcome
 from steer_heal.report.printing import SHOW
@@ -17,9 +18,12 @@ from steer_heal.texts.coherence.rules import RULES, default_limits
 
 
 @pytest.fixture(scope="module")
-def log(fast_run):
-    """The events of a fast run of two standing rounds, as they are in the file."""
-    return Ledger.open(fast_run).events()
+def log(tmp_path_factory):
+    """The events of a fast run of two standing rounds under tokens, which more expectations judge."""
+    config = RunConfig(targets="tokens", fast_dev_run=True, gate="watch", out=str(tmp_path_factory.mktemp("printed")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steer_heal.report.write_report", lambda ledger: None)  # nobody looks at its pages
+        return run_rounds(config).run.ledger.events()
 
 
 @pytest.fixture(scope="module")

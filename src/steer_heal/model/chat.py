@@ -62,7 +62,7 @@ def templated(tokenizer, turns: Sequence[Mapping[str, str]], assistant: bool = F
 
     A prompt with the day in it would make the same seed another run tomorrow.
     """
-    options = {"tokenize": False, "add_generation_prompt": assistant}
+    options = {"tokenize": False} | ({"add_generation_prompt": True} if assistant else {})
     if "strftime_now" not in str(tokenizer.chat_template):
         return tokenizer.apply_chat_template(turns, **options)
     from transformers.utils import chat_template_utils  # who reads a trait file needs no transformers
