@@ -54,8 +54,8 @@ class ModelOptions:
         engine: What samples: transformers; compiled, the same with compiled blocks, as one CUDA graph on a GPU; vllm,
             which takes rows without a dose, faster from some hundred thousand tokens on, with pip install
             'steer-heal[vllm]'. The draws of vllm are others, so that texts are too.
-        threads: CPU threads of torch; 0: one for a model of under 20 million parameters (faster), else torch's own
-            choice.
+        threads: CPU threads of torch; 0: one for a model of under 20 million parameters (on idle cores two are
+            faster, on busy ones several times slower), else torch's own choice.
     """
 
     model: str | None = None
