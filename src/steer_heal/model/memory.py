@@ -28,8 +28,10 @@ MIB, GIB = 2**20, 2**30
 
 
 ONE_THREAD = 20_000_000
-"""Parameters from which two threads pay: .6 of a step's time at 21 M. Below, what they save on idle cores they lose many
-times over on busy ones."""
+"""Parameters from which two threads pay: .6 of a step's time at 21 M.
+
+Below, what they save on idle cores they lose many times over on busy ones.
+"""
 
 
 def is_short(problem: BaseException) -> bool:

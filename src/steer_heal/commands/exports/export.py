@@ -145,7 +145,8 @@ class Export:
             print(notes[1])
         scales = sorted({*scales, self.c} - {*found})  # what is written is measured as well
         if scales:
-            print(f"measuring {len(scales)} more strengths for the card; --scales 1 measures none")
+            at = ", ".join(f"{c:g}" for c in scales)
+            print(f"measuring the card's figures at c = {at}; --scales 1 leaves those of --c")
         return replace(made, notes=notes, doses=found | measuring.at(scales))
 
 
