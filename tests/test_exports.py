@@ -246,6 +246,15 @@ def test_a_card_tells_the_figures_of_what_is_in_its_folder(fast_run, tmp_path):
         assert row[0].split()[0] == "0.5" and f"{measuring.state()['log_odds']:+.2f}" == row[heads.index("log-odds")]
 
 
+def test_a_chat_with_an_export_takes_the_trait_that_its_card_names(tmp_path):
+    card = tmp_path / "README.md"
+    assert chat.trait_of_card(tmp_path) is None
+    for said, trait in (("steer_heal:\n  trait: pocket-care", "pocket-care"), ("steer_heal:\n  trait: mine", None),
+                        ("steer_heal: 3", None), ("license: mit", None), (": [", None)):  # fmt: skip
+        card.write_text(f"---\n{said}\n---\ntext\n", "utf-8")
+        assert chat.trait_of_card(tmp_path) == trait
+
+
 def test_an_export_leaves_the_callers_draws_alone(lm, tmp_path):
     stack = sh.AdapterStack(lm.model)
     stack.push(random_adapter(lm, 0, rank=2, modules=lm_modules(lm)))

@@ -6,18 +6,27 @@ Knows nothing of training and filters; what is printed is unfiltered. Torch wait
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from steer_heal.arguments import checked_scale
-from steer_heal.commands.folders import check_run_or_model, finished_run, fold_result, is_run, load_model, vector_of
+from steer_heal.commands.folders import (
+    card_data,
+    check_run_or_model,
+    finished_run,
+    fold_result,
+    is_run,
+    load_model,
+    vector_of,
+)
 from steer_heal.commands.options import console
 from steer_heal.errors import InputError
 from steer_heal.reading import reachable
-from steer_heal.trait import Trait, default_trait
+from steer_heal.trait import Trait, builtin_traits, default_trait
 
 if TYPE_CHECKING:
     from steer_heal.healing.bake import AdapterStack
@@ -92,7 +101,7 @@ class Chat:
             check_run_or_model(self.source)
             if self.c != 1:
                 raise InputError(f"--c {self.c:g} with a model: it scales what a run trained, --dose a vector")
-            trait = Trait.load(self.trait or default_trait(self.source))
+            trait = Trait.load(self.trait or trait_of_card(folder) or default_trait(self.source))
             from steer_heal import model as models
             from steer_heal.steering import extract
 
@@ -143,3 +152,10 @@ def _read_prompts() -> Iterator[str]:
         print("One prompt per line; an empty line ends.")
     while prompt := sys.stdin.readline().strip():
         yield prompt
+
+
+def trait_of_card(folder: Path) -> str | None:
+    """The built-in trait that the card of an export names."""
+    ours = card_data(folder / "README.md").get("steer_heal")
+    named = ours.get("trait") if isinstance(ours, Mapping) else None
+    return named if named in builtin_traits() else None

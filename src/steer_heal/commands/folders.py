@@ -43,6 +43,19 @@ def check_run_or_model(name: str) -> None:
         check_name(name)
 
 
+def card_data(path: Path) -> dict:
+    """What a model card tells the hub; nothing where there is none, or one of another make."""
+    from huggingface_hub import RepoCard
+    from yaml import YAMLError
+
+    if not path.is_file():
+        return {}
+    try:
+        return RepoCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, YAMLError):  # somebody else's file, of which nothing hangs on this
+        return {}
+
+
 def is_run(folder: Path) -> bool:
     """A run has events, or rounds; a model folder has neither."""
     return (folder / "events.jsonl").exists() or (folder / "rounds").is_dir()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from steer_heal.arguments import checked_scale
 from steer_heal.commands.finished import Run
-from steer_heal.commands.folders import finished_run, fold_result, folded_rounds, load_model, vector_of
+from steer_heal.commands.folders import card_data, finished_run, fold_result, folded_rounds, load_model, vector_of
 from steer_heal.errors import InputError, printable
 from steer_heal.ledger import Ledger
 from steer_heal.model.names import EMBEDDED, check_name
@@ -174,12 +174,10 @@ def check_target(target: Path) -> None:
 
 def licence_of(base: str) -> str | None:
     """By a base's model card in its folder or the hub's cache; None where there is none. Nothing is fetched."""
-    from huggingface_hub import RepoCard, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if base in EMBEDDED:
         return "mit"
     folder = reachable(base)
     found = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(base, "README.md")
-    if not isinstance(found, str | Path) or not Path(found).is_file():
-        return None
-    return RepoCard.load(found, ignore_metadata_errors=True).data.get("license")
+    return card_data(Path(found)).get("license") if isinstance(found, str | Path) else None
