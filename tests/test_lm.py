@@ -48,7 +48,7 @@ def test_a_prompt_is_rendered_once_and_anew_under_another_template(tiny):
 def test_a_template_that_asks_for_the_day_gets_the_same_one_and_a_random_one_is_refused(lm):
     lm.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
     assert lm.tokenizer.decode(lm.chat_ids("Why?")) == "26 Jul 2024<Why?>"
-    lm.tokenizer.chat_template = "{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}<{{ messages[0]['content'] }}>"
+    lm.tokenizer.chat_template = "{{ range(90000) | random }}<{{ messages[0]['content'] }}>"
     with pytest.raises(InputError, match="writes another prompt each time"):
         check_model(lm.base, lm.tokenizer, "x")
 

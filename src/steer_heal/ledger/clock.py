@@ -16,7 +16,10 @@ _SET = time.time() - time.monotonic()
 
 
 def now() -> float:
-    """Seconds since the epoch, which never go backwards in a process: a wall clock that is set again does not count."""
+    """Seconds since the epoch, which never go backwards in a process.
+
+    A wall clock that is set again does not count, nor does the time that a machine sleeps.
+    """
     return _SET + time.monotonic()
 
 

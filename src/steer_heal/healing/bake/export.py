@@ -42,12 +42,14 @@ def write_peft(
     """
     from peft import PeftModel
 
-    baked, tolerance = _logits(model), LOGIT_TOLERANCE[next(model.parameters()).dtype]
+    weight = next(model.parameters())
+    baked, tolerance = _logits(model), LOGIT_TOLERANCE[weight.dtype]
+    cards = [weight.device] if weight.is_cuda else []
     with written_whole(folder) as partial:
         adapter.save(partial)
         _write_beside(partial, tokenizer, card)
         # peft draws the factors that it then overwrites, and the caller's draws are not to hang on that.
-        with unfolded(), preserved(model), torch.random.fork_rng():
+        with unfolded(), preserved(model), torch.random.fork_rng(cards):
             beside = _logits(PeftModel.from_pretrained(model, str(partial)))
         _compare_logits(baked, beside, tolerance, f"adapter {folder}")
 

@@ -115,7 +115,7 @@ def compiled_forward(kind: type[nn.Module]) -> Callable:
 @contextmanager
 def compiled(blocks: list[nn.Module]) -> Iterator[None]:
     """The blocks' own forward is compiled within; hooks on them stay outside of what is compiled."""
-    limits = {"recompile_limit": SHAPES * len(blocks), "accumulated_recompile_limit": SHAPES * len(blocks)}
+    limits = dict.fromkeys(("recompile_limit", "accumulated_recompile_limit"), SHAPES * len(blocks))
     try:
         for block in blocks:
             block.forward = MethodType(compiled_forward(type(block)), block)
